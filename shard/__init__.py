@@ -1,0 +1,1 @@
+"""One process per GPU: the tensor-parallel model, its KV cache, sampling and speculation."""
