@@ -46,15 +46,19 @@ class Sequence:
     finish_reason: FinishReason | None = None
     slot: int | None = None
     block_table: list[int] = field(default_factory=list)
+    # Keys of its full blocks, as far as anybody asked (see block_manager).
+    prefix_keys: list[bytes] = field(default_factory=list)
+    # Blocks of its table that the prefix table has been offered.
+    num_registered_blocks: int = 0
     # Tokens whose keys and values are in blocks according to replies; outstanding steps may have written more.
     num_computed_tokens: int = 0
-    # Tokens of a prefill that plans have covered, replied or not; None once the sequence decodes.
-    num_prefilled_tokens: int | None = 0
-    # Upper bound of the tokens it has once every outstanding step is replied.
-    num_tokens_bound: int = 0
+    # Known tokens that plans have covered with prompt chunks, replied or not. It decodes once they are all covered.
+    num_prefilled_tokens: int = 0
+    num_tokens_to_prefill: int = 0
     # Drafts that the last plan let the shards propose: the next plan may check at most so many.
     num_proposed_tokens: int = 0
-    num_outstanding_steps: int = 0
+    # The most tokens that each outstanding step can bring, oldest first.
+    outstanding: list[int] = field(default_factory=list)
     # Prompt tokens found in the prefix cache at the first admission; None before it.
     num_cached_prompt_tokens: int | None = None
 
@@ -65,3 +69,16 @@ class Sequence:
     @property
     def num_generated_tokens(self) -> int:
         return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def is_prefilling(self) -> bool:
+        return self.num_prefilled_tokens < self.num_tokens_to_prefill
+
+    @property
+    def min_tokens_after_outstanding(self) -> int:
+        """Each outstanding step that yields tokens brings at least one."""
+        return self.num_tokens + sum(most > 0 for most in self.outstanding)
+
+    @property
+    def max_tokens_after_outstanding(self) -> int:
+        return min(self.num_tokens + sum(self.outstanding), self.max_num_tokens)

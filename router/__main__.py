@@ -1,0 +1,37 @@
+"""Entry of the router process: flags, logs, one server."""
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+from router.config import RouterConfig, parse_args
+from router.logs import configure
+from router.server import Server
+
+
+def main() -> None:
+    config = parse_args()
+    configure(config.log_level, config.json_output)
+    try:
+        asyncio.run(_serve(config))
+    except (OSError, ValueError) as error:
+        # A taken port, a folder without tokenizer: a restart would meet it again.
+        write_fatal(config.run_dir, str(error))
+        sys.exit(f"router: {error}")
+
+
+async def _serve(config: RouterConfig) -> None:
+    # The servers belong to the running loop, so they are made in it.
+    await Server(config).serve()
+
+
+def write_fatal(run_dir: Path, message: str) -> None:
+    """Tells the launcher that restarting is of no use."""
+    temporary = run_dir / f".fatal-{os.getpid()}"
+    temporary.write_text(message)
+    temporary.replace(run_dir / "fatal")
+
+
+if __name__ == "__main__":
+    main()

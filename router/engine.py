@@ -1,0 +1,347 @@
+"""Joins requests, scheduler and shards: the one loop of the router.
+
+    while a plan can be made and fewer than two steps are outstanding: send it
+    when a reply comes: update the scheduler, turn tokens to text, pass them on
+
+A step is sent before the reply to the one before it is in; what makes that safe is the scheduler's affair. When the
+shard group is lost the loop opens a session with the next one and every unfinished sequence is prefilled again.
+"""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from importlib.metadata import version
+
+from router.detokenizer import Detokenizer
+from router.errors import DeadlineExceeded, Overloaded, RequestError, Unavailable
+from router.metrics import Metrics
+from router.plan import Phase, StepResult
+from router.request import GenerationOutput, GenerationRequest, Limits, ModelInfo
+from router.scheduler import Progress, Scheduler, SchedulerConfig
+from router.sequence import Sequence
+from router.shard_group import GroupInfo, ShardGroupLost, ShardSession
+from router.stream import Stream
+from router.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+# One step runs while the next is on its way; more would only waste rows of sequences that ended.
+_MAX_OUTSTANDING_STEPS = 2
+_RECONNECT_INTERVAL_S = 0.25
+# What a client that was turned away is told to wait.
+_RETRY_AFTER_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    model_id: str
+    revision: str
+    shard_addresses: tuple[str, ...]
+    max_concurrent_requests: int
+    max_input_tokens: int | None
+    max_stop_sequences: int
+    step_timeout_s: float
+    enable_prefix_caching: bool
+
+
+class Engine:
+    def __init__(self, config: EngineConfig, *, tokenizer: Tokenizer, metrics: Metrics) -> None:
+        self._config = config
+        self._tokenizer = tokenizer
+        self._metrics = metrics
+        self._info: GroupInfo | None = None
+        self._scheduler: Scheduler | None = None
+        self._session: ShardSession | None = None
+        self._streams: dict[Sequence, Stream] = {}
+        self._next_seq_id = 0
+        self._phases: dict[int, Phase] = {}
+        # What the session brought since the loop last looked.
+        self._results: deque[StepResult] = deque()
+        self._lost: ShardGroupLost | None = None
+        self._wake = asyncio.Event()
+        self._is_draining = False
+        for rank in range(len(config.shard_addresses)):
+            metrics.shard_up.labels(str(rank)).set(0)
+
+    # --- what the servers ask
+
+    @property
+    def is_ready(self) -> bool:
+        return self._session is not None and not self._is_draining
+
+    @property
+    def is_draining(self) -> bool:
+        return self._is_draining
+
+    def limits(self) -> Limits:
+        info = self._known_info()
+        most = info.max_total_tokens - 1
+        return Limits(
+            max_total_tokens=info.max_total_tokens,
+            max_input_tokens=min(self._config.max_input_tokens or most, most),
+            max_speculative_tokens=info.speculate,
+            vocab_size=info.vocab_size,
+            max_stop_sequences=self._config.max_stop_sequences,
+        )
+
+    def model_info(self) -> ModelInfo:
+        info = self._known_info()
+        return ModelInfo(
+            model_id=self._config.model_id,
+            revision=self._config.revision,
+            weights=info.weights,
+            model_type=info.model_type,
+            dtype=info.dtype,
+            device=info.device,
+            num_shards=len(self._config.shard_addresses),
+            max_total_tokens=info.max_total_tokens,
+            max_batch_size=info.max_batch_size,
+            num_blocks=info.num_blocks,
+            block_size=info.block_size,
+            vocab_size=info.vocab_size,
+            speculate=info.speculate,
+            version=version("drafthouse"),
+            speculation_methods=info.speculation_methods,
+            kernels=info.kernels,
+        )
+
+    def _known_info(self) -> GroupInfo:
+        if self._info is None:
+            raise Unavailable("the shards are still starting")
+        return self._info
+
+    async def generate(self, request: GenerationRequest, /) -> AsyncGenerator[GenerationOutput, None]:
+        stream = self._submit(request)
+        try:
+            while True:
+                output = await stream.outputs.get()
+                if isinstance(output, RequestError):
+                    raise output
+                yield output
+                if output.finish_reason is not None:
+                    return
+        finally:
+            self._end(stream, None)
+
+    async def drain(self, timeout_s: float) -> None:
+        """Takes no more requests and waits for those that run; what is left after the timeout is ended."""
+        self._is_draining = True
+        deadline = time.monotonic() + timeout_s
+        while self._streams and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        for stream in list(self._streams.values()):
+            self._end(stream, Unavailable("the service shut down before the last token"))
+
+    # --- streams
+
+    def _submit(self, request: GenerationRequest) -> Stream:
+        if self._is_draining:
+            raise Unavailable("the service is shutting down")
+        if self._scheduler is None or self._info is None:
+            raise Unavailable("the shards are still starting")
+        if len(self._streams) >= self._config.max_concurrent_requests:
+            raise Overloaded(f"{len(self._streams)} requests are already being served", _RETRY_AFTER_S)
+        num_prompt_tokens = len(request.prompt_token_ids)
+        sequence = Sequence(
+            seq_id=self._next_seq_id,
+            token_ids=list(request.prompt_token_ids),
+            num_prompt_tokens=num_prompt_tokens,
+            max_num_tokens=min(num_prompt_tokens + request.max_new_tokens, self._info.max_total_tokens),
+            sampling=request.sampling,
+            stop_token_ids=request.stop_token_ids,
+            num_speculative_tokens=request.num_speculative_tokens,
+            logprobs=request.logprobs,
+        )
+        self._next_seq_id += 1
+        now = time.monotonic()
+        detokenizer = Detokenizer(self._tokenizer, request.prompt_token_ids, request.stop_strings)
+        stream = Stream(request, sequence, detokenizer, arrived_s=now)
+        if request.deadline_s is not None:
+            error = DeadlineExceeded("the deadline passed before the last token")
+            stream.deadline = asyncio.get_running_loop().call_later(
+                max(0.0, request.deadline_s - now), self._end, stream, error
+            )
+        self._streams[sequence] = stream
+        self._scheduler.add(sequence)
+        self._wake.set()
+        return stream
+
+    def _end(self, stream: Stream, last: GenerationOutput | RequestError | None, *, kept: int | None = None) -> None:
+        """The one place where a stream ends: by its last output, an error, or (None) because nobody listens."""
+        if stream.is_ended:
+            return
+        stream.is_ended = True
+        if stream.deadline is not None:
+            stream.deadline.cancel()
+        del self._streams[stream.sequence]
+        assert self._scheduler is not None
+        reason = last.finish_reason if isinstance(last, GenerationOutput) else None
+        self._scheduler.finish(stream.sequence, reason, num_tokens=kept)
+        if last is not None:
+            stream.outputs.put_nowait(last)
+        self._wake.set()
+
+    # --- the loop
+
+    async def run(self) -> None:
+        """Serves until cancelled."""
+        try:
+            while True:
+                self._session = await self._open_session()
+                try:
+                    await self._serve(self._session)
+                except ShardGroupLost as lost:
+                    log.error("shard group lost: %s; replaying %d sequences", lost, len(self._streams))
+                    await self._close_session(abort=str(lost))
+        finally:
+            if self._session is not None:
+                await self._close_session(abort=None)
+
+    async def _open_session(self) -> ShardSession:
+        self._results.clear()
+        self._phases.clear()
+        self._lost = None
+        last_reason = ""
+        while True:
+            try:
+                session = await ShardSession.open(
+                    list(self._config.shard_addresses),
+                    on_result=self._on_result,
+                    on_lost=self._on_lost,
+                    step_timeout_s=self._config.step_timeout_s,
+                )
+                break
+            except ShardGroupLost as error:
+                # Said once, not four times a second.
+                if str(error) != last_reason:
+                    log.debug("waiting for the shards: %s", error)
+                    last_reason = str(error)
+                await asyncio.sleep(_RECONNECT_INTERVAL_S)
+        self._adopt(session.info)
+        return session
+
+    def _adopt(self, info: GroupInfo) -> None:
+        """Begins with nothing on the shards: what was unfinished is planned from its first token."""
+        config = SchedulerConfig(
+            num_blocks=info.num_blocks,
+            block_size=info.block_size,
+            max_batch_size=info.max_batch_size,
+            max_batch_tokens=info.max_batch_prefill_tokens,
+            enable_prefix_caching=self._config.enable_prefix_caching,
+        )
+        if self._scheduler is None:
+            self._scheduler = Scheduler(config)
+        else:
+            self._scheduler.restart(config)
+            if self._info is not None and self._info.shard_incarnation != info.shard_incarnation:
+                self._metrics.shard_restarts.inc()
+        self._info = info
+        self._metrics.prepare(
+            num_shards=len(self._config.shard_addresses),
+            speculation_methods=info.speculation_methods,
+            max_speculative_tokens=info.speculate,
+        )
+        self._set_shards_up(1)
+        log.info(
+            "serving %s: %s, %s on %s, %d shards, %d blocks of %d tokens, at most %d drafts by %s, kernels %s",
+            self._config.model_id,
+            info.model_type,
+            info.dtype,
+            info.device,
+            len(self._config.shard_addresses),
+            info.num_blocks,
+            info.block_size,
+            info.speculate,
+            "/".join(info.speculation_methods) or "nobody",
+            info.kernels,
+        )
+
+    async def _close_session(self, *, abort: str | None) -> None:
+        assert self._session is not None
+        session, self._session = self._session, None
+        self._set_shards_up(0)
+        await session.close(abort=abort)
+
+    def _on_result(self, result: StepResult) -> None:
+        self._results.append(result)
+        self._wake.set()
+
+    def _on_lost(self, lost: ShardGroupLost) -> None:
+        self._lost = lost
+        self._wake.set()
+
+    async def _serve(self, session: ShardSession) -> None:
+        assert self._scheduler is not None
+        while True:
+            while self._results:
+                self._take(self._results.popleft())
+            if self._lost is not None:
+                raise self._lost
+            self._wake.clear()
+            if self._scheduler.num_outstanding_steps < _MAX_OUTSTANDING_STEPS and (plan := self._scheduler.schedule()):
+                self._phases[plan.step_id] = plan.phase
+                self._note_admissions([new.slot for new in plan.new_sequences])
+                self._set_gauges()
+                await session.send(plan)
+                continue
+            self._set_gauges()
+            await self._wake.wait()
+
+    def _take(self, result: StepResult) -> None:
+        assert self._scheduler is not None
+        phase = self._phases.pop(result.step_id)
+        self._metrics.step_duration_seconds.labels(phase.value).observe(result.duration_s)
+        for progress in self._scheduler.update(result.step_id, result.sequences):
+            self._pass_on(progress)
+
+    def _pass_on(self, progress: Progress) -> None:
+        stream, result = self._streams[progress.sequence], progress.result
+        output, kept = stream.take(result)
+        self._observe(stream, progress, kept)
+        if output.finish_reason is None:
+            stream.outputs.put_nowait(output)
+        else:
+            cut = len(result.token_ids) - kept
+            self._end(stream, output, kept=progress.sequence.num_tokens - cut)
+
+    # --- what Prometheus sees
+
+    def _note_admissions(self, slots: list[int]) -> None:
+        if not slots:
+            return
+        now = time.monotonic()
+        for sequence, stream in self._streams.items():
+            if stream.admitted_s is None and sequence.slot in slots:
+                stream.admitted_s = now
+                self._metrics.queue_time_seconds.observe(now - stream.arrived_s)
+                self._metrics.prompt_tokens.inc(sequence.num_prompt_tokens)
+                cached = min(sequence.num_cached_prompt_tokens or 0, sequence.num_prompt_tokens)
+                self._metrics.prefix_cache_hit_tokens.inc(cached)
+
+    def _observe(self, stream: Stream, progress: Progress, kept: int) -> None:
+        now, metrics, result = time.monotonic(), self._metrics, progress.result
+        if stream.last_output_s is None:
+            metrics.time_to_first_token_seconds.observe(now - stream.arrived_s)
+        else:
+            for _ in range(kept):
+                metrics.inter_token_latency_seconds.observe((now - stream.last_output_s) / kept)
+        stream.last_output_s = now
+        metrics.generated_tokens.inc(kept)
+        if result.drafted:
+            metrics.count_speculation(result.method, drafted=result.drafted, accepted=result.accepted)
+
+    def _set_gauges(self) -> None:
+        assert self._scheduler is not None
+        metrics, blocks = self._metrics, self._scheduler.blocks
+        metrics.sequences.labels("waiting").set(self._scheduler.num_waiting)
+        metrics.sequences.labels("running").set(self._scheduler.num_running)
+        metrics.kv_blocks.labels("free").set(blocks.num_free_blocks)
+        metrics.kv_blocks.labels("cached").set(blocks.num_cached_blocks)
+        metrics.kv_blocks.labels("used").set(blocks.num_allocated_blocks)
+
+    def _set_shards_up(self, value: int) -> None:
+        for rank in range(len(self._config.shard_addresses)):
+            self._metrics.shard_up.labels(str(rank)).set(value)

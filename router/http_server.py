@@ -1,0 +1,76 @@
+"""The HTTP port: health for probes and metrics for Prometheus.
+
+Owns the socket, the routes and the server's life inside the router's event loop. Signals belong to the process, not
+to this server. Knows nothing of generation.
+"""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+from prometheus_client.exposition import choose_encoder
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from router.health import is_serving
+from router.metrics import Metrics
+from router.request import GenerationEngine
+
+_START_POLL_S = 0.01
+
+
+class HttpServer:
+    def __init__(self, engine: GenerationEngine, metrics: Metrics, *, host: str, port: int) -> None:
+        """Port 0 takes a free one."""
+        self._engine = engine
+        self._metrics = metrics
+        self._host = host
+        self.port = port
+        app = Starlette(routes=[Route("/health", self._health), Route("/metrics", self._exposition)])
+        # No log_config: the process has set up logging, and uvicorn would replace it.
+        self._server = _Server(
+            uvicorn.Config(app, log_config=None, log_level="warning", access_log=False, lifespan="off")
+        )
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """`port` is the one that is listened on afterwards. Raises OSError when it cannot be had."""
+        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+        try:
+            listener = socket.create_server((self._host, self.port), family=family)
+        except OSError as error:
+            raise OSError(
+                f"cannot listen on {self._host}:{self.port}: {error.strerror or error}; choose another with --port"
+            ) from error
+        self.port = listener.getsockname()[1]
+        self._task = asyncio.create_task(self._server.serve(sockets=[listener]))
+        while not self._server.started and not self._task.done():
+            await asyncio.sleep(_START_POLL_S)
+        if self._task.done():
+            await self._task
+
+    async def stop(self) -> None:
+        self._server.should_exit = True
+        if self._task is not None:
+            await self._task
+
+    async def _health(self, request: Request) -> JSONResponse:
+        if is_serving(self._engine):
+            return JSONResponse({"status": "ok"})
+        status = "draining" if self._engine.is_draining else "not ready"
+        return JSONResponse({"status": status}, status_code=503)
+
+    async def _exposition(self, request: Request) -> Response:
+        """The text format, or OpenMetrics for who accepts it."""
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        return Response(encode(self._metrics.registry), headers={"content-type": content_type})
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield

@@ -1,0 +1,45 @@
+"""How log lines of this process look. Owns the root logger's one handler; called once, by the process's entry."""
+
+import json
+import logging
+from datetime import UTC, datetime
+
+
+def configure(level: str, json_output: bool, process: str = "router") -> None:
+    """Lines go to standard error: `time level process: message`, or one JSON object each. `level` as in logging."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_JsonFormatter(process) if json_output else _LineFormatter(process))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+
+
+class _LineFormatter(logging.Formatter):
+    def __init__(self, process: str) -> None:
+        super().__init__(f"%(asctime)s %(levelname)s {process}: %(message)s")
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
+        return _time(record)
+
+
+class _JsonFormatter(logging.Formatter):
+    def __init__(self, process: str) -> None:
+        super().__init__()
+        self._process = process
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": _time(record),
+            "level": record.levelname,
+            "process": self._process,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
+def _time(record: logging.LogRecord) -> str:
+    """UTC with milliseconds, ISO 8601."""
+    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,131 @@
+"""What Prometheus sees: the names, labels and buckets, and one registry that holds them.
+
+Owns no numbers' meaning beyond the help texts. The gRPC edge counts `requests` and `request_duration_seconds`, because
+it alone sees every request end; the engine counts the rest.
+"""
+
+from collections.abc import Iterable
+
+import prometheus_client
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+
+REQUEST_STATUSES = ("stop", "length", "cancelled", "deadline", "invalid", "overloaded", "error")
+SEQUENCE_STATES = ("waiting", "running")
+# free: holds nothing; cached: held only by the prefix cache; used: held by a sequence.
+KV_BLOCK_STATES = ("free", "cached", "used")
+STEP_PHASES = ("prefill", "decode", "verify")
+
+# Seconds. A request lasts from a cache hit with one token to minutes of text.
+_REQUEST_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 60, 120, 300, 600)
+_WAIT_BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_STEP_BUCKETS = (0.001, 0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2.5)
+
+
+class Metrics:
+    """One instance per process. Every series whose labels are bounded exists from the start, at 0."""
+
+    def __init__(self) -> None:
+        # The library would add a `_created` series to every counter, which no linter and no user wants.
+        prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
+        self.registry = CollectorRegistry()
+        registry = self.registry
+        ProcessCollector(registry=registry)
+        self.requests = Counter(
+            "drafthouse_requests_total", "Requests by how they ended.", ["status"], registry=registry
+        )
+        self.request_duration_seconds = Histogram(
+            "drafthouse_request_duration_seconds",
+            "Time from a request's arrival to its end.",
+            buckets=_REQUEST_BUCKETS,
+            registry=registry,
+        )
+        self.time_to_first_token_seconds = Histogram(
+            "drafthouse_time_to_first_token_seconds",
+            "Time from a request's arrival to its first token.",
+            buckets=_WAIT_BUCKETS,
+            registry=registry,
+        )
+        self.inter_token_latency_seconds = Histogram(
+            "drafthouse_inter_token_latency_seconds",
+            "Time between the tokens of a sequence; a step that yields several shares its time among them.",
+            buckets=_STEP_BUCKETS,
+            registry=registry,
+        )
+        self.queue_time_seconds = Histogram(
+            "drafthouse_queue_time_seconds",
+            "Time from a request's arrival to its first step.",
+            buckets=_WAIT_BUCKETS,
+            registry=registry,
+        )
+        self.prompt_tokens = Counter(
+            "drafthouse_prompt_tokens_total", "Prompt tokens of the requests that were admitted.", registry=registry
+        )
+        self.generated_tokens = Counter(
+            "drafthouse_generated_tokens_total", "Tokens that were sent to clients.", registry=registry
+        )
+        self.prefix_cache_hit_tokens = Counter(
+            "drafthouse_prefix_cache_hit_tokens_total",
+            "Prompt tokens whose keys and values came from the prefix cache.",
+            registry=registry,
+        )
+        self.sequences = Gauge(
+            "drafthouse_sequences", "Sequences in the scheduler by state.", ["state"], registry=registry
+        )
+        self.kv_blocks = Gauge("drafthouse_kv_blocks", "Blocks of the KV cache by state.", ["state"], registry=registry)
+        self.step_duration_seconds = Histogram(
+            "drafthouse_step_duration_seconds",
+            "Time of a step on the shards' device thread.",
+            ["phase"],
+            buckets=_STEP_BUCKETS,
+            registry=registry,
+        )
+        self.speculation_steps = Counter(
+            "drafthouse_speculation_steps_total",
+            "Steps of a sequence in which drafts were verified, by where the drafts came from.",
+            ["method"],
+            registry=registry,
+        )
+        self.speculation_drafted_tokens = Counter(
+            "drafthouse_speculation_drafted_tokens_total",
+            "Draft tokens verified, by position in the draft from 1.",
+            ["method", "position"],
+            registry=registry,
+        )
+        self.speculation_accepted_tokens = Counter(
+            "drafthouse_speculation_accepted_tokens_total",
+            "Draft tokens accepted, by position in the draft from 1.",
+            ["method", "position"],
+            registry=registry,
+        )
+        self.shard_up = Gauge(
+            "drafthouse_shard_up", "1 while the router is connected to the shard.", ["rank"], registry=registry
+        )
+        self.shard_restarts = Counter(
+            "drafthouse_shard_restarts_total", "Times the group of shards came back as a new one.", registry=registry
+        )
+        for status in REQUEST_STATUSES:
+            self.requests.labels(status)
+        for state in SEQUENCE_STATES:
+            self.sequences.labels(state)
+        for state in KV_BLOCK_STATES:
+            self.kv_blocks.labels(state)
+        for phase in STEP_PHASES:
+            self.step_duration_seconds.labels(phase)
+
+    def prepare(self, *, num_shards: int, speculation_methods: Iterable[str], max_speculative_tokens: int) -> None:
+        """Makes the series whose labels are known only once the shards have answered."""
+        for rank in range(num_shards):
+            self.shard_up.labels(str(rank))
+        for method in speculation_methods:
+            self.speculation_steps.labels(method)
+            for position in range(1, max_speculative_tokens + 1):
+                self.speculation_drafted_tokens.labels(method, str(position))
+                self.speculation_accepted_tokens.labels(method, str(position))
+
+    def count_speculation(self, method: str, *, drafted: int, accepted: int) -> None:
+        """One sequence's verification in one step: `drafted` tokens checked, the first `accepted` of them right."""
+        self.speculation_steps.labels(method).inc()
+        for position in range(1, drafted + 1):
+            self.speculation_drafted_tokens.labels(method, str(position)).inc()
+        for position in range(1, accepted + 1):
+            self.speculation_accepted_tokens.labels(method, str(position)).inc()

@@ -1,0 +1,75 @@
+"""What the scheduler hands over for one step, and what comes back. Pure data, one class per message of the wire."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from router.sequence import SamplingParams
+
+
+class Phase(Enum):
+    PREFILL = "prefill"
+    DECODE = "decode"
+    VERIFY = "verify"
+
+
+@dataclass(frozen=True, slots=True)
+class NewSequence:
+    slot: int
+    token_ids: list[int]
+    sampling: SamplingParams
+    max_num_tokens: int
+    stop_token_ids: frozenset[int]
+    logprobs: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceStep:
+    """A sequence's part of a step: a prompt chunk if `chunk_length`, else a decode that checks up to `verify` drafts."""
+
+    slot: int
+    new_block_ids: list[int]
+    chunk_start: int = 0
+    chunk_length: int = 0
+    verify: int = 0
+    propose: int = 0
+
+    @property
+    def num_rows(self) -> int:
+        return self.chunk_length or 1 + self.verify
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    step_id: int
+    released_slots: list[int]
+    new_sequences: list[NewSequence]
+    sequences: list[SequenceStep]
+
+    @property
+    def phase(self) -> Phase:
+        if any(step.chunk_length for step in self.sequences):
+            return Phase.PREFILL
+        return Phase.VERIFY if any(step.verify for step in self.sequences) else Phase.DECODE
+
+    @property
+    def num_rows(self) -> int:
+        return sum(step.num_rows for step in self.sequences)
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceResult:
+    """Tokens that a step brought for the sequence in `slot`, and how many of `drafted` guesses were among them."""
+
+    slot: int
+    token_ids: list[int]
+    logprobs: list[float]
+    drafted: int
+    accepted: int
+    method: str
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    step_id: int
+    sequences: list[SequenceResult]
+    duration_s: float

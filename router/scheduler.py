@@ -1,0 +1,296 @@
+"""Decides what each step does: who is admitted, who prefills which chunk, who decodes, who verifies how many drafts.
+
+Pure and synchronous: no clock, no I/O, no protobuf. The engine calls `schedule` to get a plan, sends it, and calls
+`update` with the reply; a second plan may be made before the first reply, and the rules that make this safe are here:
+
+- Blocks are planned for the longest outcome of every outstanding step and of the step being planned.
+- Blocks freed now may be given away in the very next plan: shards run plans in order, so nothing outstanding can
+  touch them after that plan begins.
+- A block is offered to the prefix table only when the reply of the step that wrote it is in.
+- A preempted sequence is admitted again only after its outstanding replies, whose tokens it keeps.
+
+Sequences are served in order of arrival. When blocks run out the youngest is preempted and recomputed later, so the
+oldest always gets on.
+"""
+
+from bisect import insort
+from collections.abc import Iterable
+from dataclasses import dataclass
+from operator import attrgetter
+
+from router.block_manager import BlockManager, extend_prefix_keys
+from router.plan import NewSequence, SequenceResult, SequenceStep, StepPlan
+from router.sequence import FinishReason, Sequence, SequenceStatus
+
+_arrival = attrgetter("seq_id")
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerConfig:
+    """`max_batch_tokens` bounds the rows of a step, `max_batch_size` the sequences that hold a slot."""
+
+    num_blocks: int
+    block_size: int
+    max_batch_size: int
+    max_batch_tokens: int
+    enable_prefix_caching: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Tokens that a reply brought for a sequence that still wants them."""
+
+    sequence: Sequence
+    result: SequenceResult
+
+
+@dataclass(frozen=True, slots=True)
+class _Outstanding:
+    sequence: Sequence
+    slot: int
+    chunk_end: int  # 0 for a decode
+
+
+class Scheduler:
+    def __init__(self, config: SchedulerConfig) -> None:
+        self.config = config
+        self._waiting: list[Sequence] = []
+        self._running: list[Sequence] = []
+        self._step_id = 0
+        self.num_preemptions = 0
+        self._forget_shards()
+
+    def _forget_shards(self) -> None:
+        config = self.config
+        self.blocks = BlockManager(
+            config.num_blocks, config.block_size, enable_prefix_caching=config.enable_prefix_caching
+        )
+        self._free_slots = list(range(config.max_batch_size - 1, -1, -1))
+        self._released_slots: list[int] = []
+        self._outstanding: dict[int, list[_Outstanding]] = {}
+
+    # --- what the engine asks
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def num_outstanding_steps(self) -> int:
+        return len(self._outstanding)
+
+    def fits(self, max_num_tokens: int) -> bool:
+        """Whether a sequence of that many tokens could run alone."""
+        return self.blocks.blocks_for(max_num_tokens) <= self.config.num_blocks
+
+    # --- what happens to sequences
+
+    def add(self, sequence: Sequence) -> None:
+        assert self.fits(sequence.max_num_tokens), "a sequence that can never run was admitted to the queue"
+        insort(self._waiting, sequence, key=_arrival)
+
+    def finish(self, sequence: Sequence, reason: FinishReason | None, *, num_tokens: int | None = None) -> None:
+        """Ends a sequence, by itself or by the engine (stop string, cancellation), keeping its first `num_tokens`.
+
+        The one place where a sequence that ends gives back its blocks and slot. Ending twice is harmless.
+        """
+        if sequence.status is SequenceStatus.FINISHED:
+            return
+        if num_tokens is not None:
+            del sequence.token_ids[num_tokens:]
+            sequence.num_computed_tokens = min(sequence.num_computed_tokens, num_tokens)
+        if sequence.status is SequenceStatus.RUNNING:
+            self._leave(sequence)
+        else:
+            self._waiting.remove(sequence)
+        sequence.status = SequenceStatus.FINISHED
+        sequence.finish_reason = reason
+
+    def restart(self, config: SchedulerConfig) -> None:
+        """The shards lost everything: outstanding steps are void and every sequence is prefilled again."""
+        self.config = config
+        for sequence in self._running:
+            self._reset(sequence)
+            insort(self._waiting, sequence, key=_arrival)
+        self._running.clear()
+        for sequence in self._waiting:
+            sequence.outstanding.clear()
+        self._step_id = 0
+        self._forget_shards()
+
+    def _leave(self, sequence: Sequence) -> None:
+        self._register(sequence)
+        self.blocks.free(sequence.block_table)
+        assert sequence.slot is not None
+        self._free_slots.append(sequence.slot)
+        self._released_slots.append(sequence.slot)
+        self._running.remove(sequence)
+        self._reset(sequence)
+
+    @staticmethod
+    def _reset(sequence: Sequence) -> None:
+        sequence.status = SequenceStatus.WAITING
+        sequence.slot = None
+        sequence.block_table = []
+        sequence.num_registered_blocks = 0
+        sequence.num_computed_tokens = 0
+        sequence.num_prefilled_tokens = 0
+        sequence.num_tokens_to_prefill = 0
+        sequence.num_proposed_tokens = 0
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.num_preemptions += 1
+        self._leave(sequence)
+        insort(self._waiting, sequence, key=_arrival)
+
+    def _register(self, sequence: Sequence) -> None:
+        full = sequence.num_computed_tokens // self.config.block_size
+        extend_prefix_keys(sequence.prefix_keys, sequence.token_ids, self.config.block_size, num_blocks=full)
+        for index in range(sequence.num_registered_blocks, full):
+            self.blocks.register(sequence.prefix_keys[index], sequence.block_table[index])
+        sequence.num_registered_blocks = max(sequence.num_registered_blocks, full)
+
+    # --- plan
+
+    def schedule(self) -> StepPlan | None:
+        """The next plan, or None when no sequence can take a step now."""
+        steps: dict[int, SequenceStep] = {}
+        new_sequences: list[NewSequence] = []
+        budget = self.config.max_batch_tokens
+        for sequence in self._running:
+            self._register(sequence)
+        for sequence in list(self._running):
+            if sequence.status is SequenceStatus.RUNNING and not sequence.is_prefilling:
+                budget -= self._plan_decode(sequence, budget, steps)
+        for sequence in self._running:
+            if sequence.is_prefilling and budget > 0:
+                budget -= self._plan_chunk(sequence, budget, steps, new_block_ids=[])
+        while budget > 0 and self._waiting and (admitted := self._admit(self._waiting[0])):
+            sequence, block_ids = admitted
+            new_sequences.append(self._introduce(sequence))
+            budget -= self._plan_chunk(sequence, budget, steps, new_block_ids=block_ids)
+        if not steps:
+            return None
+        self._step_id += 1
+        self._outstanding[self._step_id] = [
+            _Outstanding(s, s.slot, steps[s.slot].chunk_start + steps[s.slot].chunk_length)
+            for s in self._running
+            if s.slot is not None and s.slot in steps
+        ]
+        plan = StepPlan(self._step_id, self._released_slots, new_sequences, list(steps.values()))
+        self._released_slots = []
+        return plan
+
+    def _plan_decode(self, sequence: Sequence, budget: int, steps: dict[int, SequenceStep]) -> int:
+        """Plans a decode or verification; returns its rows, 0 if the sequence sits this step out."""
+        # Tokens that may still come after the least that outstanding steps bring; none means it surely ends there.
+        room = sequence.max_num_tokens - sequence.min_tokens_after_outstanding
+        if room <= 0 or budget <= 0:
+            return 0
+        verify = min(sequence.num_proposed_tokens, room - 1, budget - 1)
+        # The keys and values of the input token and of every accepted draft, after the longest outcome before.
+        bound = min(sequence.max_tokens_after_outstanding + verify, sequence.max_num_tokens)
+        missing = self.blocks.blocks_for(bound) - len(sequence.block_table)
+        while not self.blocks.can_allocate(missing):
+            youngest = self._running[-1]
+            self._preempt(youngest)
+            if youngest is sequence:
+                return 0
+        new_block_ids = self.blocks.allocate(max(missing, 0))
+        sequence.block_table += new_block_ids
+        sequence.num_proposed_tokens = max(0, min(sequence.num_speculative_tokens, room - 2))
+        assert sequence.slot is not None
+        steps[sequence.slot] = SequenceStep(
+            sequence.slot, new_block_ids, verify=verify, propose=sequence.num_proposed_tokens
+        )
+        sequence.outstanding.append(1 + verify)
+        return 1 + verify
+
+    def _plan_chunk(
+        self, sequence: Sequence, budget: int, steps: dict[int, SequenceStep], *, new_block_ids: list[int]
+    ) -> int:
+        start = sequence.num_prefilled_tokens
+        length = min(sequence.num_tokens_to_prefill - start, budget)
+        sequence.num_prefilled_tokens = start + length
+        is_last = not sequence.is_prefilling
+        if is_last:
+            room = sequence.max_num_tokens - sequence.num_tokens
+            sequence.num_proposed_tokens = max(0, min(sequence.num_speculative_tokens, room - 2))
+        assert sequence.slot is not None
+        steps[sequence.slot] = SequenceStep(
+            sequence.slot,
+            new_block_ids,
+            chunk_start=start,
+            chunk_length=length,
+            propose=sequence.num_proposed_tokens if is_last else 0,
+        )
+        sequence.outstanding.append(1 if is_last else 0)
+        return length
+
+    def _admit(self, sequence: Sequence) -> tuple[Sequence, list[int]] | None:
+        """Gives the sequence a slot and blocks for all its tokens, if there are enough of both."""
+        if not self._free_slots or sequence.outstanding:
+            return None
+        # A hit never covers the last token: some forward pass has to yield the next one.
+        hittable = (sequence.num_tokens - 1) // self.config.block_size
+        extend_prefix_keys(sequence.prefix_keys, sequence.token_ids, self.config.block_size, num_blocks=hittable)
+        hit = self.blocks.match(sequence.prefix_keys[:hittable])
+        missing = self.blocks.blocks_for(sequence.num_tokens) - len(hit)
+        # A block for each that runs stays free: a newcomer that is preempted at once would prefill in vain.
+        if not self.blocks.can_allocate(missing + len(self._running), holding=hit):
+            return None
+        self.blocks.hold(hit)
+        sequence.block_table = hit + self.blocks.allocate(missing)
+        sequence.slot = self._free_slots.pop()
+        sequence.num_prefilled_tokens = sequence.num_computed_tokens = len(hit) * self.config.block_size
+        sequence.num_registered_blocks = len(hit)
+        sequence.num_tokens_to_prefill = sequence.num_tokens
+        if sequence.num_cached_prompt_tokens is None:
+            sequence.num_cached_prompt_tokens = sequence.num_computed_tokens
+        sequence.status = SequenceStatus.RUNNING
+        self._waiting.remove(sequence)
+        insort(self._running, sequence, key=_arrival)
+        return sequence, list(sequence.block_table)
+
+    @staticmethod
+    def _introduce(sequence: Sequence) -> NewSequence:
+        assert sequence.slot is not None
+        return NewSequence(
+            slot=sequence.slot,
+            token_ids=list(sequence.token_ids),
+            sampling=sequence.sampling,
+            max_num_tokens=sequence.max_num_tokens,
+            stop_token_ids=sequence.stop_token_ids,
+            logprobs=sequence.logprobs,
+        )
+
+    # --- reply
+
+    def update(self, step_id: int, results: Iterable[SequenceResult]) -> list[Progress]:
+        """Takes the reply to the oldest outstanding step. Sequences that ended by token or length are finished here."""
+        by_slot = {result.slot: result for result in results}
+        progress: list[Progress] = []
+        for entry in self._outstanding.pop(step_id):
+            sequence = entry.sequence
+            if sequence.status is SequenceStatus.FINISHED:
+                continue
+            sequence.outstanding.pop(0)
+            result = by_slot.get(entry.slot)
+            if result is not None:
+                sequence.token_ids += result.token_ids
+                progress.append(Progress(sequence, result))
+            # Blocks of a preempted sequence are gone, whatever the step wrote to them.
+            if sequence.slot == entry.slot:
+                sequence.num_computed_tokens = entry.chunk_end or sequence.num_tokens - 1
+            self._finish_if_done(sequence)
+        return progress
+
+    def _finish_if_done(self, sequence: Sequence) -> None:
+        if sequence.num_generated_tokens and sequence.token_ids[-1] in sequence.stop_token_ids:
+            self.finish(sequence, FinishReason.STOP)
+        elif sequence.num_tokens >= sequence.max_num_tokens:
+            self.finish(sequence, FinishReason.LENGTH)

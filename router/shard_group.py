@@ -1,0 +1,241 @@
+"""A session with a shard group: plans out to every rank, results back when all ranks have answered.
+
+A session is one incarnation of the group and one of the router. Whatever goes wrong in it, ends it: `ShardGroupLost`
+is the only error. Knows nothing of what a plan means.
+"""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from drafthouse.v1 import shard_pb2, shard_pb2_grpc
+
+from router.plan import Phase, StepPlan, StepResult
+from router.wire import methods_from_proto, plan_to_bytes, result_from_proto
+
+log = logging.getLogger(__name__)
+
+_OPTIONS = [
+    ("grpc.max_receive_message_length", 64 * 1024 * 1024),
+    ("grpc.max_send_message_length", 256 * 1024 * 1024),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    # Sessions of one process must not share a connection: a new one starts clean.
+    ("grpc.use_local_subchannel_pool", 1),
+]
+_INFO_TIMEOUT_S = 5.0
+
+_METHOD = {
+    Phase.PREFILL: ("Prefill", shard_pb2.PrefillResponse),
+    Phase.DECODE: ("Decode", shard_pb2.DecodeResponse),
+    Phase.VERIFY: ("Verify", shard_pb2.VerifyResponse),
+}
+
+
+_Call = grpc.aio.StreamStreamCall[Any, Any]
+
+
+class ShardGroupLost(Exception):
+    """The session is over: a rank is gone, does not answer, or does not agree with the others."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupInfo:
+    """What every rank said of itself, where they must agree."""
+
+    shard_incarnation: int
+    model_type: str
+    dtype: str
+    device: str
+    weights: str
+    vocab_size: int
+    max_total_tokens: int
+    max_batch_size: int
+    max_batch_prefill_tokens: int
+    num_blocks: int
+    block_size: int
+    speculate: int
+    speculation_methods: tuple[str, ...]
+    kernels: dict[str, str]
+
+
+def _agreed_info(infos: list[shard_pb2.GetInfoResponse]) -> GroupInfo:
+    for rank, info in enumerate(infos):
+        if (info.rank, info.world_size) != (rank, len(infos)):
+            raise ShardGroupLost(
+                f"the socket of rank {rank} of {len(infos)} is answered by rank {info.rank} of {info.world_size}"
+            )
+    if len({info.shard_incarnation for info in infos}) > 1:
+        raise ShardGroupLost("ranks of different incarnations answer; the group is still restarting")
+    first = infos[0]
+    return GroupInfo(
+        shard_incarnation=first.shard_incarnation,
+        model_type=first.model_type,
+        dtype=first.dtype,
+        device=first.device,
+        weights=first.weights,
+        vocab_size=first.vocab_size,
+        max_total_tokens=first.max_total_tokens,
+        max_batch_size=first.max_batch_size,
+        max_batch_prefill_tokens=first.max_batch_prefill_tokens,
+        # Ids are shared by all ranks, so the one with the least memory counts.
+        num_blocks=min(info.num_blocks for info in infos),
+        block_size=first.block_size,
+        speculate=first.speculate,
+        speculation_methods=methods_from_proto(first.speculation_methods),
+        kernels=dict(first.kernels),
+    )
+
+
+class ShardSession:
+    """Made by `open`; results of `send` are passed to `on_result` in step order, a loss once to `on_lost`."""
+
+    def __init__(
+        self,
+        channels: list[grpc.aio.Channel],
+        info: GroupInfo,
+        *,
+        on_result: Callable[[StepResult], None],
+        on_lost: Callable[[ShardGroupLost], None],
+        step_timeout_s: float,
+    ) -> None:
+        self.info = info
+        self._channels = channels
+        self._router_incarnation = secrets.randbits(64)
+        self._on_result = on_result
+        self._on_lost = on_lost
+        self._step_timeout_s = step_timeout_s
+        self._is_lost = False
+        self._replies: dict[int, dict[int, shard_pb2.StepResult]] = {}
+        self._next_step_id = 1
+        self._num_sent = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._calls: dict[Phase, list[_Call]] = {}
+        self._readers: list[asyncio.Task[None]] = []
+
+    @classmethod
+    async def open(
+        cls,
+        addresses: list[str],
+        *,
+        on_result: Callable[[StepResult], None],
+        on_lost: Callable[[ShardGroupLost], None],
+        step_timeout_s: float,
+    ) -> "ShardSession":
+        """Asks every rank who it is, warms all of them up together and opens the streams."""
+        channels = [grpc.aio.insecure_channel(address, options=_OPTIONS) for address in addresses]
+        try:
+            stubs = [shard_pb2_grpc.ShardServiceStub(channel) for channel in channels]
+            infos = await asyncio.gather(
+                *(stub.GetInfo(shard_pb2.GetInfoRequest(), timeout=_INFO_TIMEOUT_S) for stub in stubs)
+            )
+            session = cls(
+                channels,
+                _agreed_info(list(infos)),
+                on_result=on_result,
+                on_lost=on_lost,
+                step_timeout_s=step_timeout_s,
+            )
+            warmup = shard_pb2.WarmupRequest(
+                shard_incarnation=session.info.shard_incarnation, router_incarnation=session._router_incarnation
+            )
+            # The first steps may compile or page in weights; a step timeout is for steps.
+            await asyncio.gather(*(stub.Warmup(warmup, timeout=10 * step_timeout_s) for stub in stubs))
+        except BaseException as error:
+            await asyncio.gather(*(channel.close() for channel in channels))
+            if isinstance(error, grpc.aio.AioRpcError):
+                raise ShardGroupLost(f"{error.code().name}: {error.details()}") from error
+            raise
+        session._open_streams()
+        return session
+
+    def _open_streams(self) -> None:
+        for phase, (method, response) in _METHOD.items():
+            self._calls[phase] = []
+            for rank, channel in enumerate(self._channels):
+                call = channel.stream_stream(
+                    f"/drafthouse.v1.ShardService/{method}",
+                    request_serializer=bytes,
+                    response_deserializer=response.FromString,
+                )()
+                self._calls[phase].append(call)
+                self._readers.append(asyncio.create_task(self._read(rank, call)))
+
+    async def send(self, plan: StepPlan) -> None:
+        data = plan_to_bytes(
+            plan,
+            shard_incarnation=self.info.shard_incarnation,
+            router_incarnation=self._router_incarnation,
+        )
+        self._num_sent = plan.step_id
+        if self._timer is None:
+            self._start_timer()
+        try:
+            await asyncio.gather(*(call.write(data) for call in self._calls[plan.phase]))
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
+            self._lose(f"a rank no longer takes plans: {error!r}")
+
+    async def _read(self, rank: int, call: _Call) -> None:
+        try:
+            async for response in call:
+                self._take(rank, response.result)
+        except grpc.aio.AioRpcError as error:
+            self._lose(f"rank {rank}: {error.code().name}: {error.details()}")
+        except asyncio.CancelledError:
+            raise
+        else:
+            self._lose(f"rank {rank} ended a stream")
+
+    def _take(self, rank: int, result: shard_pb2.StepResult) -> None:
+        incarnations = (result.shard_incarnation, result.router_incarnation)
+        if self._is_lost or incarnations != (self.info.shard_incarnation, self._router_incarnation):
+            return
+        self._replies.setdefault(result.step_id, {})[rank] = result
+        # Streams are independent, so the reply to a later step may arrive first.
+        while len(replies := self._replies.get(self._next_step_id, {})) == len(self._channels):
+            if len({reply.digest for reply in replies.values()}) > 1:
+                self._lose(f"ranks committed different tokens in step {self._next_step_id}")
+                return
+            del self._replies[self._next_step_id]
+            self._next_step_id += 1
+            self._start_timer()
+            self._on_result(result_from_proto(replies[0]))
+
+    def _start_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._next_step_id <= self._num_sent:
+            self._timer = asyncio.get_running_loop().call_later(
+                self._step_timeout_s,
+                self._lose,
+                f"no reply to step {self._next_step_id} within {self._step_timeout_s:g} s",
+            )
+
+    def _lose(self, reason: str) -> None:
+        if not self._is_lost:
+            self._is_lost = True
+            self._on_lost(ShardGroupLost(reason))
+
+    async def close(self, *, abort: str | None = None) -> None:
+        """Ends the session; with `abort` every rank that can still hear it is told to leave."""
+        self._is_lost = True
+        if self._timer is not None:
+            self._timer.cancel()
+        for reader in self._readers:
+            reader.cancel()
+        for calls in self._calls.values():
+            for call in calls:
+                call.cancel()
+        if abort is not None:
+            request = shard_pb2.AbortRequest(reason=abort)
+            stubs = [shard_pb2_grpc.ShardServiceStub(channel) for channel in self._channels]
+            await asyncio.gather(*(stub.Abort(request, timeout=1.0) for stub in stubs), return_exceptions=True)
+        await asyncio.gather(*self._readers, return_exceptions=True)
+        await asyncio.gather(*(channel.close() for channel in self._channels))

@@ -1,0 +1,281 @@
+"""The engine over real gRPC against ranks with a known latency."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from router.engine import Engine, EngineConfig
+from router.errors import DeadlineExceeded, Overloaded, Unavailable
+from router.metrics import Metrics
+from router.request import GenerationOutput, GenerationRequest
+from router.sequence import FinishReason, SamplingParams
+from tests.router.fake_shard import NUM_BLOCKS, FakeGroup, FakeShards
+from tests.router.simulated_shards import continuation
+from tests.router.tiny_tokenizers import byte_level_tokenizer
+
+LATENCY_S = 0.03
+
+
+def request(
+    prompt: list[int], *, new: int = 8, k: int = 0, stop_strings: tuple[str, ...] = (), timeout_s: float | None = None
+) -> GenerationRequest:
+    return GenerationRequest(
+        request_id="test",
+        prompt_token_ids=prompt,
+        sampling=SamplingParams(),
+        max_new_tokens=new,
+        stop_strings=stop_strings,
+        stop_token_ids=frozenset(),
+        num_speculative_tokens=k,
+        logprobs=False,
+        deadline_s=None if timeout_s is None else time.monotonic() + timeout_s,
+    )
+
+
+def expected(prompt: list[int], new: int) -> list[int]:
+    return continuation(prompt, max_num_tokens=len(prompt) + new, stop=frozenset())
+
+
+async def consume(outputs: AsyncIterator[GenerationOutput]) -> None:
+    async for _ in outputs:
+        pass
+
+
+class Service:
+    def __init__(self, engine: Engine, metrics: Metrics, folder: Path) -> None:
+        self.engine = engine
+        self.metrics = metrics
+        self.folder = folder
+
+    async def tokens(self, wanted: GenerationRequest) -> list[int]:
+        outputs = [output async for output in self.engine.generate(wanted)]
+        assert [o.finish_reason is not None for o in outputs] == [False] * (len(outputs) - 1) + [True]
+        return [token for output in outputs for token in output.token_ids]
+
+    async def ready(self) -> None:
+        async with asyncio.timeout(10):
+            while not self.engine.is_ready:
+                await asyncio.sleep(0.01)
+
+    def value(self, name: str, **labels: str) -> float:
+        value = self.metrics.registry.get_sample_value(name, labels)
+        assert value is not None, name
+        return value
+
+
+@contextlib.asynccontextmanager
+async def service(
+    folder: Path, *, num_ranks: int = 1, max_concurrent_requests: int = 8, step_timeout_s: float = 5.0
+) -> AsyncIterator[Service]:
+    metrics = Metrics()
+    config = EngineConfig(
+        model_id="simulated",
+        revision="",
+        shard_addresses=tuple(f"unix:{folder}/s-{rank}" for rank in range(num_ranks)),
+        max_concurrent_requests=max_concurrent_requests,
+        max_input_tokens=None,
+        max_stop_sequences=4,
+        step_timeout_s=step_timeout_s,
+        enable_prefix_caching=True,
+    )
+    engine = Engine(config, tokenizer=byte_level_tokenizer(), metrics=metrics)
+    loop = asyncio.create_task(engine.run())
+    try:
+        yield Service(engine, metrics, folder)
+    finally:
+        loop.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await loop
+
+
+def run(scenario: Callable[[], Awaitable[None]]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(30):
+            await scenario()
+
+    asyncio.run(bounded())
+
+
+def test_the_next_step_is_sent_before_the_reply_to_the_one_before(tmp_path: Path) -> None:
+    group = FakeGroup(latency_s=LATENCY_S)
+
+    async def scenario() -> None:
+        async with FakeShards(tmp_path, group), service(tmp_path) as s:
+            await s.ready()
+            assert await s.tokens(request([1, 2, 3], new=10)) == expected([1, 2, 3], 10)
+
+    run(scenario)
+    assert len(group.arrived_s) == 10
+    early = [step for step in range(2, 11) if group.arrived_s[step] < group.replied_s[step - 1]]
+    assert early == list(range(2, 11)), "a plan waited for the reply to the step before it"
+    # Never more than one ahead: a third would plan on what two unknown outcomes left.
+    assert all(group.arrived_s[step] > group.replied_s[step - 2] for step in range(3, 11))
+
+
+def test_sequences_with_and_without_speculation_share_a_batch(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with FakeShards(tmp_path, FakeGroup(num_ranks=2)), service(tmp_path, num_ranks=2) as s:
+            await s.ready()
+            prompts = [[i, i + 1, i + 2] for i in range(6)]
+            got = await asyncio.gather(*(s.tokens(request(p, new=20, k=i % 4)) for i, p in enumerate(prompts)))
+            assert got == [expected(p, 20) for p in prompts]
+            assert s.value("drafthouse_generated_tokens_total") == 120
+            assert s.value("drafthouse_speculation_steps_total", method="ngram") > 0
+            assert s.value("drafthouse_kv_blocks", state="used") == 0
+
+    run(scenario)
+
+
+def test_streams_go_on_where_they_stopped_when_the_group_came_back(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with service(tmp_path, num_ranks=2) as s:
+            first = FakeGroup(incarnation=1, num_ranks=2, latency_s=LATENCY_S)
+            async with FakeShards(tmp_path, first):
+                await s.ready()
+                prompts = [[i, i + 1] for i in range(3)]
+                streams = [asyncio.create_task(s.tokens(request(p, new=30, k=2))) for p in prompts]
+                while s.value("drafthouse_generated_tokens_total") < 12:
+                    await asyncio.sleep(0.01)
+            async with FakeShards(tmp_path, FakeGroup(incarnation=2, num_ranks=2)):
+                assert await asyncio.gather(*streams) == [expected(p, 30) for p in prompts]
+                assert s.value("drafthouse_shard_restarts_total") == 1
+                assert s.value("drafthouse_shard_up", rank="1") == 1
+
+    run(scenario)
+
+
+def test_ranks_that_disagree_end_the_session_in_that_step(tmp_path: Path) -> None:
+    group = FakeGroup(num_ranks=2)
+    group.disagree_at_step = 3
+
+    async def scenario() -> None:
+        async with FakeShards(tmp_path, group), service(tmp_path, num_ranks=2) as s:
+            await s.ready()
+            stream = asyncio.create_task(s.tokens(request([5, 6], new=8)))
+            while not group.aborts:
+                await asyncio.sleep(0.01)
+            group.disagree_at_step = None
+            assert await stream == expected([5, 6], 8)
+            assert "different tokens in step 3" in group.aborts[0]
+
+    run(scenario)
+
+
+def test_a_silent_rank_is_told_to_leave_and_nothing_is_lost(tmp_path: Path) -> None:
+    group = FakeGroup()
+    group.silent_from_step = 4
+
+    async def scenario() -> None:
+        async with FakeShards(tmp_path, group), service(tmp_path, step_timeout_s=0.3) as s:
+            await s.ready()
+            stream = asyncio.create_task(s.tokens(request([5, 6], new=8)))
+            while not group.aborts:
+                await asyncio.sleep(0.01)
+            group.silent_from_step = None
+            assert await stream == expected([5, 6], 8)
+            assert len(group.warmups) >= 2
+
+    run(scenario)
+
+
+def test_a_full_queue_turns_away_and_serves_on(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        group = FakeGroup(latency_s=LATENCY_S)
+        async with FakeShards(tmp_path, group), service(tmp_path, max_concurrent_requests=2) as s:
+            await s.ready()
+            two = [asyncio.create_task(s.tokens(request([i], new=5))) for i in (1, 2)]
+            await asyncio.sleep(0)
+            with pytest.raises(Overloaded) as turned_away:
+                await s.tokens(request([3]))
+            assert turned_away.value.retry_after_s > 0
+            assert await asyncio.gather(*two) == [expected([1], 5), expected([2], 5)]
+            assert await s.tokens(request([3])) == expected([3], 8)
+
+    run(scenario)
+
+
+def test_a_client_that_leaves_frees_its_blocks(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with FakeShards(tmp_path, FakeGroup(latency_s=LATENCY_S)), service(tmp_path) as s:
+            await s.ready()
+            outputs = s.engine.generate(request([1, 2, 3], new=100))
+            await anext(outputs)
+            await outputs.aclose()
+            assert await s.tokens(request([4])) == expected([4], 8)
+            free, cached = (s.value("drafthouse_kv_blocks", state=state) for state in ("free", "cached"))
+            assert free + cached == NUM_BLOCKS
+
+    run(scenario)
+
+
+def test_a_deadline_ends_the_stream_with_an_error(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with FakeShards(tmp_path, FakeGroup(latency_s=LATENCY_S)), service(tmp_path) as s:
+            await s.ready()
+            outputs = s.engine.generate(request([1], new=100, timeout_s=5 * LATENCY_S))
+            assert (await anext(outputs)).token_ids
+            with pytest.raises(DeadlineExceeded):
+                await consume(outputs)
+            assert await s.tokens(request([4])) == expected([4], 8)
+
+    run(scenario)
+
+
+def test_a_stop_string_cuts_tokens_that_came_in_one_step(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with FakeShards(tmp_path, FakeGroup()), service(tmp_path) as s:
+            await s.ready()
+            whole = expected([7, 8], 30)
+            stop = byte_level_tokenizer().decode(whole[10:12])
+            outputs = [o async for o in s.engine.generate(request([7, 8], new=30, k=3, stop_strings=(stop,)))]
+            tokens = [token for output in outputs for token in output.token_ids]
+            assert outputs[-1].finish_reason is FinishReason.STOP
+            assert tokens == whole[: len(tokens)]
+            assert len(tokens) <= 12
+            assert stop not in "".join(o.text for o in outputs)
+            assert outputs[-1].num_generated_tokens == len(tokens)
+
+    run(scenario)
+
+
+def test_before_the_shards_have_answered_requests_are_turned_away(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with service(tmp_path) as s:
+            assert not s.engine.is_ready
+            with pytest.raises(Unavailable):
+                await s.tokens(request([1]))
+
+    run(scenario)
+
+
+def test_a_drain_finishes_what_runs_and_refuses_what_comes(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with FakeShards(tmp_path, FakeGroup(latency_s=LATENCY_S)), service(tmp_path) as s:
+            await s.ready()
+            stream = asyncio.create_task(s.tokens(request([1], new=10)))
+            await asyncio.sleep(2 * LATENCY_S)
+            drain = asyncio.create_task(s.engine.drain(10.0))
+            await asyncio.sleep(0)
+            with pytest.raises(Unavailable):
+                await s.tokens(request([2]))
+            assert await stream == expected([1], 10)
+            await drain
+
+    run(scenario)
+
+
+def test_a_drain_that_takes_too_long_ends_the_streams_with_an_error(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with FakeShards(tmp_path, FakeGroup(latency_s=LATENCY_S)), service(tmp_path) as s:
+            await s.ready()
+            stream = asyncio.create_task(s.tokens(request([1], new=100)))
+            await asyncio.sleep(2 * LATENCY_S)
+            await s.engine.drain(0.05)
+            with pytest.raises(Unavailable):
+                await stream
+
+    run(scenario)

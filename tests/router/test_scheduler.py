@@ -1,0 +1,260 @@
+"""The scheduler against simulated shards with two steps outstanding."""
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from router.plan import Phase, StepPlan
+from router.scheduler import Scheduler, SchedulerConfig
+from router.sequence import FinishReason, Sequence, SequenceStatus
+from tests.router.simulated_shards import SimulatedShards, continuation
+
+DEPTH = 2
+
+
+def make(**config: int | bool) -> tuple[Scheduler, SimulatedShards]:
+    values = {"num_blocks": 32, "block_size": 4, "max_batch_size": 4, "max_batch_tokens": 24} | config
+    scheduler = Scheduler(SchedulerConfig(**values))  # type: ignore[arg-type]
+    return scheduler, SimulatedShards(num_blocks=values["num_blocks"], block_size=values["block_size"])
+
+
+def sequence(
+    seq_id: int, prompt: list[int], *, new: int = 8, k: int = 0, stop: frozenset[int] = frozenset()
+) -> Sequence:
+    return Sequence(
+        seq_id,
+        list(prompt),
+        len(prompt),
+        len(prompt) + new,
+        stop_token_ids=stop,
+        num_speculative_tokens=k,
+    )
+
+
+def planned(scheduler: Scheduler) -> StepPlan:
+    plan = scheduler.schedule()
+    assert plan is not None
+    return plan
+
+
+def step(scheduler: Scheduler, shards: SimulatedShards) -> None:
+    """Fills the pipeline, then takes one reply."""
+    while scheduler.num_outstanding_steps < DEPTH and (plan := scheduler.schedule()):
+        shards.send(plan)
+    if shards.queue:
+        result = shards.reply()
+        scheduler.update(result.step_id, result.sequences)
+
+
+def run(scheduler: Scheduler, shards: SimulatedShards, *sequences: Sequence) -> None:
+    for one in sequences:
+        scheduler.add(one)
+    for _ in range(2000):
+        if all(one.status is SequenceStatus.FINISHED for one in sequences):
+            break
+        step(scheduler, shards)
+    for one in sequences:
+        prompt = one.token_ids[: one.num_prompt_tokens]
+        expected = continuation(prompt, max_num_tokens=one.max_num_tokens, stop=one.stop_token_ids)
+        assert one.token_ids[one.num_prompt_tokens :] == expected
+    scheduler.blocks.check_integrity()
+
+
+@pytest.mark.parametrize("k", [0, 1, 3, 5])
+def test_mixed_lengths_and_speculation_yield_the_tokens_of_each_alone(k: int) -> None:
+    run(*make(), *(sequence(i, list(range(i, i + 3 + 5 * i)), new=3 + 4 * i, k=min(k, i)) for i in range(6)))
+
+
+def test_a_prompt_longer_than_the_budget_is_prefilled_in_chunks_beside_decodes() -> None:
+    scheduler, shards = make(max_batch_tokens=8)
+    scheduler.add(sequence(0, [1, 2, 3], new=20))
+    step(scheduler, shards)
+    step(scheduler, shards)
+    scheduler.add(sequence(1, list(range(30)), new=2))
+    plan = planned(scheduler)
+    assert plan.phase is Phase.PREFILL
+    assert sorted((s.chunk_length, s.num_rows) for s in plan.sequences) == [(0, 1), (7, 7)]
+
+
+def test_the_last_planned_step_is_not_wasted() -> None:
+    scheduler, shards = make()
+    one = sequence(0, [1, 2, 3], new=2)
+    scheduler.add(one)
+    shards.send(planned(scheduler))
+    shards.send(planned(scheduler))
+    assert scheduler.schedule() is None, "two outstanding steps bring the two tokens that are wanted"
+
+
+def test_blocks_that_run_out_preempt_the_youngest_and_lose_nothing() -> None:
+    scheduler, shards = make(num_blocks=9, enable_prefix_caching=False)
+    run(scheduler, shards, *(sequence(i, list(range(i, i + 4)), new=24, k=2) for i in range(3)))
+    assert scheduler.num_preemptions > 0
+
+
+def test_a_later_sequence_hits_the_blocks_of_prompt_and_generated_tokens() -> None:
+    scheduler, shards = make()
+    first = sequence(0, list(range(10)), new=12)
+    run(scheduler, shards, first)
+    second = sequence(1, [*first.token_ids, 7], new=4)
+    run(scheduler, shards, second)
+    # 22 tokens, of which the last has no keys and values: five full blocks.
+    assert second.num_cached_prompt_tokens == 20
+
+
+def test_a_hit_never_covers_the_last_token() -> None:
+    scheduler, shards = make()
+    prompt = list(range(8))
+    run(scheduler, shards, sequence(0, prompt, new=4))
+    again = sequence(1, prompt, new=4)
+    run(scheduler, shards, again)
+    assert again.num_cached_prompt_tokens == 4
+
+
+def test_a_block_cannot_be_hit_before_the_reply_of_the_step_that_wrote_it() -> None:
+    scheduler, shards = make()
+    scheduler.add(sequence(0, list(range(9)), new=4))
+    shards.send(planned(scheduler))
+    scheduler.add(sequence(1, list(range(9)), new=4))
+    plan = planned(scheduler)
+    assert [s.chunk_start for s in plan.sequences if s.chunk_length] == [0]
+
+
+def test_tokens_cut_by_a_stop_string_cannot_be_hit() -> None:
+    scheduler, shards = make()
+    one = sequence(0, list(range(8)), new=20)
+    scheduler.add(one)
+    while one.num_tokens < 13:
+        step(scheduler, shards)
+    assert one.num_computed_tokens == 12
+    scheduler.finish(one, FinishReason.STOP, num_tokens=11)
+    assert scheduler.blocks.num_cached_blocks == 2, "the third block holds a token that was cut"
+    again = sequence(1, [*one.token_ids, 1, 2, 3, 4, 5], new=3)
+    run(scheduler, shards, again)
+    assert again.num_cached_prompt_tokens == 8
+
+
+def test_restart_replays_every_unfinished_sequence() -> None:
+    scheduler, shards = make()
+    ones = [sequence(i, list(range(i, i + 6)), new=12, k=3) for i in range(5)]
+    for one in ones:
+        scheduler.add(one)
+    for _ in range(4):
+        step(scheduler, shards)
+    assert any(one.num_generated_tokens for one in ones)
+    scheduler.restart(scheduler.config)
+    fresh = SimulatedShards(num_blocks=32, block_size=4)
+    for _ in range(100):
+        step(scheduler, fresh)
+    for one in ones:
+        assert one.token_ids[6:] == continuation(one.token_ids[:6], max_num_tokens=18, stop=frozenset())
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """Random arrivals, cancellations, stop strings, replies, restarts and speculative growth."""
+
+    @initialize(
+        num_blocks=st.integers(6, 20),
+        block_size=st.sampled_from([1, 2, 4]),
+        max_batch_size=st.integers(1, 4),
+        caching=st.booleans(),
+        accept=st.floats(0, 1),
+        seed=st.integers(0, 999),
+    )
+    def start(
+        self, num_blocks: int, block_size: int, max_batch_size: int, caching: bool, accept: float, seed: int
+    ) -> None:
+        self.config = SchedulerConfig(num_blocks, block_size, max_batch_size, 6 * max_batch_size + 3, caching)
+        self.scheduler = Scheduler(self.config)
+        self.accept, self.seed = accept, seed
+        self.live: list[Sequence] = []
+        self.age: dict[int, int] = {}
+        self.next_id = 0
+        self.new_shards()
+
+    def new_shards(self) -> None:
+        self.shards = SimulatedShards(
+            num_blocks=self.config.num_blocks, block_size=self.config.block_size, accept=self.accept, seed=self.seed
+        )
+
+    @rule(
+        # Few distinct prompts, so that prefixes are shared.
+        prompt=st.lists(st.sampled_from([1, 2]), min_size=1, max_size=14),
+        new=st.integers(1, 12),
+        k=st.integers(0, 5),
+        stop=st.sets(st.integers(0, 49), max_size=4),
+    )
+    def arrive(self, prompt: list[int], new: int, k: int, stop: set[int]) -> None:
+        one = sequence(self.next_id, prompt, new=new, k=k, stop=frozenset(stop))
+        if self.scheduler.fits(one.max_num_tokens):
+            self.next_id += 1
+            self.live.append(one)
+            self.scheduler.add(one)
+
+    @precondition(lambda self: self.scheduler.num_outstanding_steps < DEPTH)
+    @rule()
+    def plan(self) -> None:
+        plan = self.scheduler.schedule()
+        if plan is not None:
+            assert 0 < plan.num_rows <= self.config.max_batch_tokens
+            assert len({s.slot for s in plan.sequences}) == len(plan.sequences)
+            self.shards.send(plan)
+
+    @precondition(lambda self: self.shards.queue)
+    @rule()
+    def reply(self) -> None:
+        result = self.shards.reply()
+        for progress in self.scheduler.update(result.step_id, result.sequences):
+            assert progress.sequence in self.live
+        self.collect()
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        one = data.draw(st.sampled_from(self.live))
+        self.live.remove(one)
+        self.scheduler.finish(one, None)
+
+    @precondition(lambda self: any(s.num_generated_tokens > 1 for s in self.live))
+    @rule(data=st.data())
+    def stop_string(self, data: st.DataObject) -> None:
+        one = data.draw(st.sampled_from([s for s in self.live if s.num_generated_tokens > 1]))
+        self.live.remove(one)
+        self.scheduler.finish(one, FinishReason.STOP, num_tokens=one.num_tokens - 1)
+
+    @rule()
+    def restart(self) -> None:
+        self.scheduler.restart(self.config)
+        self.new_shards()
+
+    @rule()
+    def drain(self) -> None:
+        """Nobody starves: left alone, everything ends."""
+        for _ in range(600):
+            if not self.live:
+                return
+            step(self.scheduler, self.shards)
+            self.collect()
+        raise AssertionError(f"starved: {self.live}")
+
+    def collect(self) -> None:
+        for one in [s for s in self.live if s.status is SequenceStatus.FINISHED]:
+            self.live.remove(one)
+            prompt = one.token_ids[: one.num_prompt_tokens]
+            expected = continuation(prompt, max_num_tokens=one.max_num_tokens, stop=one.stop_token_ids)
+            assert one.token_ids[one.num_prompt_tokens :] == expected
+
+    @invariant()
+    def books_balance(self) -> None:
+        if not hasattr(self, "scheduler"):
+            return
+        blocks = self.scheduler.blocks
+        blocks.check_integrity()
+        held = {block for one in self.live for block in one.block_table}
+        assert held == set(blocks._ref_count), "a block leaked"
+        if not self.live:
+            assert blocks.num_allocated_blocks == 0
+
+
+SchedulerMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+TestSchedulerMachine = SchedulerMachine.TestCase
