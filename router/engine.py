@@ -76,6 +76,10 @@ class Engine:
     def is_draining(self) -> bool:
         return self._is_draining
 
+    @property
+    def num_preemptions(self) -> int:
+        return self._scheduler.num_preemptions if self._scheduler else 0
+
     def limits(self) -> Limits:
         info = self._known_info()
         most = info.max_total_tokens - 1

@@ -33,6 +33,8 @@ _FINISH_REASONS = {
 }
 # Tokenizing a message of so many bytes takes longer than the streams beside it should wait.
 _LONG_MESSAGE_BYTES = 8192
+# A client keeps the same deadline and may hang up so much before the clock here says it is over.
+_DEADLINE_SLACK_S = 0.05
 
 
 class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
@@ -52,7 +54,7 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
             status = await self._generate(request, context, deadline_s)
         except asyncio.CancelledError:
             # The client left, or grpc ended the call at its deadline before the engine did.
-            is_late = deadline_s is not None and time.monotonic() >= deadline_s
+            is_late = deadline_s is not None and time.monotonic() >= deadline_s - _DEADLINE_SLACK_S
             status = "deadline" if is_late else "cancelled"
             raise
         except Exception as error:

@@ -21,6 +21,8 @@ from router.metrics import Metrics
 from router.request import GenerationEngine
 
 _START_POLL_S = 0.01
+# A reader that does not take its answer must not keep the process alive.
+_STOP_TIMEOUT_S = 2
 
 
 class HttpServer:
@@ -33,7 +35,14 @@ class HttpServer:
         app = Starlette(routes=[Route("/health", self._health), Route("/metrics", self._exposition)])
         # No log_config: the process has set up logging, and uvicorn would replace it.
         self._server = _Server(
-            uvicorn.Config(app, log_config=None, log_level="warning", access_log=False, lifespan="off")
+            uvicorn.Config(
+                app,
+                log_config=None,
+                log_level="warning",
+                access_log=False,
+                lifespan="off",
+                timeout_graceful_shutdown=_STOP_TIMEOUT_S,
+            )
         )
         self._task: asyncio.Task[None] | None = None
 

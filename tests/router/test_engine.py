@@ -1,18 +1,14 @@
 """The engine over real gRPC against ranks with a known latency."""
 
 import asyncio
-import contextlib
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
-from router.engine import Engine, EngineConfig
 from router.errors import DeadlineExceeded, Overloaded, Unavailable
-from router.metrics import Metrics
-from router.request import GenerationOutput, GenerationRequest
-from router.sequence import FinishReason, SamplingParams
+from router.sequence import FinishReason
+from tests.engines import collect, run, service
+from tests.engines import generation_request as request
 from tests.router.fake_shard import NUM_BLOCKS, FakeGroup, FakeShards
 from tests.router.simulated_shards import continuation
 from tests.router.tiny_tokenizers import byte_level_tokenizer
@@ -20,84 +16,8 @@ from tests.router.tiny_tokenizers import byte_level_tokenizer
 LATENCY_S = 0.03
 
 
-def request(
-    prompt: list[int], *, new: int = 8, k: int = 0, stop_strings: tuple[str, ...] = (), timeout_s: float | None = None
-) -> GenerationRequest:
-    return GenerationRequest(
-        request_id="test",
-        prompt_token_ids=prompt,
-        sampling=SamplingParams(),
-        max_new_tokens=new,
-        stop_strings=stop_strings,
-        stop_token_ids=frozenset(),
-        num_speculative_tokens=k,
-        logprobs=False,
-        deadline_s=None if timeout_s is None else time.monotonic() + timeout_s,
-    )
-
-
 def expected(prompt: list[int], new: int) -> list[int]:
     return continuation(prompt, max_num_tokens=len(prompt) + new, stop=frozenset())
-
-
-async def consume(outputs: AsyncIterator[GenerationOutput]) -> None:
-    async for _ in outputs:
-        pass
-
-
-class Service:
-    def __init__(self, engine: Engine, metrics: Metrics, folder: Path) -> None:
-        self.engine = engine
-        self.metrics = metrics
-        self.folder = folder
-
-    async def tokens(self, wanted: GenerationRequest) -> list[int]:
-        outputs = [output async for output in self.engine.generate(wanted)]
-        assert [o.finish_reason is not None for o in outputs] == [False] * (len(outputs) - 1) + [True]
-        return [token for output in outputs for token in output.token_ids]
-
-    async def ready(self) -> None:
-        async with asyncio.timeout(10):
-            while not self.engine.is_ready:
-                await asyncio.sleep(0.01)
-
-    def value(self, name: str, **labels: str) -> float:
-        value = self.metrics.registry.get_sample_value(name, labels)
-        assert value is not None, name
-        return value
-
-
-@contextlib.asynccontextmanager
-async def service(
-    folder: Path, *, num_ranks: int = 1, max_concurrent_requests: int = 8, step_timeout_s: float = 5.0
-) -> AsyncIterator[Service]:
-    metrics = Metrics()
-    config = EngineConfig(
-        model_id="simulated",
-        revision="",
-        shard_addresses=tuple(f"unix:{folder}/s-{rank}" for rank in range(num_ranks)),
-        max_concurrent_requests=max_concurrent_requests,
-        max_input_tokens=None,
-        max_stop_sequences=4,
-        step_timeout_s=step_timeout_s,
-        enable_prefix_caching=True,
-    )
-    engine = Engine(config, tokenizer=byte_level_tokenizer(), metrics=metrics)
-    loop = asyncio.create_task(engine.run())
-    try:
-        yield Service(engine, metrics, folder)
-    finally:
-        loop.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await loop
-
-
-def run(scenario: Callable[[], Awaitable[None]]) -> None:
-    async def bounded() -> None:
-        async with asyncio.timeout(30):
-            await scenario()
-
-    asyncio.run(bounded())
 
 
 def test_the_next_step_is_sent_before_the_reply_to_the_one_before(tmp_path: Path) -> None:
@@ -219,7 +139,7 @@ def test_a_deadline_ends_the_stream_with_an_error(tmp_path: Path) -> None:
             outputs = s.engine.generate(request([1], new=100, timeout_s=5 * LATENCY_S))
             assert (await anext(outputs)).token_ids
             with pytest.raises(DeadlineExceeded):
-                await consume(outputs)
+                await collect(outputs)
             assert await s.tokens(request([4])) == expected([4], 8)
 
     run(scenario)
@@ -231,7 +151,7 @@ def test_a_stop_string_cuts_tokens_that_came_in_one_step(tmp_path: Path) -> None
             await s.ready()
             whole = expected([7, 8], 30)
             stop = byte_level_tokenizer().decode(whole[10:12])
-            outputs = [o async for o in s.engine.generate(request([7, 8], new=30, k=3, stop_strings=(stop,)))]
+            outputs = await collect(s.engine.generate(request([7, 8], new=30, k=3, stop_strings=(stop,))))
             tokens = [token for output in outputs for token in output.token_ids]
             assert outputs[-1].finish_reason is FinishReason.STOP
             assert tokens == whole[: len(tokens)]

@@ -1,0 +1,109 @@
+"""A router engine inside the test, for shard groups that are fakes or real processes."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+from router.engine import Engine, EngineConfig
+from router.metrics import Metrics
+from router.request import GenerationOutput, GenerationRequest
+from router.sequence import SamplingParams
+from router.tokenizer import Tokenizer
+from tests.router.tiny_tokenizers import byte_level_tokenizer
+
+
+def generation_request(
+    prompt: list[int],
+    *,
+    new: int = 8,
+    k: int = 0,
+    sampling: SamplingParams | None = None,
+    stop_token_ids: frozenset[int] = frozenset(),
+    stop_strings: tuple[str, ...] = (),
+    logprobs: bool = False,
+    timeout_s: float | None = None,
+) -> GenerationRequest:
+    return GenerationRequest(
+        request_id="test",
+        prompt_token_ids=prompt,
+        sampling=sampling or SamplingParams(),
+        max_new_tokens=new,
+        stop_strings=stop_strings,
+        stop_token_ids=stop_token_ids,
+        num_speculative_tokens=k,
+        logprobs=logprobs,
+        deadline_s=None if timeout_s is None else time.monotonic() + timeout_s,
+    )
+
+
+async def collect(outputs: AsyncGenerator[GenerationOutput, None]) -> list[GenerationOutput]:
+    """All outputs; exactly the last one ends the stream."""
+    got = [output async for output in outputs]
+    assert [o.finish_reason is not None for o in got] == [False] * (len(got) - 1) + [True]
+    return got
+
+
+class Service:
+    def __init__(self, engine: Engine, metrics: Metrics) -> None:
+        self.engine = engine
+        self.metrics = metrics
+
+    async def tokens(self, wanted: GenerationRequest) -> list[int]:
+        return [token for output in await collect(self.engine.generate(wanted)) for token in output.token_ids]
+
+    async def ready(self, timeout_s: float = 10) -> None:
+        async with asyncio.timeout(timeout_s):
+            while not self.engine.is_ready:
+                await asyncio.sleep(0.01)
+
+    def value(self, name: str, **labels: str) -> float:
+        value = self.metrics.registry.get_sample_value(name, labels)
+        assert value is not None, name
+        return value
+
+    def total(self, name: str) -> float:
+        """Over all labels."""
+        samples = [s for metric in self.metrics.registry.collect() for s in metric.samples if s.name == name]
+        return sum(sample.value for sample in samples)
+
+
+@contextlib.asynccontextmanager
+async def service(
+    folder: Path,
+    *,
+    num_ranks: int = 1,
+    max_concurrent_requests: int = 8,
+    step_timeout_s: float = 5.0,
+    enable_prefix_caching: bool = True,
+    tokenizer: Tokenizer | None = None,
+) -> AsyncIterator[Service]:
+    """Rank r is expected on `folder`/s-r."""
+    metrics = Metrics()
+    config = EngineConfig(
+        model_id="test",
+        revision="",
+        shard_addresses=tuple(f"unix:{folder}/s-{rank}" for rank in range(num_ranks)),
+        max_concurrent_requests=max_concurrent_requests,
+        max_input_tokens=None,
+        max_stop_sequences=4,
+        step_timeout_s=step_timeout_s,
+        enable_prefix_caching=enable_prefix_caching,
+    )
+    engine = Engine(config, tokenizer=tokenizer or byte_level_tokenizer(), metrics=metrics)
+    loop = asyncio.create_task(engine.run())
+    try:
+        yield Service(engine, metrics)
+    finally:
+        loop.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await loop
+
+
+def run(scenario: Callable[[], Awaitable[None]], *, timeout_s: float = 30) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(timeout_s):
+            await scenario()
+
+    asyncio.run(bounded())

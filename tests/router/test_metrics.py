@@ -1,0 +1,101 @@
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from prometheus_client import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from router.metrics import Metrics
+
+# Name -> (type, labels).
+EXPECTED: dict[str, tuple[str, set[str]]] = {
+    "drafthouse_requests": ("counter", {"status"}),
+    "drafthouse_request_duration_seconds": ("histogram", set()),
+    "drafthouse_time_to_first_token_seconds": ("histogram", set()),
+    "drafthouse_inter_token_latency_seconds": ("histogram", set()),
+    "drafthouse_queue_time_seconds": ("histogram", set()),
+    "drafthouse_prompt_tokens": ("counter", set()),
+    "drafthouse_generated_tokens": ("counter", set()),
+    "drafthouse_prefix_cache_hit_tokens": ("counter", set()),
+    "drafthouse_sequences": ("gauge", {"state"}),
+    "drafthouse_kv_blocks": ("gauge", {"state"}),
+    "drafthouse_step_duration_seconds": ("histogram", {"phase"}),
+    "drafthouse_speculation_steps": ("counter", {"method"}),
+    "drafthouse_speculation_drafted_tokens": ("counter", {"method", "position"}),
+    "drafthouse_speculation_accepted_tokens": ("counter", {"method", "position"}),
+    "drafthouse_shard_up": ("gauge", {"rank"}),
+    "drafthouse_shard_restarts": ("counter", set()),
+}
+
+
+@pytest.fixture
+def exposition() -> str:
+    metrics = Metrics()
+    metrics.prepare(num_shards=2, speculation_methods=["ngram"], max_speculative_tokens=3)
+    return generate_latest(metrics.registry).decode()
+
+
+def test_names_types_and_labels_are_the_documented_ones(exposition: str) -> None:
+    found = {
+        family.name: (family.type, {label for sample in family.samples for label in sample.labels} - {"le"})
+        for family in text_string_to_metric_families(exposition)
+        if not family.name.startswith("process_")
+    }
+    assert found == EXPECTED
+
+
+def test_every_bounded_series_exists_before_anything_happened(exposition: str) -> None:
+    for series in (
+        'drafthouse_requests_total{status="overloaded"} 0.0',
+        'drafthouse_shard_up{rank="1"} 0.0',
+        'drafthouse_kv_blocks{state="cached"} 0.0',
+        'drafthouse_step_duration_seconds_count{phase="verify"} 0.0',
+        'drafthouse_speculation_accepted_tokens_total{method="ngram",position="3"} 0.0',
+        "drafthouse_shard_restarts_total 0.0",
+    ):
+        assert series in exposition
+    assert 'position="4"' not in exposition
+    assert 'position="0"' not in exposition
+
+
+def test_names_follow_prometheus_rules(exposition: str) -> None:
+    for family in text_string_to_metric_families(exposition):
+        assert re.fullmatch(r"[a-z][a-z0-9_]*[a-z0-9]", family.name)
+        assert family.documentation.endswith(".")
+        assert not family.name.endswith(("_total", "_count", "_sum", "_bucket", "_info"))
+        assert not re.search(r"_(ms|milliseconds|minutes|kb|percent)$", family.name)
+        assert not any(sample.name.endswith("_created") for sample in family.samples)
+        if family.type == "counter" and not family.name.startswith("process_"):
+            assert all(sample.name == f"{family.name}_total" for sample in family.samples)
+        if family.type == "histogram":
+            assert family.name.endswith("_seconds")
+            bounds = [float(s.labels["le"]) for s in family.samples if s.name.endswith("_bucket")]
+            assert bounds[-1] == float("inf")
+
+
+def test_promtool_finds_nothing_to_say(exposition: str) -> None:
+    beside = Path(__file__).parents[2] / ".tools" / "promtool"
+    promtool = str(beside) if beside.exists() else shutil.which("promtool")
+    if promtool is None:
+        assert os.environ.get("CI") != "true", "promtool is missing: run `make tools`"
+        pytest.skip("promtool is not installed; `make tools` installs it")
+    result = subprocess.run(
+        [promtool, "check", "metrics"], input=exposition, capture_output=True, text=True, check=False
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_a_verification_is_counted_by_position() -> None:
+    metrics = Metrics()
+    metrics.prepare(num_shards=1, speculation_methods=["ngram"], max_speculative_tokens=3)
+    metrics.count_speculation("ngram", drafted=3, accepted=1)
+    metrics.count_speculation("ngram", drafted=2, accepted=2)
+    value = metrics.registry.get_sample_value
+    assert value("drafthouse_speculation_steps_total", {"method": "ngram"}) == 2
+    for position, drafted, accepted in (("1", 2, 2), ("2", 2, 1), ("3", 1, 0)):
+        labels = {"method": "ngram", "position": position}
+        assert value("drafthouse_speculation_drafted_tokens_total", labels) == drafted
+        assert value("drafthouse_speculation_accepted_tokens_total", labels) == accepted

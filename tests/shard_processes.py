@@ -1,0 +1,62 @@
+"""Real shard processes of one group, started without torchrun so that a test can kill exactly one."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+class ShardProcesses:
+    """Ranks listen on `folder`/s-r; their output goes to `folder`/rank-r.log. Flags are those of `python -m shard`."""
+
+    def __init__(self, folder: Path, checkpoint: Path, *, num_ranks: int = 1, **flags: object) -> None:
+        self.folder = folder
+        self.num_ranks = num_ranks
+        values = {"dtype": "float64", "max_total_tokens": 256} | flags
+        self._command = [sys.executable, "-m", "shard", f"--model-path={checkpoint}", f"--uds-path={folder}/s"]
+        self._command += [f"--run-dir={folder}"]
+        self._command += [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> "ShardProcesses":
+        port = free_port()
+        for rank in range(self.num_ranks):
+            environ = os.environ | {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(self.num_ranks),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                "OMP_NUM_THREADS": "1",
+                "PYTHONPATH": os.pathsep.join(sys.path),
+            }
+            with (self.folder / f"rank-{rank}.log").open("ab") as log:
+                self.processes.append(subprocess.Popen(self._command, env=environ, stdout=log, stderr=log))
+        return self
+
+    def kill(self, rank: int) -> None:
+        self.processes[rank].send_signal(signal.SIGKILL)
+
+    def log(self, rank: int = 0) -> str:
+        return (self.folder / f"rank-{rank}.log").read_text()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # As the agent does when one rank is gone: the whole group.
+        for process in self.processes:
+            process.kill()
+        for process in self.processes:
+            process.wait()
+        if error is not None:
+            for rank in range(self.num_ranks):
+                sys.stderr.write(f"--- rank {rank}\n{self.log(rank)}")
