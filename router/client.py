@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TextIO
 
 import grpc
+
 from drafthouse.v1 import generation_pb2, generation_pb2_grpc
 
 _INTERRUPTED = 130

@@ -11,8 +11,8 @@ from contextlib import aclosing
 from typing import Any, TypeVar
 
 import grpc
-from drafthouse.v1 import generation_pb2, generation_pb2_grpc, sampling_pb2
 
+from drafthouse.v1 import generation_pb2, generation_pb2_grpc, sampling_pb2
 from router.errors import Unavailable
 from router.grpc_errors import request_status, to_grpc_status
 from router.interleave import interleave

@@ -4,10 +4,10 @@ Owns the socket and its settings. Knows nothing of what the services do.
 """
 
 import grpc
-from drafthouse.v1 import generation_pb2, generation_pb2_grpc
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from drafthouse.v1 import generation_pb2, generation_pb2_grpc
 from router.generation_service import GenerationService
 from router.health import HealthService
 from router.metrics import Metrics

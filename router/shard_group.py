@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
-from drafthouse.v1 import shard_pb2, shard_pb2_grpc
 
+from drafthouse.v1 import shard_pb2, shard_pb2_grpc
 from router.plan import Phase, StepPlan, StepResult
 from router.wire import methods_from_proto, plan_to_bytes, result_from_proto
 

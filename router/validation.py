@@ -8,7 +8,6 @@ import secrets
 from collections.abc import Sequence
 
 from drafthouse.v1 import generation_pb2, sampling_pb2
-
 from router.errors import InvalidRequest
 from router.request import GenerationRequest, Limits
 from router.sequence import SamplingParams

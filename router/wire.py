@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 
 from drafthouse.v1 import sampling_pb2, shard_pb2
-
 from router.plan import NewSequence, SequenceResult, SequenceStep, StepPlan, StepResult
 
 _METHOD: dict[sampling_pb2.SpeculationMethod.ValueType, str] = {

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from drafthouse.v1 import sampling_pb2, shard_pb2, shard_pb2_grpc
 
+from drafthouse.v1 import sampling_pb2, shard_pb2, shard_pb2_grpc
 from router.plan import NewSequence, SequenceStep, StepPlan
 from router.sequence import SamplingParams
 from tests.router.simulated_shards import SimulatedShards

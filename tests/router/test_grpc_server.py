@@ -8,12 +8,12 @@ from typing import Any
 
 import grpc
 import pytest
-from drafthouse.v1 import generation_pb2, generation_pb2_grpc
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
 
+from drafthouse.v1 import generation_pb2, generation_pb2_grpc
 from router.errors import DeadlineExceeded, Overloaded, Unavailable
 from router.grpc_server import GrpcServer
 from tests.router.fake_engine import PAYLOAD_LIMIT, Served, eventually, serve

@@ -1,8 +1,8 @@
 from typing import Any
 
 import pytest
-from drafthouse.v1 import generation_pb2
 
+from drafthouse.v1 import generation_pb2
 from router.errors import InvalidRequest
 from router.request import Limits
 from router.tokenizer import Tokenizer

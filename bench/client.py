@@ -1,0 +1,55 @@
+"""A client of the public gRPC service that notes when tokens arrive."""
+
+import asyncio
+import time
+
+import grpc
+from drafthouse.v1 import generation_pb2, generation_pb2_grpc
+
+from bench.prompts import Prompt
+from bench.sample import Arrival, Sample
+
+
+class Client:
+    """Greedy answers of exactly `max_new_tokens` tokens. Use inside `async with`."""
+
+    def __init__(self, address: str, *, max_new_tokens: int) -> None:
+        self._channel = grpc.aio.insecure_channel(address)
+        self._stub = generation_pb2_grpc.GenerationServiceStub(self._channel)
+        self._max_new_tokens = max_new_tokens
+
+    async def __aenter__(self) -> "Client":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._channel.close()
+
+    async def model_info(self) -> generation_pb2.GetModelInfoResponse:
+        return await self._stub.GetModelInfo(generation_pb2.GetModelInfoRequest())
+
+    async def token_ids(self, prompt: Prompt) -> list[int]:
+        """The prompt as the service reads it, chat template included."""
+        request = generation_pb2.TokenizeRequest(chat=_chat(prompt))
+        return list((await self._stub.Tokenize(request)).token_ids)
+
+    async def generate(self, prompt: Prompt, *, speculate: int) -> Sample:
+        request = generation_pb2.GenerateRequest(chat=_chat(prompt), speculate=speculate)
+        request.stopping.max_new_tokens = self._max_new_tokens
+        request.stopping.ignore_eos = True
+        token_ids: list[int] = []
+        arrivals: list[Arrival] = []
+        num_steps = 0
+        start_s = time.perf_counter()
+        async for response in self._stub.Generate(request):
+            if response.token_ids:
+                arrivals.append(Arrival(time.perf_counter() - start_s, len(response.token_ids)))
+                token_ids += response.token_ids
+            num_steps = response.speculation.steps
+        return Sample(prompt.id, prompt.workload, tuple(token_ids), tuple(arrivals), num_steps)
+
+    async def generate_together(self, prompts: list[Prompt], *, speculate: int) -> list[Sample]:
+        return await asyncio.gather(*(self.generate(prompt, speculate=speculate) for prompt in prompts))
+
+
+def _chat(prompt: Prompt) -> generation_pb2.ChatMessages:
+    return generation_pb2.ChatMessages(messages=[generation_pb2.ChatMessage(role="user", content=prompt.text)])

@@ -1,0 +1,64 @@
+"""Child processes of the benchmark: they die with it, and their CPU time is read from the kernel."""
+
+import os
+import socket
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from launcher.process import tied_to_parent
+
+_STOP_TIMEOUT_S = 30.0
+
+
+@contextmanager
+def running(
+    command: list[str], *, environ: Mapping[str, str], log: IO[bytes], **pipes: Any
+) -> Iterator[subprocess.Popen[bytes]]:
+    """The started command; on leaving it gets SIGTERM and, much later, SIGKILL. `log` takes what `pipes` do not."""
+    streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log} | pipes
+    process = subprocess.Popen(tied_to_parent(command, parent=os.getpid()), env=dict(environ), **streams)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(_STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def free_ports(count: int) -> list[int]:
+    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports: list[int] = [listener.getsockname()[1] for listener in listeners]
+    for listener in listeners:
+        listener.close()
+    return ports
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process, in the kernel's ticks of usually 10 ms (proc(5), fields 14 and 15)."""
+    # The name in field 2 may hold spaces and brackets.
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def child_running(parent: int, module: str) -> int:
+    """The process id of the child of `parent` that runs `python -m module`. Raises LookupError."""
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdecimal() and _parent(folder) == parent:
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+            if [b"-m", module.encode()] in [words[i : i + 2] for i in range(len(words))]:
+                return int(folder.name)
+    raise LookupError(f"process {parent} has no child that runs the module {module}")
+
+
+def _parent(folder: Path) -> int | None:
+    """None for a process that ended meanwhile."""
+    try:
+        return int((folder / "stat").read_text().rpartition(") ")[2].split()[1])
+    except OSError:
+        return None

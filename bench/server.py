@@ -1,0 +1,62 @@
+"""The service under measurement, started as a user starts it: `python -m launcher`."""
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from launcher.readiness import is_healthy
+
+from bench.config import BenchConfig, child_environ
+from bench.errors import BenchError
+from bench.processes import child_running, free_ports, running
+
+_HOST = "127.0.0.1"
+_START_TIMEOUT_S = 300.0
+_LOG_TAIL_LINES = 15
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A ready service. `start_s`: from its launch to its readiness."""
+
+    grpc_address: str
+    metrics_url: str
+    router_pid: int
+    start_s: float
+
+
+@contextmanager
+def launched(config: BenchConfig) -> Iterator[Server]:
+    """Raises BenchError with the end of the log if the service does not become ready."""
+    port, grpc_port = free_ports(2)
+    command = [sys.executable, "-m", "launcher", "--num-shard=1", f"--speculate={config.speculate}"]
+    command += [f"--threads={config.threads}", f"--hostname={_HOST}", f"--port={port}", f"--grpc-port={grpc_port}"]
+    # Every prompt is measured several times; answered from the cache it would be another measurement.
+    command += ["--disable-prefix-caching"]
+    if config.model_id is not None:
+        command += [f"--model-id={config.model_id}"]
+    with tempfile.TemporaryFile() as log:
+        start_s = time.monotonic()
+        with running(command, environ=child_environ(config.threads), log=log) as process:
+            _wait_until_healthy(process, port, deadline_s=start_s + _START_TIMEOUT_S, log=log)
+            yield Server(
+                grpc_address=f"{_HOST}:{grpc_port}",
+                metrics_url=f"http://{_HOST}:{port}/metrics",
+                router_pid=child_running(process.pid, "router"),
+                start_s=time.monotonic() - start_s,
+            )
+
+
+def _wait_until_healthy(
+    process: subprocess.Popen[bytes], port: int, *, deadline_s: float, log: "tempfile._TemporaryFileWrapper[bytes]"
+) -> None:
+    while not is_healthy(_HOST, port):
+        if process.poll() is not None or time.monotonic() > deadline_s:
+            log.seek(0)
+            tail = log.read().decode(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
+            raise BenchError("the service did not become ready; the end of its log:\n" + "\n".join(tail))
+        time.sleep(0.1)

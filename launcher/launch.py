@@ -1,0 +1,93 @@
+"""One launch from start to end: resolve the model, make the private folder, supervise the two children in it."""
+
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from launcher.agent_log import AgentLog
+from launcher.commands import RunPaths, agent_spec, make_output_pipes, router_spec
+from launcher.config import MAX_UDS_PREFIX_BYTES, LauncherConfig, with_model_length
+from launcher.errors import LaunchError
+from launcher.log_pump import LogPump
+from launcher.logs import LogWriter
+from launcher.readiness import is_healthy, reachable_host
+from launcher.resolve import ModelRequest, ResolvedModel, resolve
+from launcher.supervisor import Service, Supervisor
+
+
+@dataclass(frozen=True, slots=True)
+class Programs:
+    """The commands of the two programs, without their flags."""
+
+    shard: tuple[str, ...] = (sys.executable, "-m", "shard")
+    router: tuple[str, ...] = (sys.executable, "-m", "router")
+
+
+def launch(config: LauncherConfig, environ: Mapping[str, str], log: LogWriter, programs: Programs | None = None) -> int:
+    """Serves until a signal or a failure; returns the exit code. Raises LaunchError and ConfigError before that."""
+    request = ModelRequest(config.model_id, config.revision, config.dtype, config.huggingface_hub_cache)
+    model = resolve(request, log)
+    config = with_model_length(config, model.max_positions)
+    started_s = time.monotonic()  # after a download or conversion, which happens once
+    run_dir = Path(tempfile.mkdtemp(prefix="drafthouse-"))  # mode 0700
+    pump = LogPump()
+    try:
+        return _supervisor(config, model, run_dir, environ, log, pump, programs or Programs(), started_s).run()
+    finally:
+        pump.close()
+        shutil.rmtree(run_dir, ignore_errors=True)
+
+
+def _supervisor(
+    config: LauncherConfig,
+    model: ResolvedModel,
+    run_dir: Path,
+    environ: Mapping[str, str],
+    log: LogWriter,
+    pump: LogPump,
+    programs: Programs,
+    started_s: float,
+) -> Supervisor:
+    assert config.num_shard is not None
+    paths = RunPaths(run_dir, config.shard_uds_path or str(run_dir / "shard"))
+    if len(os.fsencode(paths.uds_prefix)) > MAX_UDS_PREFIX_BYTES:
+        raise LaunchError(f"{run_dir} is too long for a socket's path; set TMPDIR or --shard-uds-path to a shorter one")
+    for rank, descriptor in enumerate(make_output_pipes(paths, config.num_shard)):
+        pump.add(descriptor, partial(log.relay, f"shard {rank}"))
+
+    def follow_agent() -> tuple[Callable[[str], None], Callable[[], None]]:
+        agent_log = AgentLog()
+
+        def write(entries: list[tuple[str, str]]) -> None:
+            for level, message in entries:
+                log.log(level, "shards", message)
+
+        return lambda line: write(agent_log.feed(line)), lambda: write(agent_log.close())
+
+    def announce() -> None:
+        host = reachable_host(config.hostname)
+        log.info(
+            f"ready in {time.monotonic() - started_s:.1f} s: {model.model_id} ({config.dtype}), "
+            f"{config.num_shard} shard{'s' if config.num_shard != 1 else ''}, speculation "
+            f"{f'up to {config.speculate} tokens' if config.speculate else 'off'}; "
+            f"gRPC {host}:{config.grpc_port}, HTTP http://{host}:{config.port}"
+        )
+
+    if model.weights_note:
+        log.info(f"weights of {model.model_id}: {model.weights_note}")
+    agent = agent_spec(config, model, paths, environ, list(programs.shard))
+    router = router_spec(config, model, paths, environ, list(programs.router))
+    return Supervisor(
+        [Service(agent, follow_agent), Service(router, lambda: (partial(log.relay, "router"), None))],
+        run_dir=run_dir,
+        pump=pump,
+        log=log,
+        is_ready=partial(is_healthy, config.hostname, config.port),
+        on_ready=announce,
+    )

@@ -1,0 +1,87 @@
+"""One child process: start it, tell whether it lives, stop it. Must not know what the child is for."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.log_pump import LogPump
+
+EXEC_CHILD = Path(__file__).with_name("exec_child.py")
+
+
+def tied_to_parent(command: list[str], *, parent: int, output: str = "-") -> list[str]:
+    """`command`, wrapped so that the kernel kills it when its parent dies. For the arguments see exec_child.py."""
+    return [sys.executable, "-I", "-S", str(EXEC_CHILD), str(parent), output, *command]
+
+
+@dataclass(frozen=True, slots=True)
+class ChildSpec:
+    """What to run, and how long it may take to end after SIGTERM."""
+
+    name: str
+    command: list[str]
+    environ: Mapping[str, str]
+    grace_s: float
+
+
+class Child:
+    """A started child, leader of a process group of its own so that a terminal's Ctrl-C reaches only the launcher.
+
+    Start it on a thread that lives as long as the launcher: the kernel's "parent died" means that thread.
+    """
+
+    def __init__(
+        self, spec: ChildSpec, pump: LogPump, on_line: Callable[[str], None], on_end: Callable[[], None] | None = None
+    ) -> None:
+        self.name = spec.name
+        self._grace_s = spec.grace_s
+        self._process = subprocess.Popen(
+            tied_to_parent(spec.command, parent=os.getpid()),
+            env=dict(spec.environ),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            process_group=0,
+        )
+        assert self._process.stdout is not None
+        # The pump closes its own copy, whenever the last writer is gone.
+        pump.add(os.dup(self._process.stdout.fileno()), on_line, on_end)
+        self._process.stdout.close()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def exit_code(self) -> int | None:
+        """None while it runs; negative: the number of the signal that ended it."""
+        return self._process.poll()
+
+    def stop(self, hurried: Callable[[], bool]) -> bool:
+        """SIGTERM, wait, SIGKILL to the group. True when it ended by itself. `hurried` cuts the wait short."""
+        if self.exit_code() is not None:
+            return True
+        self._process.terminate()
+        deadline = time.monotonic() + self._grace_s
+        while time.monotonic() < deadline and not hurried():
+            if self.exit_code() is not None:
+                return True
+            time.sleep(0.02)
+        if self.exit_code() is not None:
+            return True
+        os.killpg(self.pid, signal.SIGKILL)
+        self._process.wait()
+        return False
+
+
+def describe_exit(code: int) -> str:
+    if code >= 0:
+        return f"exited with code {code}"
+    try:
+        return f"was ended by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"was ended by signal {-code}"

@@ -1,0 +1,89 @@
+"""Owns attention over paged keys and values: the path that runs on CPU and CUDA and that faster ones must equal.
+
+Per group: blocks are gathered into scratch laid out by absolute position, the step's own rows are put at theirs, and
+one fused kernel does the rest. What the scratch holds beyond a row's position is finite and hidden by the mask.
+Knows nothing of weights, rotary positions or who owns a block.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from shard.attention_groups import AttentionGroup
+from shard.forward_batch import ForwardBatch
+from shard.kv_cache import KVCache
+
+KERNEL = "torch-sdpa"
+
+
+def attend(qkv: Tensor, *, layer: int, batch: ForwardBatch, cache: KVCache) -> Tensor:
+    """Rotated [N, q heads + 2 * kv heads, head_dim] -> [N, q heads * head_dim]; keys and values are stored."""
+    num_rows, num_heads = qkv.shape[0], qkv.shape[1] - 2 * cache.num_kv_heads
+    q, kv = qkv[:, :num_heads], qkv[:, num_heads:]
+    step_kv = cache.step_rows(layer)[: batch.num_step_rows]
+    if batch.num_step_rows:
+        step_kv.copy_(kv[: batch.num_step_rows])
+    if batch.direct_index is not None:
+        cache.write(layer, batch.direct_index, kv[batch.num_step_rows :])
+    out = q.new_empty((num_rows, num_heads, cache.head_dim))
+    for group in batch.groups:
+        _fill_scratch(group, step_kv, layer, cache)
+        _attend_group(q, out, group, cache)
+    return out.view(num_rows, -1)
+
+
+def _fill_scratch(group: AttentionGroup, step_kv: Tensor, layer: int, cache: KVCache) -> None:
+    torch.index_select(cache.pages(layer), 0, group.pages, out=group.scratch_pages)
+    if group.own is None:
+        return
+    if group.rows is None:
+        own = step_kv[group.first_row : group.first_row + group.num_real_rows]
+    else:
+        own = step_kv.index_select(0, group.rows)
+    group.scratch_tokens.index_copy_(0, group.own, own.view(-1, cache.head_dim))
+
+
+def _attend_group(q: Tensor, out: Tensor, group: AttentionGroup, cache: KVCache) -> None:
+    """Write the group's rows of `out`; q and out are [N, q heads, head_dim]."""
+    shape = (group.num_spans, group.num_rows, cache.num_kv_heads, -1, cache.head_dim)
+    if group.padded_rows is None:
+        rows = slice(group.first_row, group.first_row + group.num_real_rows)
+        queries, target = q[rows].view(shape), out[rows].view(shape)
+    else:
+        queries, target = q.index_select(0, group.padded_rows).view(shape), None
+    if group.is_chunk:
+        attended = _attend_chunk(queries, group.keys, group.values, group.mask)
+    else:
+        attended = _attend_step(queries, group.keys, group.values, group.folded_mask(queries.shape[3]))
+    if target is not None:
+        target.copy_(attended)
+    elif group.rows is not None and group.places is not None:
+        flat = attended.reshape(-1, *out.shape[1:])
+        out.index_copy_(0, group.rows, flat.index_select(0, group.places))
+
+
+def _attend_step(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    """Few rows, many keys: the heads of a kv group are laid into the query length and share one pass over its keys.
+
+    q [S, R, kv heads, G, D], keys and values [S, kv heads, L, D], mask [S, 1, R * G, L] -> [S, R, kv heads, G, D].
+    """
+    spans, rows, kv_heads, group, dim = q.shape
+    folded = q.transpose(1, 2).reshape(spans, kv_heads, rows * group, dim)
+    attended = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask)
+    return attended.view(spans, kv_heads, rows, group, dim).transpose(1, 2)
+
+
+def _attend_chunk(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    """Many rows of one sequence: a kv head is a batch entry that its query heads read through a stride of zero.
+
+    q [1, R, kv heads, G, D], keys and values [1, kv heads, L, D], mask [1, 1, R, L] -> [1, R, kv heads, G, D].
+    """
+    by_head = q.squeeze(0).permute(1, 2, 0, 3)
+    shared = (*by_head.shape[:2], *keys.shape[2:])
+    attended = F.scaled_dot_product_attention(
+        by_head,
+        keys.transpose(0, 1).expand(shared),
+        values.transpose(0, 1).expand(shared),
+        attn_mask=mask,
+    )
+    return attended.permute(2, 0, 1, 3).unsqueeze(0)

@@ -1,0 +1,76 @@
+"""Owns the files of a safetensors checkpoint: which file holds which tensor, and reading a part of one.
+
+Format: huggingface.co/docs/safetensors; several files are tied together by model.safetensors.index.json. Nothing is
+ever unpickled. Knows no model.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+INDEX_FILE = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
+
+
+class CheckpointError(Exception):
+    """The weights cannot be loaded; the message names the file or tensor and what is wrong with it."""
+
+
+class Checkpoint:
+    """All tensors of a model folder, by name."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Open every file and read its header. CheckpointError for missing and broken files."""
+        folder = Path(path)
+        self._files: dict[str, Any] = {}
+        for file, listed in _files(folder).items():
+            opened = _open(folder / file)
+            held = set(opened.keys())
+            if missing := sorted((listed or held) - held):
+                raise CheckpointError(f"{folder / file} does not hold tensor {missing[0]}, which {INDEX_FILE} lists")
+            self._files |= dict.fromkeys(held, opened)
+
+    def names(self) -> set[str]:
+        """Every tensor in the files."""
+        return set(self._files)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Full shape of a tensor. CheckpointError if there is none of that name."""
+        if name not in self._files:
+            raise CheckpointError(f"tensor {name} is missing from the weights files")
+        return tuple(self._files[name].get_slice(name).get_shape())
+
+    def read(self, name: str, *, dim: int, start: int, stop: int) -> Tensor:
+        """Rows start:stop of dimension `dim`, in the dtype of the file, on CPU. Only these bytes are read."""
+        part: Tensor = self._files[name].get_slice(name)[(*(slice(None),) * dim, slice(start, stop))]
+        return part
+
+
+def _files(folder: Path) -> dict[str, set[str] | None]:
+    """File name -> tensors it must hold (None: whatever it holds)."""
+    index = folder / INDEX_FILE
+    if not index.exists():
+        if not (folder / SINGLE_FILE).exists():
+            raise CheckpointError(f"{folder} holds neither {SINGLE_FILE} nor {INDEX_FILE}")
+        return {SINGLE_FILE: None}
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files: dict[str, set[str] | None] = {}
+        for name, file in weight_map.items():
+            files[file] = (files.get(file) or set()) | {name}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index} is not a safetensors index: {error!r}") from error
+    for file in files:
+        if not (folder / file).exists():
+            raise CheckpointError(f"{folder / file} is missing; {INDEX_FILE} lists it (incomplete download?)")
+    return files
+
+
+def _open(file: Path) -> Any:
+    try:
+        return safe_open(file, framework="pt", device="cpu")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file} is truncated or not a safetensors file: {error}") from error

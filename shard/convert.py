@@ -1,0 +1,200 @@
+"""`python -m shard.convert --gguf FILE --output FOLDER --dtype …`: a GGUF file as a checkpoint of safetensors.
+
+transformers reads the file; what it made of it is then compared, tensor by tensor, with the file's own values (package
+gguf, an independent reader). Only files that come out exactly are accepted, any other is refused with one line on
+stderr, because both readers skip in silence what they do not know. Progress goes to stdout. Owns the note beside the
+weights (`drafthouse.json`); knows nothing of where converted models are kept.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+from gguf import GGUFReader, ReaderTensor
+from gguf.quants import dequantize
+from tokenizers import pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+NOTE_FILE = "drafthouse.json"
+
+# The families whose tensor names and row order in GGUF are written down below.
+ARCHITECTURES = ("llama", "qwen3")
+# Ways to split text before the merges (`tokenizer.ggml.pre`) that transformers, or `_load_tokenizer`, reproduces.
+PRE_TOKENIZERS = ("gpt-2", "smollm", "llama3", "llama-v3", "llama-bpe", "qwen2", "deepseek-r1-qwen")
+UNQUANTIZED = ("F32", "F16", "BF16")
+
+_TOP_LEVEL = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_IN_LAYER = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+
+
+class ConversionError(Exception):
+    """The file cannot be converted exactly; the message is for the user."""
+
+
+def convert(gguf: Path, output: Path, dtype: torch.dtype) -> None:
+    """Writes config, generation config, weights, tokenizer, chat template and note. Raises ConversionError."""
+    reader = _open(gguf)
+    architecture = _check_metadata(reader)
+    _say(f"reading {len(reader.tensors)} tensors")
+    loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    if loaded.config.model_type != architecture:
+        raise ConversionError(f"its architecture {architecture} is read as {loaded.config.model_type}")
+    _say("comparing them with the file")
+    _check_tensors(reader, loaded, architecture)
+    tokenizer = _load_tokenizer(gguf, reader)
+    _say("writing safetensors")
+    output.mkdir(parents=True, exist_ok=True)
+    _writable_copy(loaded, dtype).save_pretrained(output)
+    tokenizer.save_pretrained(output)
+    _drop_invented_tokens(output, vocab_size=loaded.config.vocab_size)
+    (output / NOTE_FILE).write_text(json.dumps({"weights_note": weights_note(reader.tensors)}) + "\n", encoding="utf-8")
+
+
+def weights_note(tensors: list[ReaderTensor]) -> str:
+    """What happened to the weights, for people: quantized types by how many tensors have them."""
+    types = [name for name, _ in Counter(tensor.tensor_type.name for tensor in tensors).most_common()]
+    quantized = [name for name in types if name not in UNQUANTIZED]
+    return f"dequantized from {', '.join(quantized)}" if quantized else f"converted from GGUF ({', '.join(types)})"
+
+
+def checkpoint_name(gguf_name: str) -> str | None:
+    """The name a tensor of the file has in a transformers checkpoint; None if it is not known here."""
+    stem, _, kind = gguf_name.rpartition(".")
+    if kind not in ("weight", "bias"):
+        return None
+    if stem in _TOP_LEVEL:
+        return f"{_TOP_LEVEL[stem]}.{kind}"
+    match = re.fullmatch(r"blk\.(\d+)\.(\w+)", stem)
+    if match is None or match[2] not in _IN_LAYER:
+        return None
+    return f"model.layers.{match[1]}.{_IN_LAYER[match[2]]}.{kind}"
+
+
+def _open(gguf: Path) -> GGUFReader:
+    try:
+        return GGUFReader(gguf)
+    except (ValueError, IndexError, KeyError, OverflowError) as error:
+        raise ConversionError(f"the file is damaged or not GGUF ({error})") from error
+
+
+def _check_metadata(reader: GGUFReader) -> str:
+    """The architecture. Refuses what transformers would leave out without saying so."""
+    architecture = _text(reader, "general.architecture")
+    if architecture not in ARCHITECTURES:
+        raise ConversionError(f"its architecture is {architecture or 'not given'}; {', '.join(ARCHITECTURES)} can be")
+    scaling = _text(reader, f"{architecture}.rope.scaling.type")
+    if scaling not in (None, "none"):
+        raise ConversionError(f"its rope scaling ({scaling}) cannot be carried over; use the safetensors of this model")
+    model, split = _text(reader, "tokenizer.ggml.model"), _text(reader, "tokenizer.ggml.pre")
+    if model == "gpt2" and split not in PRE_TOKENIZERS:
+        raise ConversionError(f"its tokenizer splits text in a way that is not known here ({split or 'not given'})")
+    return architecture
+
+
+def _text(reader: GGUFReader, key: str) -> str | None:
+    field = reader.get_field(key)
+    return None if field is None else str(field.contents())
+
+
+def _check_tensors(reader: GGUFReader, model: PreTrainedModel, architecture: str) -> None:
+    """Every tensor of the file is in the model with exactly its values, and the model has no others."""
+    parameters = dict(model.named_parameters())  # a tied lm_head is not listed twice
+    for tensor in reader.tensors:
+        name = checkpoint_name(tensor.name)
+        if name is None or name not in parameters:
+            raise ConversionError(f"its tensor {tensor.name} has no place in a {architecture} model")
+        expected = np.array(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
+        if architecture == "llama" and name.endswith(("q_proj.weight", "k_proj.weight", "q_proj.bias", "k_proj.bias")):
+            expected = _half_rotation_order(expected, head_dim=model.config.head_dim)
+        if not np.array_equal(parameters.pop(name).detach().numpy(), expected):
+            raise ConversionError(f"its tensor {tensor.name} ({tensor.tensor_type.name}) does not come out exactly")
+    if parameters:
+        raise ConversionError(f"it lacks the tensor for {next(iter(parameters))}")
+
+
+def _half_rotation_order(rows: np.ndarray, *, head_dim: int) -> np.ndarray:
+    """A head's rows from GGUF's order, where rotated pairs are neighbours, to halves: pair i is rows i and i + d/2."""
+    pairs = rows.reshape(-1, head_dim // 2, 2, *rows.shape[1:])
+    return np.ascontiguousarray(pairs.swapaxes(1, 2).reshape(rows.shape))
+
+
+def _load_tokenizer(gguf: Path, reader: GGUFReader) -> PreTrainedTokenizerBase:
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    if _text(reader, "tokenizer.ggml.pre") == "smollm":
+        # SmolLM sets every digit apart before GPT-2's split. Without it a run of spaces before a number is cut
+        # differently ("a  1"), although single digits come out alike.
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        bytes_of_words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, bytes_of_words])
+    return tokenizer
+
+
+def _drop_invented_tokens(folder: Path, *, vocab_size: int) -> None:
+    """Removes special tokens that the file does not have: transformers appends GPT-2's where a vocabulary lacks it,
+    with an id past the end of the embedding."""
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    added = content["added_tokens"]
+    content["added_tokens"] = [token for token in added if token["id"] < vocab_size]
+    path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    invented = {token["content"] for token in added if token["id"] >= vocab_size}
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    kept = {key: value for key, value in settings.items() if not (isinstance(value, str) and value in invented)}
+    path.write_text(json.dumps(kept, ensure_ascii=False, indent=2), encoding="utf-8")
+
+
+def _writable_copy(loaded: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """The same weights in a model that does not take itself for quantized, which transformers refuses to save."""
+    plain = {key: value for key, value in loaded.config.to_dict().items() if key != "quantization_config"}
+    config = AutoConfig.for_model(**plain)
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
+    weights = {key: value.to(dtype) for key, value in loaded.state_dict().items()}
+    model.load_state_dict(weights, strict=True, assign=True)
+    model.tie_weights()
+    model.config.dtype = dtype
+    model.generation_config = loaded.generation_config
+    return model
+
+
+def _say(progress: str) -> None:
+    print(progress, flush=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m shard.convert", description="Convert a GGUF file to safetensors.")
+    parser.add_argument("--gguf", type=Path, required=True, help="the file to read")
+    parser.add_argument("--output", type=Path, required=True, help="the folder to write")
+    parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], required=True)
+    flags = parser.parse_args(argv)
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        convert(flags.gguf, flags.output, getattr(torch, flags.dtype))
+    except ConversionError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

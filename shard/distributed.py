@@ -1,0 +1,61 @@
+"""Owns the tensor-parallel group: its collectives and its life. Knows nothing of models or steps.
+
+A group of one needs no process group and its collectives do nothing, so single-rank code takes the same path.
+"""
+
+import os
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class TPGroup:
+    """The ranks that hold one model together. Collectives are called by all ranks in the same order."""
+
+    def __init__(self, *, rank: int = 0, size: int = 1) -> None:
+        self.rank = rank
+        self.size = size
+
+    @classmethod
+    def init(cls, backend: str, timeout_s: float) -> "TPGroup":
+        """Join the group that torchrun's environment describes (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, …).
+
+        `backend` is "gloo" on CPU and "nccl" on CUDA. A collective that waits longer than `timeout_s` fails.
+        """
+        rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        device = None
+        if backend == "nccl":
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            torch.cuda.set_device(device)
+        if size > 1:
+            dist.init_process_group(
+                backend, rank=rank, world_size=size, timeout=timedelta(seconds=timeout_s), device_id=device
+            )
+        return cls(rank=rank, size=size)
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        """Sum over the ranks, in place; returns x. Every rank ends with the same bits."""
+        if self.size > 1:
+            dist.all_reduce(x)
+        return x
+
+    def all_gather(self, x: Tensor) -> Tensor:
+        """The x of every rank, in rank order: [size, *x.shape]."""
+        if self.size == 1:
+            return x.unsqueeze(0)
+        out = x.new_empty((self.size, *x.shape))
+        dist.all_gather_into_tensor(out.view(-1), x.contiguous().view(-1))
+        return out
+
+    def broadcast(self, x: Tensor) -> Tensor:
+        """Rank 0's x on every rank, in place; returns x."""
+        if self.size > 1:
+            dist.broadcast(x, src=0)
+        return x
+
+    def close(self) -> None:
+        """Leave the group. The object is not used afterwards."""
+        if self.size > 1:
+            dist.destroy_process_group()

@@ -1,0 +1,95 @@
+"""Owns the bytes of keys and values: the pages of committed tokens and the buffer of a step's undecided ones.
+
+Which block belongs to whom is decided elsewhere; here a block is a number. Block 0 is nobody's: tables are padded with
+it and rejected rows are written to it. Everything begins as zeros and stays finite, because masked attention still
+multiplies what it does not see by zero.
+
+    pages      [layer, K or V, block, kv head, place in block, head_dim]
+    step rows  [layer, row, K or V, kv head, head_dim]
+
+A page of one head is one contiguous row of block_size * head_dim elements, so that a gather of blocks into keys and
+values that are contiguous per sequence and head is a single index_select.
+"""
+
+import torch
+from torch import Tensor
+
+
+class KVCache:
+    """Blocks 1..num_blocks of `block_size` tokens for the kv heads of this rank, and room for `max_step_rows`."""
+
+    def __init__(
+        self,
+        *,
+        num_layers: int,
+        num_blocks: int,
+        block_size: int,
+        num_kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        max_step_rows: int,
+    ) -> None:
+        self.num_layers = num_layers
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.num_kv_heads = num_kv_heads
+        self.head_dim = head_dim
+        self.dtype = dtype
+        self.device = device
+        self.max_step_rows = max_step_rows
+        pages = torch.zeros(
+            (num_layers, 2, num_blocks + 1, num_kv_heads, block_size, head_dim), dtype=dtype, device=device
+        )
+        self._page_tokens = pages.view(num_layers, -1, head_dim)
+        self._steps = torch.zeros((num_layers, max_step_rows, 2 * num_kv_heads, head_dim), dtype=dtype, device=device)
+        # views by layer are made once: a view costs a microsecond, and a step needs them in every layer
+        self._layer_pages = list(pages.view(num_layers, -1, block_size * head_dim).unbind())
+        self._layer_tokens = list(self._page_tokens.unbind())
+        self._layer_steps = list(self._steps.unbind())
+        self._workspace = torch.empty(0, dtype=dtype, device=device)
+        # offsets of the rows of one token in a layer's tokens, [2 * kv heads]
+        plane = torch.arange(2, device=device)[:, None] * ((num_blocks + 1) * num_kv_heads * block_size)
+        self._head_offsets = (plane + torch.arange(num_kv_heads, device=device) * block_size).view(-1)
+
+    @staticmethod
+    def bytes_per_block(
+        *, num_layers: int, block_size: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype
+    ) -> int:
+        """Bytes that one block takes on this rank, all layers together."""
+        return num_layers * 2 * num_kv_heads * block_size * head_dim * dtype.itemsize
+
+    def pages(self, layer: int) -> Tensor:
+        """[2 * (num_blocks + 1) * kv heads, block_size * head_dim]; a row is one head of one block (`page_index`)."""
+        return self._layer_pages[layer]
+
+    def step_rows(self, layer: int) -> Tensor:
+        """[max_step_rows, 2 * kv heads, head_dim], keys before values."""
+        return self._layer_steps[layer]
+
+    def page_index(self, blocks: Tensor) -> Tensor:
+        """Rows of `pages` that lay out blocks [S, B] as [K or V, S, kv head, B], flattened."""
+        plane = torch.arange(2, device=self.device)[:, None, None, None] * (self.num_blocks + 1)
+        head = torch.arange(self.num_kv_heads, device=self.device)[:, None]
+        return ((plane + blocks[:, None, :]) * self.num_kv_heads + head).view(-1)
+
+    def token_index(self, slots: Tensor) -> Tensor:
+        """Where the keys and values of tokens at physical slots [M] lie in a layer's tokens: [M * 2 * kv heads]."""
+        block = torch.div(slots, self.block_size, rounding_mode="floor")
+        first = slots + block * (self.block_size * (self.num_kv_heads - 1))
+        return (first[:, None] + self._head_offsets).view(-1)
+
+    def write(self, layer: int, token_index: Tensor, kv: Tensor) -> None:
+        """Write committed rows [M, 2 * kv heads, head_dim] at `token_index`."""
+        self._layer_tokens[layer].index_copy_(0, token_index, kv.reshape(-1, self.head_dim))
+
+    def commit(self, rows: Tensor, physical_slots: Tensor) -> None:
+        """Copy step rows [M] of all layers to their physical slots [M]; a row that was rejected goes to slot 0."""
+        kept = self._steps.index_select(1, rows).view(self.num_layers, -1, self.head_dim)
+        self._page_tokens.index_copy_(1, self.token_index(physical_slots), kept)
+
+    def workspace(self, num_elements: int) -> Tensor:
+        """A flat buffer that the layers and groups of a step use in turn; its content is not kept."""
+        if self._workspace.numel() < num_elements:
+            self._workspace = torch.zeros(num_elements, dtype=self.dtype, device=self.device)
+        return self._workspace[:num_elements]

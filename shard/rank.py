@@ -1,0 +1,127 @@
+"""Builds one rank out of its configuration: group, model, cache, runner; and says what it is.
+
+The order matters: settings and files are checked before the group forms, so that an error is said once and at once.
+"""
+
+import logging
+import os
+import secrets
+import time
+from dataclasses import dataclass
+
+import torch
+
+from drafthouse.v1 import sampling_pb2, shard_pb2
+from shard.config import ConfigError, ShardConfig
+from shard.distributed import TPGroup
+from shard.kv_cache import KVCache
+from shard.memory import num_kv_blocks
+from shard.model_config import ModelConfig
+from shard.model_runner import ModelRunner
+from shard.models import load_model
+from shard.speculation.ngram import NgramProposer
+from shard.states import SequenceStates
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Rank:
+    group: TPGroup
+    runner: ModelRunner
+    info: shard_pb2.GetInfoResponse
+
+
+def build_rank(config: ShardConfig) -> Rank:
+    """Raises ConfigError, CheckpointError or ValueError for what a restart cannot mend."""
+    torch.set_num_threads(config.threads)
+    model_config = ModelConfig.from_folder(config.model_path)
+    if config.max_total_tokens > model_config.max_position_embeddings:
+        raise ConfigError(
+            f"--max-total-tokens {config.max_total_tokens} is more than the model's "
+            f"{model_config.max_position_embeddings} positions; lower it"
+        )
+    device = (
+        torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        if torch.cuda.is_available()
+        else torch.device("cpu")
+    )
+    dtype: torch.dtype = getattr(torch, config.dtype)
+    group = TPGroup.init("nccl" if device.type == "cuda" else "gloo", config.collective_timeout)
+    start = time.monotonic()
+    model = load_model(model_config, config.model_path, group=group, dtype=dtype, device=device, progress=_Progress())
+    log.info("weights loaded in %.1f s", time.monotonic() - start)
+
+    cache = _make_cache(config, model_config, num_kv_heads=model.num_kv_heads, device=device, num_ranks=group.size)
+    states = SequenceStates(
+        num_slots=config.max_batch_size,
+        max_total_tokens=config.max_total_tokens,
+        num_speculative_tokens=config.speculate,
+        device=device,
+    )
+    runner = ModelRunner(
+        model=model,
+        vocab_size=model_config.vocab_size,
+        cache=cache,
+        states=states,
+        group=group,
+        proposer=NgramProposer(num_speculative_tokens=config.speculate) if config.speculate else None,
+    )
+    info = shard_pb2.GetInfoResponse(
+        shard_incarnation=_draw_incarnation(group, device),
+        rank=group.rank,
+        world_size=group.size,
+        model_type=model_config.model_type,
+        dtype=config.dtype,
+        device=str(torch.cuda.get_device_name(device)) if device.type == "cuda" else "cpu",
+        vocab_size=model_config.vocab_size,
+        max_total_tokens=config.max_total_tokens,
+        max_batch_size=config.max_batch_size,
+        max_batch_prefill_tokens=config.max_batch_prefill_tokens,
+        num_blocks=cache.num_blocks,
+        block_size=config.block_size,
+        speculate=config.speculate,
+        speculation_methods=[sampling_pb2.SPECULATION_METHOD_NGRAM] if config.speculate else [],
+        kernels=model.kernels,
+        weights=config.weights_note,
+    )
+    return Rank(group, runner, info)
+
+
+def _make_cache(
+    config: ShardConfig, model: ModelConfig, *, num_kv_heads: int, device: torch.device, num_ranks: int
+) -> KVCache:
+    dtype: torch.dtype = getattr(torch, config.dtype)
+    bytes_per_block = KVCache.bytes_per_block(
+        num_layers=model.num_layers,
+        block_size=config.block_size,
+        num_kv_heads=num_kv_heads,
+        head_dim=model.head_dim,
+        dtype=dtype,
+    )
+    return KVCache(
+        num_layers=model.num_layers,
+        num_blocks=num_kv_blocks(config, bytes_per_block=bytes_per_block, device=device, ranks_on_host=num_ranks),
+        block_size=config.block_size,
+        num_kv_heads=num_kv_heads,
+        head_dim=model.head_dim,
+        dtype=dtype,
+        device=device,
+        max_step_rows=config.max_batch_size * (1 + config.speculate),
+    )
+
+
+def _draw_incarnation(group: TPGroup, device: torch.device) -> int:
+    return int(group.broadcast(torch.tensor([secrets.randbits(62)], device=device)).item())
+
+
+class _Progress:
+    """Says how far loading is, at most once a second."""
+
+    def __init__(self) -> None:
+        self._next_s = time.monotonic() + 1
+
+    def __call__(self, done: int, total: int) -> None:
+        if time.monotonic() >= self._next_s:
+            self._next_s = time.monotonic() + 1
+            log.info("loading weights: %.2f of %.2f GB", done / 1e9, total / 1e9)

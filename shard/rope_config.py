@@ -1,0 +1,93 @@
+"""Owns what a checkpoint says about rotary positions: the variant and its constants, in one normal form.
+
+Only variants whose rotation is a function of the position alone are accepted: dynamic and longrope change the
+rotation of old tokens as a sequence grows, which neither a KV cache nor a replay can honour.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+SUPPORTED = ("default", "linear", "llama3", "yarn")
+
+
+@dataclass(frozen=True, slots=True)
+class RopeConfig:
+    """Constants of one rotary variant; fields that a variant does not use keep their defaults."""
+
+    rope_type: str
+    theta: float
+    factor: float = 1.0
+    original_max_position_embeddings: int = 0
+    # llama3
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 1.0
+    # yarn; attention_factor scales both cosine and sine
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    attention_factor: float = 1.0
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any], max_position_embeddings: int) -> "RopeConfig":
+        """Read the rope entries of a config.json. ValueError names what is missing or unsupported."""
+        entry = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+        if any(isinstance(value, dict) for value in entry.values()):
+            raise ValueError("rope_parameters that differ by layer type are not supported (supported: one set)")
+        rope_type = entry.get("rope_type", entry.get("type", "default"))
+        if rope_type not in SUPPORTED:
+            raise ValueError(f"rope type {rope_type!r} is not supported (supported: {', '.join(SUPPORTED)})")
+        partial = entry.get("partial_rotary_factor", raw.get("partial_rotary_factor"))
+        if partial not in (None, 1, 1.0):
+            raise ValueError(f"partial_rotary_factor {partial} is not supported (supported: 1.0)")
+        theta = float(entry.get("rope_theta") or raw.get("rope_theta") or 10000.0)
+        if rope_type == "default":
+            return cls(rope_type=rope_type, theta=theta)
+        original = (
+            raw.get("original_max_position_embeddings")
+            or entry.get("original_max_position_embeddings")
+            or max_position_embeddings
+        )
+        factor = entry.get("factor")
+        if factor is None and rope_type == "yarn":
+            factor = max_position_embeddings / original
+        if rope_type == "llama3":
+            return cls(
+                rope_type=rope_type,
+                theta=theta,
+                factor=_number(factor, "factor"),
+                original_max_position_embeddings=int(original),
+                low_freq_factor=_number(entry.get("low_freq_factor"), "low_freq_factor"),
+                high_freq_factor=_number(entry.get("high_freq_factor"), "high_freq_factor"),
+            )
+        if rope_type == "yarn":
+            return cls(
+                rope_type=rope_type,
+                theta=theta,
+                factor=_number(factor, "factor"),
+                original_max_position_embeddings=int(original),
+                beta_fast=float(entry.get("beta_fast") or 32.0),
+                beta_slow=float(entry.get("beta_slow") or 1.0),
+                truncate=bool(entry.get("truncate", True)),
+                attention_factor=_yarn_attention_factor(entry, _number(factor, "factor")),
+            )
+        return cls(rope_type=rope_type, theta=theta, factor=_number(factor, "factor"))
+
+
+def _number(value: Any, name: str) -> float:
+    if not isinstance(value, int | float) or value <= 0:
+        raise ValueError(f"rope {name} must be a positive number, found {value!r}")
+    return float(value)
+
+
+def _yarn_attention_factor(entry: dict[str, Any], factor: float) -> float:
+    """The temperature of YaRN (arXiv 2309.00071, 3.4), or the ratio of two where a file gives both mscales."""
+
+    def temperature(mscale: float) -> float:
+        return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
+
+    if entry.get("attention_factor") is not None:
+        return float(entry["attention_factor"])
+    if entry.get("mscale") and entry.get("mscale_all_dim"):
+        return temperature(float(entry["mscale"])) / temperature(float(entry["mscale_all_dim"]))
+    return temperature(1.0)

@@ -1,0 +1,121 @@
+"""The token of each row, decided from vocabulary-sharded logits.
+
+Owns how ranks agree on a token and on its log-probability. Must not know of drafts, sequences or the wire.
+
+A token is a pure function of its row's logits, parameters, seed and position. Whole rows of logits travel between
+ranks only for rows with a filter; for all others each rank sends four numbers.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from shard.filters import cpu_parts, filtered_choice
+from shard.gumbel import gumbel, row_key
+
+
+class Group(Protocol):
+    """What the sampler needs of a tensor-parallel group."""
+
+    @property
+    def size(self) -> int: ...
+
+    def all_gather(self, x: Tensor) -> Tensor:
+        """[size, *x.shape]"""
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingRows:
+    """Parameters of M rows, on the logits' device, and what the host knows of them.
+
+    A temperature of 0 is greedy, whatever the filters; top_k 0, top_p 1 and min_p 0 filter nothing. `position` is the
+    index of the token to be chosen.
+    """
+
+    temperature: Tensor  # [M] float32 or float64
+    top_k: Tensor  # [M] int64
+    top_p: Tensor  # [M] float32 or float64
+    min_p: Tensor  # [M] float32 or float64
+    seed: Tensor  # [M] int64, all 64 bits
+    position: Tensor  # [M] int64
+    any_sampled: bool
+    filtered_rows: list[int]  # rows with a temperature above 0 and any filter
+    any_logprobs: bool
+
+
+class Chosen(NamedTuple):
+    """token_ids [M] int64; logprobs [M] in the logits' dtype, of the model's own distribution, 0 if not asked for."""
+
+    token_ids: Tensor
+    logprobs: Tensor
+
+
+def choose_tokens(logits: Tensor, *, vocab_start: int, vocab_size: int, rows: SamplingRows, group: Group) -> Chosen:
+    """Tokens of M rows from this rank's logits [M, ceil(vocab_size / size)], float32 or float64.
+
+    Every rank calls it. Rank r holds the ids from `vocab_start` = r * ceil(vocab_size / size) on; columns beyond the
+    vocabulary are -inf. Equal scores go to the lowest id.
+    """
+    parts = group.all_gather(reduce_slice(logits, vocab_start=vocab_start, rows=rows))
+    token_ids, raw, normalizer = merge_slices(parts)
+    if rows.filtered_rows:
+        # A copy from pageable memory is staged before it returns, so the list may go at once.
+        index = torch.tensor(rows.filtered_rows).to(logits.device, non_blocking=True)
+        whole = group.all_gather(logits[index]).movedim(0, 1).flatten(1)[:, :vocab_size]
+        filtered = filtered_choice(
+            whole / rows.temperature[index, None].to(whole.dtype),
+            row_key(rows.seed[index], rows.position[index]),
+            top_k=rows.top_k[index],
+            top_p=rows.top_p[index].double(),
+            min_p=rows.min_p[index].double(),
+        )
+        token_ids = token_ids.index_copy(0, index, filtered)
+        raw = raw.index_copy(0, index, whole.gather(1, filtered[:, None])[:, 0].double())
+    logprobs = raw - normalizer if rows.any_logprobs else torch.zeros_like(raw)
+    return Chosen(token_ids, logprobs.to(logits.dtype))
+
+
+def reduce_slice(logits: Tensor, *, vocab_start: int, rows: SamplingRows) -> Tensor:
+    """What one slice says of each row, [M, 4] float64: best score, its id, its logit, log-sum-exp of the logits.
+
+    The log-sum-exp is 0 if no log-probability is asked for. Rows with a filter get a greedy entry, which is not used.
+    """
+    score, column = logits.max(-1)  # the first of equals
+    if rows.any_sampled and logits.device.type == "cpu":
+        is_sampled = rows.temperature > 0
+        is_sampled[rows.filtered_rows] = False
+        sampled = is_sampled.nonzero()[:, 0]
+        for index in (sampled[part] for part in cpu_parts(len(sampled), logits.shape[1])):
+            score[index], column[index] = _perturbed_argmax(logits[index], index, vocab_start, rows)
+    elif rows.any_sampled:
+        perturbed = _perturbed_argmax(logits, slice(None), vocab_start, rows)
+        is_sampled = rows.temperature > 0
+        score = torch.where(is_sampled, perturbed[0], score)
+        column = torch.where(is_sampled, perturbed[1], column)
+    raw = logits.gather(1, column[:, None])[:, 0]
+    normalizer = logits.logsumexp(-1) if rows.any_logprobs else torch.zeros_like(raw)
+    return torch.stack([score.double(), (column + vocab_start).double(), raw.double(), normalizer.double()], dim=1)
+
+
+def merge_slices(parts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Token ids [M] int64, their logits and the log-sum-exp of the whole row [M] float64, from [size, M, 4].
+
+    Slices are in the order of their ids, so the first of equal scores is the lowest id.
+    """
+    winner = parts[..., 0].max(0).indices
+    chosen = parts.gather(0, winner[None, :, None].expand(1, -1, parts.shape[2]))[0]
+    return chosen[:, 1].long(), chosen[:, 2], parts[..., 3].logsumexp(0)
+
+
+def _perturbed_argmax(
+    logits: Tensor, index: Tensor | slice, vocab_start: int, rows: SamplingRows
+) -> tuple[Tensor, Tensor]:
+    """Of the rows in `index`, given their logits: the best score of logits / temperature + noise, and its column."""
+    # Greedy rows, which only a device's dense pass sees, are divided by 1 and their result is dropped.
+    temperature = rows.temperature[index].to(logits.dtype)
+    scores = logits / torch.where(temperature > 0, temperature, 1.0)[:, None]
+    ids = torch.arange(vocab_start, vocab_start + logits.shape[1], device=logits.device)
+    noise = gumbel(rows.seed[index, None], rows.position[index, None], ids, scores.dtype)
+    return (scores + noise).max(-1)

@@ -1,0 +1,99 @@
+"""What a rank keeps of each sequence between steps: tokens, limits, sampling (device) and block tables (host).
+
+Every rank holds the same. Nothing here decides: the router gives slots and blocks, rank 0 gives tokens.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from shard.plan import NewSequence, SequenceStep
+
+
+@dataclass(slots=True)
+class HostSlot:
+    """The part of a sequence that the layout of a step depends on."""
+
+    new: NewSequence
+    num_known_tokens: int
+    block_table: list[int] = field(default_factory=list)
+
+
+class SequenceStates:
+    """Tensors have a row per slot.
+
+    `token_ids` [slots, max_total_tokens + K]: the `num_tokens` committed tokens and, right behind them, the
+    `num_drafts` pending drafts. Stop tokens are padded with -1.
+    """
+
+    def __init__(self, *, num_slots: int, max_total_tokens: int, num_speculative_tokens: int, device: torch.device):
+        def integers(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.int64, device=device)
+
+        def reals() -> Tensor:
+            return torch.zeros(num_slots, dtype=torch.float64, device=device)
+
+        self.device = device
+        self.token_ids = integers(num_slots, max_total_tokens + num_speculative_tokens)
+        self.num_tokens = integers(num_slots)
+        self.num_drafts = integers(num_slots)
+        self.max_num_tokens = integers(num_slots)
+        self.finished = torch.zeros(num_slots, dtype=torch.bool, device=device)
+        self.stop_token_ids = integers(num_slots, 1)
+        self.temperature, self.top_p, self.min_p = reals(), reals(), reals()
+        self.top_k, self.seed = integers(num_slots), integers(num_slots)
+        self.host: dict[int, HostSlot] = {}
+
+    def reset(self) -> None:
+        self.host.clear()
+
+    def begin_step(self, released: list[int], new: list[NewSequence], steps: list[SequenceStep]) -> None:
+        for slot in released:
+            del self.host[slot]
+        for sequence in new:
+            self._insert(sequence)
+        for step in steps:
+            self.host[step.slot].block_table += step.new_block_ids
+
+    def _insert(self, new: NewSequence) -> None:
+        slot, num_tokens = new.slot, len(new.token_ids)
+        if slot in self.host:
+            raise ValueError(f"slot {slot} was given away twice")
+        self.host[slot] = HostSlot(new, num_tokens)
+        self.token_ids[slot, :num_tokens] = torch.tensor(new.token_ids, device=self.device)
+        self.num_tokens[slot] = num_tokens
+        self.num_drafts[slot] = 0
+        self.max_num_tokens[slot] = new.max_num_tokens
+        self.finished[slot] = False
+        self._insert_stop_tokens(slot, new.stop_token_ids)
+        self.temperature[slot] = new.sampling.temperature
+        self.top_k[slot] = new.sampling.top_k
+        self.top_p[slot] = new.sampling.top_p
+        self.min_p[slot] = new.sampling.min_p
+        self.seed[slot] = new.sampling.seed - (new.sampling.seed >> 63 << 64)  # the same 64 bits, signed
+
+    def _insert_stop_tokens(self, slot: int, stop_token_ids: list[int]) -> None:
+        missing = len(stop_token_ids) - self.stop_token_ids.shape[1]
+        if missing > 0:
+            self.stop_token_ids = torch.nn.functional.pad(self.stop_token_ids, (0, missing), value=-1)
+        self.stop_token_ids[slot] = -1
+        self.stop_token_ids[slot, : len(stop_token_ids)] = torch.tensor(
+            stop_token_ids, dtype=torch.int64, device=self.device
+        )
+
+    def append(self, slots: Tensor, token_ids: Tensor, num_emitted: Tensor, finished: Tensor) -> None:
+        """Commits the first `num_emitted` [S] of `token_ids` [S, R] of each of the slots [S]."""
+        columns = torch.arange(token_ids.shape[1], device=self.device)
+        # Past the end only where nothing is kept.
+        places = (self.num_tokens[slots][:, None] + columns).clamp_max(self.token_ids.shape[1] - 1)
+        kept = torch.where(columns < num_emitted[:, None], token_ids, self.token_ids[slots[:, None], places])
+        self.token_ids[slots[:, None], places] = kept
+        self.num_tokens[slots] += num_emitted
+        self.finished[slots] |= finished
+
+    def set_drafts(self, slots: Tensor, draft_token_ids: Tensor, num_drafts: Tensor) -> None:
+        """Makes `draft_token_ids` [S, K] pending. What is behind a row's `num_drafts` [S] is never read."""
+        columns = torch.arange(draft_token_ids.shape[1], device=self.device)
+        self.token_ids[slots[:, None], self.num_tokens[slots][:, None] + columns] = draft_token_ids
+        self.num_drafts[slots] = num_drafts

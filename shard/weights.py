@@ -1,0 +1,86 @@
+"""Owns filling a model with this rank's slices of a checkpoint, and the proof that nothing is missing or left over.
+
+The layers say which slices they hold (`ShardedModule.pieces`), a family's name table says what the checkpoint calls
+them. Patterns match whole path components: `*` stands for one of them.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import nn
+
+from shard.checkpoint import Checkpoint, CheckpointError
+from shard.layers.sharded import Piece, ShardedModule
+
+# (bytes of parameters filled so far, bytes in all), this rank's
+Progress = Callable[[int, int], None]
+# path of a layer in our model -> paths of the checkpoint's layers that its pieces come from
+NameTable = Mapping[str, tuple[str, ...]]
+
+
+def fill_model(
+    model: nn.Module,
+    checkpoint: Checkpoint,
+    *,
+    names: NameTable,
+    ignored: Sequence[str],
+    device: torch.device,
+    progress: Progress | None = None,
+) -> None:
+    """Fill every declared parameter, then let the layers finish. CheckpointError names the first tensor at fault."""
+    layers = [(path, layer) for path, layer in model.named_modules() if isinstance(layer, ShardedModule)]
+    wanted = [
+        (layer, name, _sources(path, name, names, pieces))
+        for path, layer in layers
+        for name, pieces in layer.pieces.items()
+    ]
+    _prove_complete(checkpoint, [source for _, _, sources in wanted for source in sources], ignored)
+    total = sum(layer.get_parameter(name).nbytes for layer, name, _ in wanted)
+    done = 0
+    for layer, name, sources in wanted:
+        value = torch.zeros_like(layer.get_parameter(name), device=device)
+        offset = 0
+        for key, piece in sources:
+            rows = piece.rows
+            real = checkpoint.read(key, dim=piece.dim, start=rows.start, stop=rows.stop)
+            value.narrow(piece.dim, offset, rows.stop - rows.start).copy_(real)
+            offset += rows.size
+        layer.fill(name, value)
+        done += value.nbytes
+        if progress is not None:
+            progress(done, total)
+    for _, layer in layers:
+        layer.finish()
+
+
+def _sources(path: str, parameter: str, names: NameTable, pieces: tuple[Piece, ...]) -> list[tuple[str, Piece]]:
+    """The checkpoint's key of each piece of the parameter `parameter` of the layer at `path`."""
+    for pattern, targets in names.items():
+        match = _compile(pattern).fullmatch(path)
+        if match:
+            keys = []
+            for target in targets:
+                for component in match.groups():
+                    target = target.replace("*", component, 1)
+                keys.append(f"{target}.{parameter}")
+            return list(zip(keys, pieces, strict=True))
+    raise AssertionError(f"the name table has no entry for {path}")
+
+
+def _prove_complete(checkpoint: Checkpoint, sources: list[tuple[str, Piece]], ignored: Sequence[str]) -> None:
+    """Every wanted tensor is there in the shape that the configuration asks for, and there is no other."""
+    for key, piece in sources:
+        found = checkpoint.shape(key)
+        if found != piece.full_shape:
+            expected = list(piece.full_shape)
+            raise CheckpointError(f"tensor {key} has shape {list(found)}, the configuration asks for {expected}")
+    skip = [_compile(pattern) for pattern in ignored]
+    extra = checkpoint.names() - {key for key, _ in sources}
+    for key in sorted(extra):
+        if not any(pattern.fullmatch(key) for pattern in skip):
+            raise CheckpointError(f"tensor {key} is in the weights files but the model has no place for it")
+
+
+def _compile(pattern: str) -> re.Pattern[str]:
+    return re.compile(re.escape(pattern).replace(r"\*", r"([^.]+)"))

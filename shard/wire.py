@@ -1,0 +1,59 @@
+"""Between protobuf messages and the shard's own types. The only module beside the server that knows the messages."""
+
+from drafthouse.v1 import sampling_pb2, shard_pb2
+from shard.plan import NewSequence, Sampling, SequenceStep, StepPlan, StepResult
+
+
+def plan_from_proto(plan: shard_pb2.StepPlan) -> StepPlan:
+    return StepPlan(
+        step_id=plan.step_id,
+        released_slots=list(plan.released_slots),
+        new_sequences=[_new_sequence(new) for new in plan.new_sequences],
+        sequences=[
+            SequenceStep(s.slot, list(s.new_block_ids), s.chunk_start, s.chunk_length, s.verify, s.propose)
+            for s in plan.sequences
+        ],
+    )
+
+
+def _new_sequence(new: shard_pb2.NewSequence) -> NewSequence:
+    sampling = new.sampling
+    return NewSequence(
+        slot=new.slot,
+        token_ids=list(new.token_ids),
+        sampling=Sampling(
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            min_p=sampling.min_p,
+            seed=sampling.seed,
+        ),
+        max_num_tokens=new.max_num_tokens,
+        stop_token_ids=list(new.stop_token_ids),
+        logprobs=new.logprobs,
+    )
+
+
+def result_to_proto(result: StepResult, *, session: tuple[int, int]) -> shard_pb2.StepResult:
+    """`session` is the incarnation of the shard group and of the router."""
+    return shard_pb2.StepResult(
+        step_id=result.step_id,
+        shard_incarnation=session[0],
+        router_incarnation=session[1],
+        digest=result.digest,
+        duration_ns=result.duration_ns,
+        sequences=[
+            shard_pb2.SequenceResult(
+                slot=s.slot,
+                token_ids=s.token_ids,
+                logprobs=s.logprobs,
+                drafted=s.drafted,
+                accepted=s.accepted,
+                # A rank has one proposer, so far the n-gram one.
+                method=sampling_pb2.SPECULATION_METHOD_NGRAM
+                if s.drafted
+                else sampling_pb2.SPECULATION_METHOD_UNSPECIFIED,
+            )
+            for s in result.sequences
+        ],
+    )

@@ -1,0 +1,61 @@
+import sys
+from pathlib import Path
+
+from launcher.commands import RunPaths, agent_spec, router_spec
+from launcher.config import LauncherConfig, settled, with_model_length
+from launcher.machine import Machine
+from launcher.resolve import ResolvedModel
+
+MODEL = ResolvedModel(Path("/models/tiny"), "tiny", "dequantized from Q4_1", 2048)
+PATHS = RunPaths(Path("/run/x"), "/run/x/shard")
+ENVIRON = {"PATH": "/bin", "DRAFTHOUSE_PORT": "1", "PET_NNODES": "4", "OMP_NUM_THREADS": "64"}
+
+
+def config(**flags: object) -> LauncherConfig:
+    filled = settled(LauncherConfig(**flags), Machine(num_gpus=0, num_cores=8))  # type: ignore[arg-type]
+    return with_model_length(filled, MODEL.max_positions)
+
+
+def test_a_shard_is_told_everything_on_its_command_line() -> None:
+    spec = agent_spec(config(num_shard=2, speculate=3, max_batch_total_tokens=4096), MODEL, PATHS, {}, ["shard"])
+    shard = spec.command[spec.command.index("shard") + 1 :]
+    assert {
+        "--model-path=/models/tiny",
+        "--speculate=3",
+        "--max-total-tokens=2048",
+        "--max-batch-total-tokens=4096",
+        "--threads=3",
+        "--uds-path=/run/x/shard",
+        "--weights-note=dequantized from Q4_1",
+    } <= set(shard)
+    assert not any(word.startswith("--json-output") for word in shard)
+
+
+def test_unset_flags_are_left_to_the_child_and_switches_carry_no_value() -> None:
+    command = router_spec(config(json_output=True), MODEL, PATHS, {}, ["router"]).command
+    assert "--json-output" in command
+    assert "--disable-prefix-caching" not in command
+    assert not any(word.startswith(("--revision", "--max-input-tokens")) for word in command)
+
+
+def test_children_see_neither_our_variables_nor_foreign_torchrun_settings() -> None:
+    environ = agent_spec(config(num_shard=7), MODEL, PATHS, ENVIRON, ["shard"]).environ
+    assert environ["PATH"] == "/bin"
+    assert environ["OMP_NUM_THREADS"] == "1"
+    assert environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert "DRAFTHOUSE_PORT" not in environ
+    assert "PET_NNODES" not in environ
+    assert "DRAFTHOUSE_PORT" not in router_spec(config(), MODEL, PATHS, ENVIRON, ["router"]).environ
+
+
+def test_a_waiting_policy_that_the_user_set_is_kept() -> None:
+    environ = agent_spec(config(), MODEL, PATHS, {"OMP_WAIT_POLICY": "ACTIVE"}, ["shard"]).environ
+    assert environ["OMP_WAIT_POLICY"] == "ACTIVE"
+
+
+def test_shards_meet_on_a_free_port_unless_one_is_given() -> None:
+    free = agent_spec(config(), MODEL, PATHS, {}, [sys.executable]).command
+    assert free[free.index("--rdzv-endpoint") + 1] == "127.0.0.1:0"
+    fixed = agent_spec(config(master_port=29500), MODEL, PATHS, {}, [sys.executable]).command
+    assert fixed[fixed.index("--master-port") + 1] == "29500"
+    assert "--rdzv-endpoint" not in fixed

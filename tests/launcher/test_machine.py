@@ -1,0 +1,19 @@
+import pytest
+
+from launcher.machine import Machine, visible_gpus
+
+
+@pytest.mark.parametrize(
+    ("selection", "expected"),
+    [(None, 4), ("", 0), ("0,2", 2), ("1", 1), ("-1", 0), ("0,-1,2", 1), ("GPU-aa, GPU-bb", 2), ("0,1,2,3,4,5", 4)],
+)
+def test_visible_gpus_are_those_cuda_would_show(selection: str | None, expected: int) -> None:
+    environ = {} if selection is None else {"CUDA_VISIBLE_DEVICES": selection}
+    assert visible_gpus(environ, installed=4) == expected
+
+
+@pytest.mark.parametrize(
+    ("cores", "shards", "threads"), [(2, 1, 1), (2, 2, 1), (1, 4, 1), (8, 1, 7), (9, 4, 2), (8, 4, 1)]
+)
+def test_shards_share_the_cores_and_leave_one_for_the_router(cores: int, shards: int, threads: int) -> None:
+    assert Machine(num_gpus=0, num_cores=cores).threads_per_shard(shards) == threads

@@ -1,0 +1,238 @@
+"""The reference is a transformers model: it is written as GGUF by this test, converted back, and must be the same."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType, GGUFWriter
+from gguf.quants import dequantize, quantize
+from safetensors.torch import load_file
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedModel
+
+from shard import convert as converting
+from shard.convert import checkpoint_name, main
+
+HEAD_DIM, HEADS, KV_HEADS, HIDDEN, LAYERS = 16, 4, 2, 64, 2
+TOKENS = ["<|end|>", "<|start|>", *sorted(ByteLevel.alphabet()), "ab", "ĠĠ"]
+TEMPLATE = "{% for m in messages %}<|start|>{{ m['content'] }}<|end|>{% endfor %}"
+GGUF_NAMES = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+
+
+def make_model(*, tied: bool) -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(TOKENS),
+        hidden_size=HIDDEN,
+        intermediate_size=96,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=KV_HEADS,
+        head_dim=HEAD_DIM,
+        max_position_embeddings=128,
+        rope_parameters={"rope_type": "default", "rope_theta": 5000.0},
+        tie_word_embeddings=tied,
+        initializer_range=0.3,
+    )
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+
+
+def gguf_name(name: str) -> str:
+    if name == "model.embed_tokens.weight":
+        return "token_embd.weight"
+    if name == "model.norm.weight":
+        return "output_norm.weight"
+    if name == "lm_head.weight":
+        return "output.weight"
+    _, _, layer, rest = name.split(".", 3)
+    stem, _, kind = rest.rpartition(".")
+    return f"blk.{layer}.{GGUF_NAMES[stem]}.{kind}"
+
+
+def interleaved(rows: np.ndarray) -> np.ndarray:
+    """Row i and row i + d/2 of each head become neighbours, one row at a time."""
+    half = HEAD_DIM // 2
+    order = [
+        head + pair + part * half for head in range(0, len(rows), HEAD_DIM) for pair in range(half) for part in (0, 1)
+    ]
+    return rows[order]
+
+
+def write_gguf(
+    path: Path,
+    model: PreTrainedModel,
+    *,
+    quantized: bool = False,
+    architecture: str = "llama",
+    pre: str = "gpt-2",
+    rope_scaling: str | None = None,
+    leave_out: str | None = None,
+    extra: str | None = None,
+) -> dict[str, np.ndarray]:
+    """Writes `model` as llama.cpp's converter would; returns the values that the file holds, by checkpoint name."""
+    writer = GGUFWriter(path, architecture)
+    writer.add_name("tiny")
+    writer.add_block_count(LAYERS)
+    writer.add_context_length(128)
+    writer.add_embedding_length(HIDDEN)
+    writer.add_feed_forward_length(96)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(KV_HEADS)
+    writer.add_rope_dimension_count(HEAD_DIM)
+    writer.add_rope_freq_base(5000.0)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_vocab_size(len(TOKENS))
+    if rope_scaling is not None:
+        writer.add_string(f"{architecture}.rope.scaling.type", rope_scaling)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(TOKENS)
+    writer.add_token_types([3, 3] + [1] * (len(TOKENS) - 2))
+    writer.add_token_merges(["a b", "Ġ Ġ"])
+    writer.add_eos_token_id(0)
+    writer.add_bos_token_id(1)
+    writer.add_add_bos_token(False)
+    writer.add_chat_template(TEMPLATE)
+    held = {}
+    for name, parameter in model.named_parameters():
+        if name == leave_out:
+            continue
+        values = parameter.detach().numpy()
+        as_stored = interleaved(values) if ".q_proj." in name or ".k_proj." in name else values
+        if quantized and values.ndim == 2:
+            packed = quantize(as_stored, GGMLQuantizationType.Q8_0)
+            writer.add_tensor(gguf_name(name), packed, raw_dtype=GGMLQuantizationType.Q8_0)
+            # Rows are quantized one by one, so their order makes no difference to their values.
+            values = dequantize(quantize(values, GGMLQuantizationType.Q8_0), GGMLQuantizationType.Q8_0)
+        else:
+            writer.add_tensor(gguf_name(name), as_stored)
+        held[name] = values
+    if extra is not None:
+        writer.add_tensor(extra, np.ones(8, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return held
+
+
+def run(gguf: Path, output: Path, dtype: str = "float32") -> int:
+    return main(["--gguf", str(gguf), "--output", str(output), "--dtype", dtype])
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_converted_model_computes_what_the_original_does(tmp_path: Path, tied: bool) -> None:
+    model = make_model(tied=tied)
+    write_gguf(tmp_path / "tiny.gguf", model)
+    assert run(tmp_path / "tiny.gguf", tmp_path / "out") == 0
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["tie_word_embeddings"], config["model_type"], config["head_dim"]) == (tied, "llama", HEAD_DIM)
+    assert "quantization_config" not in config
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"] == 0
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
+    token_ids = torch.arange(2, 34)[None]
+    with torch.inference_mode():
+        torch.testing.assert_close(loaded(token_ids).logits, model(token_ids).logits, rtol=0, atol=0)
+
+
+def test_quantized_values_are_kept_exactly_and_noted(tmp_path: Path) -> None:
+    held = write_gguf(tmp_path / "tiny.gguf", make_model(tied=True), quantized=True)
+    assert run(tmp_path / "tiny.gguf", tmp_path / "out", "bfloat16") == 0
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    assert weights.keys() == held.keys()
+    for name, values in held.items():
+        assert torch.equal(weights[name], torch.from_numpy(values).to(torch.bfloat16)), name
+    note = json.loads((tmp_path / "out" / "drafthouse.json").read_text())["weights_note"]
+    assert note == "dequantized from Q8_0"
+
+
+def test_the_tokenizer_and_the_chat_template_come_along(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "tiny.gguf", make_model(tied=True))
+    assert run(tmp_path / "tiny.gguf", tmp_path / "out") == 0
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    text = "<|start|>a é\n<|end|>"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.encode("<|end|>") == [0]
+    assert len(tokenizer) == len(TOKENS)
+    assert max(tokenizer.encode("<|endoftext|>")) < len(TOKENS)
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "<|start|>hi<|end|>"
+
+
+def test_smollm_sets_digits_apart_before_it_looks_at_spaces(tmp_path: Path) -> None:
+    # Two spaces before a digit stay together; before a letter the second one belongs to the word.
+    write_gguf(tmp_path / "tiny.gguf", make_model(tied=True), pre="smollm")
+    assert run(tmp_path / "tiny.gguf", tmp_path / "out") == 0
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer.tokenize("x  1") == ["x", "ĠĠ", "1"]
+    assert tokenizer.tokenize("x  y") == ["x", "Ġ", "Ġ", "y"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"architecture": "gptneox"}, "its architecture is gptneox"),
+        ({"rope_scaling": "linear"}, "rope scaling (linear)"),
+        ({"pre": "poro-chat"}, "splits text in a way that is not known here (poro-chat)"),
+        ({"extra": "rope_freqs.weight"}, "its tensor rope_freqs.weight has no place"),
+        ({"extra": "blk.0.attn_sinks.weight"}, "its tensor blk.0.attn_sinks.weight has no place"),
+        ({"leave_out": "model.layers.1.mlp.up_proj.weight"}, "lacks the tensor for model.layers.1.mlp.up_proj.weight"),
+    ],
+)
+def test_what_would_not_come_out_exactly_is_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], settings: dict[str, str], message: str
+) -> None:
+    write_gguf(tmp_path / "tiny.gguf", make_model(tied=True), **settings)  # type: ignore[arg-type]
+    assert run(tmp_path / "tiny.gguf", tmp_path / "out") == 1
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_reader_that_changes_a_value_is_noticed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_gguf(tmp_path / "tiny.gguf", make_model(tied=True))
+    read = converting.AutoModelForCausalLM.from_pretrained
+
+    def read_wrongly(*args: object, **kwargs: object) -> PreTrainedModel:
+        model = read(*args, **kwargs)
+        with torch.no_grad():
+            model.model.layers[1].self_attn.k_proj.weight[3, 5] += 1e-3
+        return model
+
+    monkeypatch.setattr(converting.AutoModelForCausalLM, "from_pretrained", read_wrongly)
+    assert run(tmp_path / "tiny.gguf", tmp_path / "out") == 1
+    assert "its tensor blk.1.attn_k.weight (F32) does not come out exactly" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b"PK\x03\x04 no such thing", b"GGUF", b""])
+def test_a_damaged_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes) -> None:
+    (tmp_path / "tiny.gguf").write_bytes(content)
+    assert run(tmp_path / "tiny.gguf", tmp_path / "out") == 1
+    assert "damaged or not GGUF" in capsys.readouterr().err
+
+
+def test_a_file_that_was_cut_short_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_gguf(tmp_path / "tiny.gguf", make_model(tied=True))
+    whole = (tmp_path / "tiny.gguf").read_bytes()
+    (tmp_path / "tiny.gguf").write_bytes(whole[: len(whole) // 2])
+    assert run(tmp_path / "tiny.gguf", tmp_path / "out") == 1
+    assert "damaged or not GGUF" in capsys.readouterr().err
+
+
+def test_only_known_tensor_names_have_a_place() -> None:
+    assert checkpoint_name("blk.12.attn_q_norm.weight") == "model.layers.12.self_attn.q_norm.weight"
+    assert checkpoint_name("blk.0.attn_q.bias") == "model.layers.0.self_attn.q_proj.bias"
+    assert checkpoint_name("blk.x.attn_q.weight") is None
+    assert checkpoint_name("blk.0.attn_q.scale") is None

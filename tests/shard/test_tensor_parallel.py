@@ -1,0 +1,92 @@
+"""Several ranks equal one, in float64, for head counts and sizes that do not divide. One process start per size."""
+
+import multiprocessing
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from shard.distributed import TPGroup
+from tests.checkpoints import make_checkpoint
+from tests.shard.paged import PagedModel, Part, Sequence, random_tokens
+
+# 9 heads in 3 groups, 5 groups, one kv head for all, more kv heads than divide; vocabulary 131 and widths never divide
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {"intermediate_size": 50}),
+    "llama tied, biases": ("llama", {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
+    "llama 5 groups": ("llama", {"hidden": 40, "heads": 10, "kv_heads": 5}),
+    "llama one kv head": ("llama", {"hidden": 70, "heads": 7, "kv_heads": 1}),
+    "qwen3": ("qwen3", {"heads": 6, "kv_heads": 2, "attention_bias": True}),
+}
+
+
+def run_script(folder: Path, group: TPGroup) -> dict[str, torch.Tensor]:
+    """A prefill in two chunks, a mixed step and a decode; all logits."""
+    paged = PagedModel(folder, dtype=torch.float64, group=group)
+    tokens = random_tokens(40)
+    first, second = Sequence(), Sequence()
+    return {
+        "prefill": paged.prefill(first, tokens[:20], chunk=11),
+        "mixed": torch.cat(paged.step([Part(first, tokens[20:24], num_kept=2), Part(second, tokens[:9], direct=True)])),
+        "decode": torch.cat(paged.step([Part(first, tokens[22:23]), Part(second, tokens[9:10])])),
+    }
+
+
+def rank_main(rank: int, size: int, port: int, root: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    group = TPGroup.init("gloo", 60.0)
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.int64):
+        mine = torch.arange(3).to(dtype) + rank
+        assert torch.equal(group.all_gather(mine), torch.stack([torch.arange(3).to(dtype) + r for r in range(size)]))
+        assert torch.equal(group.broadcast(mine.clone()), torch.arange(3).to(dtype))
+        assert torch.equal(group.all_reduce(mine), (torch.arange(3) * size + size * (size - 1) // 2).to(dtype))
+    results = {name: run_script(root / name, group) for name in MODELS}
+    if rank == 0:
+        torch.save(results, root / f"results-{size}.pt")
+    group.close()
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    for name, (family, overrides) in MODELS.items():
+        make_checkpoint(folder / name, family, **overrides)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(root: Path) -> dict[str, dict[str, torch.Tensor]]:
+    return {name: run_script(root / name, TPGroup()) for name in MODELS}
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_ranks_together_equal_one_alone(size: int, root: Path, alone: dict[str, dict[str, torch.Tensor]]) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    ranks = [context.Process(target=rank_main, args=(rank, size, port, root)) for rank in range(size)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(90)
+        if process.is_alive():
+            process.kill()
+    assert [process.exitcode for process in ranks] == [0] * size
+    together = torch.load(root / f"results-{size}.pt", weights_only=True)
+    for name in MODELS:
+        for step, expected in alone[name].items():
+            torch.testing.assert_close(together[name][step], expected, rtol=0, atol=1e-10, msg=f"{name}, {step}")
+
+
+def test_a_group_of_one_changes_nothing() -> None:
+    group = TPGroup()
+    x = torch.randn(3)
+    assert group.all_reduce(x) is x
+    assert group.broadcast(x) is x
+    assert torch.equal(group.all_gather(x), x[None])
+    group.close()
