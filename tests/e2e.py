@@ -1,0 +1,195 @@
+"""The whole service as a user starts it: `python -m launcher` as a process of its own, and what can be seen of it.
+
+Owns the processes of one launch, found by a mark in their environment, and proves at the end that none is left. Knows
+HTTP and the log; requests are in `requests.py`'s place, the public stub.
+"""
+
+import http.client
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.launcher.conftest import clean_environ, wait_until
+
+ROOT = Path(__file__).parents[1]
+# Bounds against hanging, not expectations: the machine may be loaded.
+START_LIMIT_S = 120.0
+STOP_LIMIT_S = 60.0
+
+# Not DRAFTHOUSE_…: the launcher keeps its own variables from its children.
+_MARK = "E2E_LAUNCH"
+
+
+def free_ports(count: int) -> list[int]:
+    with ExitStack() as held:
+        listeners = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [listener.getsockname()[1] for listener in listeners]
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    pid: int
+    arguments: list[str]
+    environ: dict[str, str]
+
+    def runs(self, module: str) -> bool:
+        return self.arguments[1:3] == ["-m", module]
+
+    def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
+        os.kill(self.pid, number)
+
+
+class Launch:
+    """One launcher with its children. Leaving the context stops it; nothing may be left of it then.
+
+    `flags` are the launcher's, with underscores; two free ports are chosen where none are given.
+    """
+
+    def __init__(self, folder: Path, model: Path | str, *, environ: dict[str, str] | None = None, **flags: object):
+        self._mark = secrets.token_hex(8)
+        self._log_file = folder / "log"
+        self._temp = folder / "t"
+        self._temp.mkdir()
+        http_port, grpc_port = free_ports(2)
+        values = {"model_id": model, "port": http_port, "grpc_port": grpc_port, "hostname": "127.0.0.1"} | flags
+        self.http_port = int(str(values["port"]))
+        self.grpc_address = f"127.0.0.1:{values['grpc_port']}"
+        with self._log_file.open("w") as log:
+            self._launcher = subprocess.Popen(
+                [sys.executable, "-m", "launcher"]
+                + [f"--{name.replace('_', '-')}={value}" for name, value in values.items()],
+                cwd=folder,
+                env=clean_environ()
+                | {"PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}", "TMPDIR": str(self._temp), _MARK: self._mark}
+                | (environ or {}),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def __enter__(self) -> "Launch":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            sys.stderr.write(f"--- the launcher's log\n{self.log}")
+        try:
+            if self._launcher.poll() is None:
+                self._launcher.terminate()
+                self._launcher.wait(timeout=STOP_LIMIT_S)
+            self.wait_gone()
+        finally:
+            for process in self.processes():
+                process.kill()
+            self._launcher.wait()
+
+    # --- its life
+
+    @property
+    def log(self) -> str:
+        return self._log_file.read_text()
+
+    @property
+    def temporary_files(self) -> list[Path]:
+        """What is in the launcher's temporary directory."""
+        return list(self._temp.iterdir())
+
+    def terminate(self) -> None:
+        self._launcher.terminate()
+
+    def kill(self) -> None:
+        self._launcher.kill()
+
+    def exit_code(self, limit_s: float = STOP_LIMIT_S) -> int:
+        """Waits for the launcher's end."""
+        return self._launcher.wait(timeout=limit_s)
+
+    def wait_healthy(self) -> None:
+        self.wait_until(lambda: self.health() == 200, "the service to be healthy", START_LIMIT_S)
+
+    def wait_gone(self) -> None:
+        wait_until(lambda: not self.processes(), what="all processes of a launch to end", limit_s=20)
+
+    def wait_until(self, condition: Callable[[], bool], what: str, limit_s: float = STOP_LIMIT_S) -> None:
+        """Fails at once when the launcher has ended."""
+        wait_until(lambda: condition() or self._launcher.poll() is not None, what=what, limit_s=limit_s)
+        assert self._launcher.poll() is None, f"the launcher ended while a test waited for {what}"
+
+    # --- its processes
+
+    def processes(self) -> list[Process]:
+        """Every process that has the mark of this launch, however it came about. Zombies have none."""
+        mark = f"{_MARK}={self._mark}".encode()
+        found = []
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit():
+                continue
+            try:
+                environ = (entry / "environ").read_bytes().split(b"\0")
+                arguments = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            except (FileNotFoundError, ProcessLookupError, PermissionError):
+                continue
+            if mark in environ:
+                pairs = (variable.decode(errors="replace").partition("=") for variable in environ)
+                found.append(Process(int(entry.name), arguments, {name: value for name, _, value in pairs}))
+        return found
+
+    def shard(self, rank: int) -> Process:
+        return self._the_one(lambda p: p.runs("shard") and p.environ["RANK"] == str(rank))
+
+    @property
+    def agent(self) -> Process:
+        return self._the_one(lambda p: p.runs("torch.distributed.run"))
+
+    @property
+    def router(self) -> Process:
+        return self._the_one(lambda p: p.runs("router"))
+
+    def _the_one(self, is_it: Callable[[Process], bool]) -> Process:
+        (process,) = filter(is_it, self.processes())
+        return process
+
+    # --- its HTTP port
+
+    def health(self) -> int | None:
+        """Status of /health; None while nobody answers."""
+        try:
+            return self._get("/health")[0]
+        except (OSError, http.client.HTTPException):
+            return None
+
+    def exposition(self) -> str:
+        status, body = self._get("/metrics")
+        assert status == 200
+        return body
+
+    def metric(self, name: str, **labels: str) -> float:
+        """A sample's value; the sum over the labels that are not given."""
+        samples = [
+            sample
+            for family in text_string_to_metric_families(self.exposition())
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        ]
+        assert samples, f"{name} {labels}"
+        return sum(sample.value for sample in samples)
+
+    def _get(self, path: str) -> tuple[int, str]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=10)
+        try:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            return response.status, response.read().decode()
+        finally:
+            connection.close()
