@@ -111,12 +111,16 @@ def flag_name(field_name: str) -> str:
 def settled(config: LauncherConfig, machine: Machine) -> LauncherConfig:
     """`config` with everything filled in that follows from the machine. Raises ConfigError where it does not fit."""
     num_shard = config.num_shard or max(1, machine.num_gpus)
+    max_batch_size = config.max_batch_size or (256 if machine.num_gpus else 32)
+    # Every sequence may decode with all its drafts in one step, and a prompt still gets on.
+    least_prefill_tokens = max_batch_size * (1 + config.speculate) + config.block_size
     filled = replace(
         config,
         num_shard=num_shard,
         threads=config.threads or machine.threads_per_shard(num_shard),
-        max_batch_prefill_tokens=config.max_batch_prefill_tokens or (4096 if machine.num_gpus else 256),
-        max_batch_size=config.max_batch_size or (256 if machine.num_gpus else 32),
+        max_batch_prefill_tokens=config.max_batch_prefill_tokens
+        or max(least_prefill_tokens, 4096 if machine.num_gpus else 256),
+        max_batch_size=max_batch_size,
     )
     _check(filled, machine)
     return filled

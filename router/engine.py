@@ -13,16 +13,17 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from importlib.metadata import version
 
 from router.detokenizer import Detokenizer
 from router.errors import DeadlineExceeded, Overloaded, RequestError, Unavailable
+from router.group_info import GroupInfo, ShardGroupLost
 from router.metrics import Metrics
+from router.observer import Observer
 from router.plan import Phase, StepResult
 from router.request import GenerationOutput, GenerationRequest, Limits, ModelInfo
 from router.scheduler import Progress, Scheduler, SchedulerConfig
 from router.sequence import Sequence
-from router.shard_group import GroupInfo, ShardGroupLost, ShardSession
+from router.shard_group import ShardSession
 from router.stream import Stream
 from router.tokenizer import Tokenizer
 
@@ -51,7 +52,7 @@ class Engine:
     def __init__(self, config: EngineConfig, *, tokenizer: Tokenizer, metrics: Metrics) -> None:
         self._config = config
         self._tokenizer = tokenizer
-        self._metrics = metrics
+        self._observer = Observer(metrics, num_shards=len(config.shard_addresses))
         self._info: GroupInfo | None = None
         self._scheduler: Scheduler | None = None
         self._session: ShardSession | None = None
@@ -63,8 +64,7 @@ class Engine:
         self._lost: ShardGroupLost | None = None
         self._wake = asyncio.Event()
         self._is_draining = False
-        for rank in range(len(config.shard_addresses)):
-            metrics.shard_up.labels(str(rank)).set(0)
+        self._observer.set_shards_up(False)
 
     # --- what the servers ask
 
@@ -81,35 +81,15 @@ class Engine:
         return self._scheduler.num_preemptions if self._scheduler else 0
 
     def limits(self) -> Limits:
-        info = self._known_info()
-        most = info.max_total_tokens - 1
-        return Limits(
-            max_total_tokens=info.max_total_tokens,
-            max_input_tokens=min(self._config.max_input_tokens or most, most),
-            max_speculative_tokens=info.speculate,
-            vocab_size=info.vocab_size,
-            max_stop_sequences=self._config.max_stop_sequences,
+        return self._known_info().limits(
+            max_input_tokens=self._config.max_input_tokens, max_stop_sequences=self._config.max_stop_sequences
         )
 
     def model_info(self) -> ModelInfo:
-        info = self._known_info()
-        return ModelInfo(
+        return self._known_info().model_info(
             model_id=self._config.model_id,
             revision=self._config.revision,
-            weights=info.weights,
-            model_type=info.model_type,
-            dtype=info.dtype,
-            device=info.device,
             num_shards=len(self._config.shard_addresses),
-            max_total_tokens=info.max_total_tokens,
-            max_batch_size=info.max_batch_size,
-            num_blocks=info.num_blocks,
-            block_size=info.block_size,
-            vocab_size=info.vocab_size,
-            speculate=info.speculate,
-            version=version("drafthouse"),
-            speculation_methods=info.speculation_methods,
-            kernels=info.kernels,
         )
 
     def _known_info(self) -> GroupInfo:
@@ -240,15 +220,9 @@ class Engine:
             self._scheduler = Scheduler(config)
         else:
             self._scheduler.restart(config)
-            if self._info is not None and self._info.shard_incarnation != info.shard_incarnation:
-                self._metrics.shard_restarts.inc()
+        is_new_group = self._info is not None and self._info.shard_incarnation != info.shard_incarnation
+        self._observer.note_session(info, is_new_group=is_new_group)
         self._info = info
-        self._metrics.prepare(
-            num_shards=len(self._config.shard_addresses),
-            speculation_methods=info.speculation_methods,
-            max_speculative_tokens=info.speculate,
-        )
-        self._set_shards_up(1)
         log.info(
             "serving %s: %s, %s on %s, %d shards, %d blocks of %d tokens, at most %d drafts by %s, kernels %s",
             self._config.model_id,
@@ -266,7 +240,7 @@ class Engine:
     async def _close_session(self, *, abort: str | None) -> None:
         assert self._session is not None
         session, self._session = self._session, None
-        self._set_shards_up(0)
+        self._observer.set_shards_up(False)
         await session.close(abort=abort)
 
     def _on_result(self, result: StepResult) -> None:
@@ -287,65 +261,26 @@ class Engine:
             self._wake.clear()
             if self._scheduler.num_outstanding_steps < _MAX_OUTSTANDING_STEPS and (plan := self._scheduler.schedule()):
                 self._phases[plan.step_id] = plan.phase
-                self._note_admissions([new.slot for new in plan.new_sequences])
-                self._set_gauges()
+                if plan.new_sequences:
+                    self._observer.note_admissions(self._streams.values())
+                self._observer.set_gauges(self._scheduler)
                 await session.send(plan)
                 continue
-            self._set_gauges()
+            self._observer.set_gauges(self._scheduler)
             await self._wake.wait()
 
     def _take(self, result: StepResult) -> None:
         assert self._scheduler is not None
-        phase = self._phases.pop(result.step_id)
-        self._metrics.step_duration_seconds.labels(phase.value).observe(result.duration_s)
+        self._observer.note_step(self._phases.pop(result.step_id), result)
         for progress in self._scheduler.update(result.step_id, result.sequences):
             self._pass_on(progress)
 
     def _pass_on(self, progress: Progress) -> None:
         stream, result = self._streams[progress.sequence], progress.result
         output, kept = stream.take(result)
-        self._observe(stream, progress, kept)
+        self._observer.note_output(stream, result, num_tokens=kept)
         if output.finish_reason is None:
             stream.outputs.put_nowait(output)
         else:
             cut = len(result.token_ids) - kept
             self._end(stream, output, kept=progress.sequence.num_tokens - cut)
-
-    # --- what Prometheus sees
-
-    def _note_admissions(self, slots: list[int]) -> None:
-        if not slots:
-            return
-        now = time.monotonic()
-        for sequence, stream in self._streams.items():
-            if stream.admitted_s is None and sequence.slot in slots:
-                stream.admitted_s = now
-                self._metrics.queue_time_seconds.observe(now - stream.arrived_s)
-                self._metrics.prompt_tokens.inc(sequence.num_prompt_tokens)
-                cached = min(sequence.num_cached_prompt_tokens or 0, sequence.num_prompt_tokens)
-                self._metrics.prefix_cache_hit_tokens.inc(cached)
-
-    def _observe(self, stream: Stream, progress: Progress, kept: int) -> None:
-        now, metrics, result = time.monotonic(), self._metrics, progress.result
-        if stream.last_output_s is None:
-            metrics.time_to_first_token_seconds.observe(now - stream.arrived_s)
-        else:
-            for _ in range(kept):
-                metrics.inter_token_latency_seconds.observe((now - stream.last_output_s) / kept)
-        stream.last_output_s = now
-        metrics.generated_tokens.inc(kept)
-        if result.drafted:
-            metrics.count_speculation(result.method, drafted=result.drafted, accepted=result.accepted)
-
-    def _set_gauges(self) -> None:
-        assert self._scheduler is not None
-        metrics, blocks = self._metrics, self._scheduler.blocks
-        metrics.sequences.labels("waiting").set(self._scheduler.num_waiting)
-        metrics.sequences.labels("running").set(self._scheduler.num_running)
-        metrics.kv_blocks.labels("free").set(blocks.num_free_blocks)
-        metrics.kv_blocks.labels("cached").set(blocks.num_cached_blocks)
-        metrics.kv_blocks.labels("used").set(blocks.num_allocated_blocks)
-
-    def _set_shards_up(self, value: int) -> None:
-        for rank in range(len(self._config.shard_addresses)):
-            self._metrics.shard_up.labels(str(rank)).set(value)

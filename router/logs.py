@@ -12,6 +12,8 @@ def configure(level: str, json_output: bool, process: str = "router") -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+    # Below "info" gRPC's core speaks of its own event loop at every step.
+    logging.getLogger("grpc").setLevel(max(root.level, logging.INFO))
 
 
 class _LineFormatter(logging.Formatter):

@@ -24,7 +24,7 @@ class NewSequence:
 
 @dataclass(frozen=True, slots=True)
 class SequenceStep:
-    """A sequence's part of a step: a prompt chunk if `chunk_length`, else a decode that checks up to `verify` drafts."""
+    """A sequence's part of a step: a prompt chunk if `chunk_length`, else a decode that checks `verify` drafts."""
 
     slot: int
     new_block_ids: list[int]

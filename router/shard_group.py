@@ -8,14 +8,14 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import grpc
 
 from drafthouse.v1 import shard_pb2, shard_pb2_grpc
+from router.group_info import GroupInfo, ShardGroupLost, agreed_info
 from router.plan import Phase, StepPlan, StepResult
-from router.wire import methods_from_proto, plan_to_bytes, result_from_proto
+from router.wire import plan_to_bytes, result_from_proto
 
 log = logging.getLogger(__name__)
 
@@ -39,58 +39,6 @@ _METHOD = {
 
 
 _Call = grpc.aio.StreamStreamCall[Any, Any]
-
-
-class ShardGroupLost(Exception):
-    """The session is over: a rank is gone, does not answer, or does not agree with the others."""
-
-
-@dataclass(frozen=True, slots=True)
-class GroupInfo:
-    """What every rank said of itself, where they must agree."""
-
-    shard_incarnation: int
-    model_type: str
-    dtype: str
-    device: str
-    weights: str
-    vocab_size: int
-    max_total_tokens: int
-    max_batch_size: int
-    max_batch_prefill_tokens: int
-    num_blocks: int
-    block_size: int
-    speculate: int
-    speculation_methods: tuple[str, ...]
-    kernels: dict[str, str]
-
-
-def _agreed_info(infos: list[shard_pb2.GetInfoResponse]) -> GroupInfo:
-    for rank, info in enumerate(infos):
-        if (info.rank, info.world_size) != (rank, len(infos)):
-            raise ShardGroupLost(
-                f"the socket of rank {rank} of {len(infos)} is answered by rank {info.rank} of {info.world_size}"
-            )
-    if len({info.shard_incarnation for info in infos}) > 1:
-        raise ShardGroupLost("ranks of different incarnations answer; the group is still restarting")
-    first = infos[0]
-    return GroupInfo(
-        shard_incarnation=first.shard_incarnation,
-        model_type=first.model_type,
-        dtype=first.dtype,
-        device=first.device,
-        weights=first.weights,
-        vocab_size=first.vocab_size,
-        max_total_tokens=first.max_total_tokens,
-        max_batch_size=first.max_batch_size,
-        max_batch_prefill_tokens=first.max_batch_prefill_tokens,
-        # Ids are shared by all ranks, so the one with the least memory counts.
-        num_blocks=min(info.num_blocks for info in infos),
-        block_size=first.block_size,
-        speculate=first.speculate,
-        speculation_methods=methods_from_proto(first.speculation_methods),
-        kernels=dict(first.kernels),
-    )
 
 
 class ShardSession:
@@ -137,7 +85,7 @@ class ShardSession:
             )
             session = cls(
                 channels,
-                _agreed_info(list(infos)),
+                agreed_info(list(infos)),
                 on_result=on_result,
                 on_lost=on_lost,
                 step_timeout_s=step_timeout_s,

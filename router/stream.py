@@ -19,7 +19,7 @@ class Stream:
     sequence: Sequence
     detokenizer: Detokenizer
     arrived_s: float
-    admitted_s: float | None = None
+    is_admitted: bool = False
     last_output_s: float | None = None
     num_generated_tokens: int = 0
     num_steps: int = 0

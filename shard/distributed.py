@@ -46,7 +46,8 @@ class TPGroup:
         if self.size == 1:
             return x.unsqueeze(0)
         out = x.new_empty((self.size, *x.shape))
-        dist.all_gather_into_tensor(out.view(-1), x.contiguous().view(-1))
+        # The form that every torch from 2.11 on has without a deprecation warning.
+        dist.all_gather(list(out.unbind()), x.contiguous())
         return out
 
     def broadcast(self, x: Tensor) -> Tensor:

@@ -1,0 +1,92 @@
+"""What the shards say of themselves, whether they agree, and what follows for requests and for who asks."""
+
+from dataclasses import dataclass
+from importlib.metadata import version
+
+from drafthouse.v1 import shard_pb2
+from router.request import Limits, ModelInfo
+from router.wire import methods_from_proto
+
+
+class ShardGroupLost(Exception):
+    """The session is over: a rank is gone, does not answer, or does not agree with the others."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupInfo:
+    """What every rank said of itself, where they must agree."""
+
+    shard_incarnation: int
+    model_type: str
+    dtype: str
+    device: str
+    weights: str
+    vocab_size: int
+    max_total_tokens: int
+    max_batch_size: int
+    max_batch_prefill_tokens: int
+    num_blocks: int
+    block_size: int
+    speculate: int
+    speculation_methods: tuple[str, ...]
+    kernels: dict[str, str]
+
+    def limits(self, *, max_input_tokens: int | None, max_stop_sequences: int) -> Limits:
+        """What a request may ask for. A prompt leaves room for one token at least."""
+        most = self.max_total_tokens - 1
+        return Limits(
+            max_total_tokens=self.max_total_tokens,
+            max_input_tokens=min(max_input_tokens or most, most),
+            max_speculative_tokens=self.speculate,
+            vocab_size=self.vocab_size,
+            max_stop_sequences=max_stop_sequences,
+        )
+
+    def model_info(self, *, model_id: str, revision: str, num_shards: int) -> ModelInfo:
+        return ModelInfo(
+            model_id=model_id,
+            revision=revision,
+            weights=self.weights,
+            model_type=self.model_type,
+            dtype=self.dtype,
+            device=self.device,
+            num_shards=num_shards,
+            max_total_tokens=self.max_total_tokens,
+            max_batch_size=self.max_batch_size,
+            num_blocks=self.num_blocks,
+            block_size=self.block_size,
+            vocab_size=self.vocab_size,
+            speculate=self.speculate,
+            version=version("drafthouse"),
+            speculation_methods=self.speculation_methods,
+            kernels=self.kernels,
+        )
+
+
+def agreed_info(infos: list[shard_pb2.GetInfoResponse]) -> GroupInfo:
+    """ShardGroupLost where the answers, in rank order, are not those of one whole group."""
+    for rank, info in enumerate(infos):
+        if (info.rank, info.world_size) != (rank, len(infos)):
+            raise ShardGroupLost(
+                f"the socket of rank {rank} of {len(infos)} is answered by rank {info.rank} of {info.world_size}"
+            )
+    if len({info.shard_incarnation for info in infos}) > 1:
+        raise ShardGroupLost("ranks of different incarnations answer; the group is still restarting")
+    first = infos[0]
+    return GroupInfo(
+        shard_incarnation=first.shard_incarnation,
+        model_type=first.model_type,
+        dtype=first.dtype,
+        device=first.device,
+        weights=first.weights,
+        vocab_size=first.vocab_size,
+        max_total_tokens=first.max_total_tokens,
+        max_batch_size=first.max_batch_size,
+        max_batch_prefill_tokens=first.max_batch_prefill_tokens,
+        # Ids are shared by all ranks, so the one with the least memory counts.
+        num_blocks=min(info.num_blocks for info in infos),
+        block_size=first.block_size,
+        speculate=first.speculate,
+        speculation_methods=methods_from_proto(first.speculation_methods),
+        kernels=dict(first.kernels),
+    )

@@ -1,0 +1,67 @@
+"""Turns what the engine does into numbers for Prometheus. Reads sequences and the scheduler, changes neither."""
+
+import time
+from collections.abc import Iterable
+
+from router.group_info import GroupInfo
+from router.metrics import Metrics
+from router.plan import Phase, SequenceResult, StepResult
+from router.scheduler import Scheduler
+from router.stream import Stream
+
+
+class Observer:
+    def __init__(self, metrics: Metrics, *, num_shards: int) -> None:
+        self._metrics = metrics
+        self._num_shards = num_shards
+
+    def note_session(self, info: GroupInfo, *, is_new_group: bool) -> None:
+        """A session began; `is_new_group` if the shards are others than those of the session before."""
+        self._metrics.prepare(
+            num_shards=self._num_shards,
+            speculation_methods=info.speculation_methods,
+            max_speculative_tokens=info.speculate,
+        )
+        if is_new_group:
+            self._metrics.shard_restarts.inc()
+        self.set_shards_up(True)
+
+    def set_shards_up(self, is_up: bool) -> None:
+        for rank in range(self._num_shards):
+            self._metrics.shard_up.labels(str(rank)).set(is_up)
+
+    def note_admissions(self, streams: Iterable[Stream]) -> None:
+        """Call after a plan that admits: streams that got their first slot with it are counted."""
+        now = time.monotonic()
+        for stream in streams:
+            sequence = stream.sequence
+            if stream.is_admitted or sequence.num_cached_prompt_tokens is None:
+                continue
+            stream.is_admitted = True
+            self._metrics.queue_time_seconds.observe(now - stream.arrived_s)
+            self._metrics.prompt_tokens.inc(sequence.num_prompt_tokens)
+            self._metrics.prefix_cache_hit_tokens.inc(sequence.num_cached_prompt_tokens)
+
+    def note_step(self, phase: Phase, result: StepResult) -> None:
+        self._metrics.step_duration_seconds.labels(phase.value).observe(result.duration_s)
+
+    def note_output(self, stream: Stream, result: SequenceResult, *, num_tokens: int) -> None:
+        """A reply brought `num_tokens` that are kept."""
+        now, metrics = time.monotonic(), self._metrics
+        if stream.last_output_s is None:
+            metrics.time_to_first_token_seconds.observe(now - stream.arrived_s)
+        else:
+            for _ in range(num_tokens):
+                metrics.inter_token_latency_seconds.observe((now - stream.last_output_s) / num_tokens)
+        stream.last_output_s = now
+        metrics.generated_tokens.inc(num_tokens)
+        if result.drafted:
+            metrics.count_speculation(result.method, drafted=result.drafted, accepted=result.accepted)
+
+    def set_gauges(self, scheduler: Scheduler) -> None:
+        metrics, blocks = self._metrics, scheduler.blocks
+        metrics.sequences.labels("waiting").set(scheduler.num_waiting)
+        metrics.sequences.labels("running").set(scheduler.num_running)
+        metrics.kv_blocks.labels("free").set(blocks.num_free_blocks)
+        metrics.kv_blocks.labels("cached").set(blocks.num_cached_blocks)
+        metrics.kv_blocks.labels("used").set(blocks.num_allocated_blocks)
