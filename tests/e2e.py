@@ -1,7 +1,7 @@
 """The whole service as a user starts it: `python -m launcher` as a process of its own, and what can be seen of it.
 
-Owns the processes of one launch, found by a mark in their environment, and proves at the end that none is left. Knows
-HTTP and the log; requests are in `requests.py`'s place, the public stub.
+Owns the processes of one launch, found by a mark in their environment, and proves at the end that none is left; its
+HTTP port, its log, and streams of its public service.
 """
 
 import http.client
@@ -16,9 +16,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
+import grpc
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from drafthouse.v1 import generation_pb2, generation_pb2_grpc
 from tests.launcher.conftest import clean_environ, wait_until
 
 ROOT = Path(__file__).parents[1]
@@ -62,8 +66,10 @@ class Launch:
         self._temp.mkdir()
         http_port, grpc_port = free_ports(2)
         values = {"model_id": model, "port": http_port, "grpc_port": grpc_port, "hostname": "127.0.0.1"} | flags
-        self.http_port = int(str(values["port"]))
-        self.grpc_address = f"127.0.0.1:{values['grpc_port']}"
+        self.http_port, self.grpc_port = int(str(values["port"])), int(str(values["grpc_port"]))
+        self.grpc_address = f"127.0.0.1:{self.grpc_port}"
+        self.channel = grpc.insecure_channel(self.grpc_address)
+        self.stub = generation_pb2_grpc.GenerationServiceStub(self.channel)
         with self._log_file.open("w") as log:
             self._launcher = subprocess.Popen(
                 [sys.executable, "-m", "launcher"]
@@ -84,6 +90,7 @@ class Launch:
     ) -> None:
         if error is not None:
             sys.stderr.write(f"--- the launcher's log\n{self.log}")
+        self.channel.close()
         try:
             if self._launcher.poll() is None:
                 self._launcher.terminate()
@@ -193,3 +200,52 @@ class Launch:
             return response.status, response.read().decode()
         finally:
             connection.close()
+
+
+def prompt(start: int = 5) -> dict[str, list[int]]:
+    """Thirty tokens that repeat, so that there is something to look up."""
+    return {"ids": [start + i % 5 for i in range(30)]}
+
+
+class Stream:
+    """One Generate call, read as far as a test wants. Fields are those of GenerateRequest."""
+
+    def __init__(self, launch: Launch, *, timeout_s: float = 120.0, new: int = 300, **fields: Any) -> None:
+        fields.setdefault("stopping", {"max_new_tokens": new, "ignore_eos": True})
+        request = generation_pb2.GenerateRequest(**fields)
+        self._call = launch.stub.Generate(request, timeout=timeout_s)
+        self.responses: list[generation_pb2.GenerateResponse] = []
+
+    @property
+    def token_ids(self) -> list[int]:
+        return [token for response in self.responses for token in response.token_ids]
+
+    @property
+    def text(self) -> str:
+        return "".join(response.text for response in self.responses)
+
+    @property
+    def last(self) -> generation_pb2.GenerateResponse:
+        return self.responses[-1]
+
+    def read(self, num_tokens: int) -> "Stream":
+        """Until at least so many tokens are here; the stream must go on after them."""
+        while len(self.token_ids) < num_tokens:
+            self.responses.append(next(self._call))
+        assert not self.last.finish_reason
+        return self
+
+    def finish(self) -> list[int]:
+        """All its tokens, at its end."""
+        self.responses += self._call
+        assert [bool(response.finish_reason) for response in self.responses[-2:]] == [False, True]
+        return self.token_ids
+
+    def failure(self) -> grpc.RpcError:
+        """The error it ends with."""
+        with pytest.raises(grpc.RpcError) as caught:
+            self.responses += self._call
+        return caught.value
+
+    def cancel(self) -> None:
+        self._call.cancel()

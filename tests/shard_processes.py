@@ -37,6 +37,8 @@ class ShardProcesses:
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(port),
                 "OMP_NUM_THREADS": "1",
+                # These tests are about the CPU path, wherever they run.
+                "CUDA_VISIBLE_DEVICES": "",
                 "PYTHONPATH": os.pathsep.join(sys.path),
             }
             with (self.folder / f"rank-{rank}.log").open("ab") as log:

@@ -30,7 +30,9 @@ BFLOAT16_EPSILON = 0.75
 
 @pytest.fixture(scope="module")
 def model() -> ResolvedModel:
-    return resolve(ModelRequest(None, None, "bfloat16", None), LogWriter(level="info", json_output=False, stream=io.StringIO()))
+    return resolve(
+        ModelRequest(None, None, "bfloat16", None), LogWriter(level="info", json_output=False, stream=io.StringIO())
+    )
 
 
 @pytest.fixture(scope="module")

@@ -162,6 +162,25 @@ def test_a_stop_string_cuts_tokens_that_came_in_one_step(tmp_path: Path) -> None
     run(scenario)
 
 
+def test_tokens_behind_a_stop_string_never_enter_the_prefix_cache(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with FakeShards(tmp_path, FakeGroup()), service(tmp_path) as s:
+            await s.ready()
+            num_cut = 0
+            for at in range(6, 26):
+                prompt = [at, at + 1]
+                whole = expected(prompt, 40)
+                stop = byte_level_tokenizer().decode(whole[at : at + 1])
+                outputs = await collect(s.engine.generate(request(prompt, new=40, k=3, stop_strings=(stop,))))
+                kept = 2 + sum(len(output.token_ids) for output in outputs)
+                again = await collect(s.engine.generate(request(prompt + whole, new=1)))
+                assert again[-1].num_cached_prompt_tokens <= kept // 4 * 4
+                num_cut += outputs[-1].num_accepted_tokens > 0
+            assert num_cut
+
+    run(scenario)
+
+
 def test_before_the_shards_have_answered_requests_are_turned_away(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with service(tmp_path) as s:

@@ -1,0 +1,271 @@
+"""Bad input to the real service: each gets one clear error or is cleaned up, and the next request does not notice.
+
+First launches that cannot work, then requests to one running server.
+"""
+
+import contextlib
+import json
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import torch
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+from safetensors.torch import load_file, save_file
+
+from tests.checkpoints import make_checkpoint
+from tests.e2e import START_LIMIT_S, Launch, Stream, prompt
+
+# --- launches
+
+
+@dataclass(frozen=True, slots=True)
+class BadLaunch:
+    """`flags` and what `spoil` does to a copy of a good model; the error must hold every one of `says`."""
+
+    says: tuple[str, ...]
+    flags: dict[str, object]
+    spoil: Callable[[Path], None] = lambda model: None
+
+
+def without_weights(model: Path) -> None:
+    (model / "model.safetensors").unlink()
+
+
+def truncated(model: Path) -> None:
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+
+
+def with_a_missing_file(model: Path) -> None:
+    weights = model / "model.safetensors"
+    names = list(load_file(weights))
+    weights.rename(model / "model-00001-of-00002.safetensors")
+    files = dict.fromkeys(names, "model-00001-of-00002.safetensors") | {
+        "lm_head.weight": "model-00002-of-00002.safetensors"
+    }
+    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+
+
+def with_a_wrong_shape(model: Path) -> None:
+    weights = model / "model.safetensors"
+    save_file(load_file(weights) | {"model.norm.weight": torch.ones(71)}, weights)
+
+
+def of_another_architecture(model: Path) -> None:
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"model_type": "mamba"}))
+
+
+def without_tokenizer(model: Path) -> None:
+    (model / "tokenizer.json").unlink()
+
+
+BAD_LAUNCHES = {
+    "unknown folder": BadLaunch(
+        ("--model-id /no/such/model", "no such file or folder"), {"model_id": "/no/such/model"}
+    ),
+    "hub id while offline": BadLaunch(("--model-id some/model", "give a local folder"), {"model_id": "some/model"}),
+    "no weights": BadLaunch(("neither model.safetensors nor",), {}, without_weights),
+    "truncated weights": BadLaunch(("model.safetensors is truncated", "again"), {}, truncated),
+    "a file of the index is missing": BadLaunch(
+        ("model-00002-of-00002.safetensors is missing", "download"), {}, with_a_missing_file
+    ),
+    "wrong tensor shape": BadLaunch(("model.norm.weight", "[71]", "[72]"), {}, with_a_wrong_shape),
+    "unsupported architecture": BadLaunch(("'mamba' is not supported", "llama"), {}, of_another_architecture),
+    "no tokenizer": BadLaunch(("tokenizer.json",), {}, without_tokenizer),
+    "too few blocks": BadLaunch(
+        ("--max-batch-total-tokens 300", "--max-total-tokens 1000"),
+        {"max_batch_total_tokens": 300, "max_total_tokens": 1000},
+    ),
+    "longer than the model": BadLaunch(("--max-total-tokens 3000", "2048"), {"max_total_tokens": 3000}),
+    "too many drafts": BadLaunch(("'--speculate'", "17"), {"speculate": 17}),
+    "taken http port": BadLaunch(("choose another with --port",), {"port": None}),
+    "taken grpc port": BadLaunch(("choose another with --grpc-port",), {"grpc_port": None}),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    exit_code: int
+    log: str
+    temporary_files: list[Path]
+
+
+def refuse(case: BadLaunch, model: Path, folder: Path) -> Refusal:
+    spoilt = shutil.copytree(model, folder / "model")
+    case.spoil(spoilt)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        flags = {name: value or taken.getsockname()[1] for name, value in case.flags.items()}
+        model_id = flags.pop("model_id", spoilt)
+        offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder)}
+        with Launch(folder, model_id, environ=offline, num_shard=1, threads=1, **flags) as launch:
+            exit_code = launch.exit_code(START_LIMIT_S)
+            launch.wait_gone()
+            return Refusal(exit_code, launch.log, launch.temporary_files)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def refusals(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[Refusal]]]:
+    """All bad launches, two at a time: most of them are imports."""
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        yield {
+            name: pool.submit(refuse, case, model, tmp_path_factory.mktemp("bad"))
+            for name, case in BAD_LAUNCHES.items()
+        }
+
+
+@pytest.mark.parametrize("name", BAD_LAUNCHES)
+def test_a_launch_that_cannot_work_says_why_and_ends(refusals: dict[str, Future[Refusal]], name: str) -> None:
+    refusal = refusals[name].result(timeout=300)
+    assert refusal.exit_code in (1, 2), refusal.log
+    errors = [line for line in refusal.log.splitlines() if " ERROR " in line or line.startswith("Error: ")]
+    assert len(errors) == 1, refusal.log
+    assert all(words in errors[0] for words in BAD_LAUNCHES[name].says), errors[0]
+    assert "Traceback" not in refusal.log
+    assert "starting it again" not in refusal.log
+    assert refusal.temporary_files == []
+
+
+# --- requests
+
+MAX_REQUESTS = 8
+PAYLOAD_LIMIT = 20_000
+
+
+@pytest.fixture(scope="module")
+def service(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launch]:
+    flags = {"max_concurrent_requests": MAX_REQUESTS, "payload_limit": PAYLOAD_LIMIT, "speculate": 3, "threads": 1}
+    with Launch(tmp_path_factory.mktemp("service"), model, num_shard=1, dtype="float64", **flags) as launch:
+        launch.wait_healthy()
+        yield launch
+
+
+def normal(service: Launch) -> Stream:
+    return Stream(service, new=60, token_ids=prompt())
+
+
+@pytest.fixture(scope="module")
+def expected(service: Launch) -> list[int]:
+    tokens = normal(service).finish()
+    assert len(set(tokens)) >= 30
+    return tokens
+
+
+@pytest.fixture(autouse=True)
+def the_next_request_is_served(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After every test of the running server: nothing is held, and a normal request has the tokens it always had."""
+    if "service" not in request.fixturenames:
+        yield
+        return
+    service, expected = request.getfixturevalue("service"), request.getfixturevalue("expected")
+    yield
+    service.wait_until(lambda: in_use(service) == (0, 0, 0), "blocks and sequences to be free again")
+    assert normal(service).finish() == expected
+    assert service.metric("drafthouse_shard_restarts_total") == 0
+    assert service.log.count("launcher: ready in") == 1
+    assert "Traceback" not in service.log
+
+
+def in_use(service: Launch) -> tuple[float, float, float]:
+    return (
+        service.metric("drafthouse_kv_blocks", state="used"),
+        service.metric("drafthouse_sequences", state="running"),
+        service.metric("drafthouse_sequences", state="waiting"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("field", "request_fields", "says"),
+    [
+        ("input", {}, "must be given"),
+        ("text", {"text": ""}, "empty"),
+        ("token_ids", {"token_ids": {}}, "empty"),
+        ("token_ids", {"token_ids": {"ids": [5] * 2100}}, "has 2100 tokens; at most 2047"),
+        ("token_ids.ids", {"token_ids": {"ids": [5, 131]}}, "token id 131 is outside the vocabulary of 131"),
+        ("sampling.temperature", {"sampling": {"temperature": -1}}, "-1"),
+        ("sampling.temperature", {"sampling": {"temperature": float("nan")}}, "nan"),
+        ("sampling.top_p", {"sampling": {"temperature": 1, "top_p": 1.5}}, "1.5"),
+        ("stopping.max_new_tokens", {"stopping": {"max_new_tokens": 0}}, "at least 1"),
+        ("stopping.max_new_tokens", {"stopping": {"max_new_tokens": 2048}}, "are 2049; at most 2048"),
+        ("stopping.stop_strings", {"stopping": {"stop_strings": list("abcde")}}, "5 were given; at most 4"),
+        ("n", {"n": 0}, "not 0"),
+    ],
+)
+def test_a_wrong_field_is_named(service: Launch, field: str, request_fields: dict[str, Any], says: str) -> None:
+    if field.split(".")[0] in ("sampling", "stopping", "n"):
+        request_fields = {"text": "a"} | request_fields
+    request_fields.setdefault("stopping", {})
+    error = Stream(service, **request_fields).failure()
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert error.details().startswith(f"{field}: ")
+    assert says in error.details()
+
+
+def test_a_message_over_the_limit_is_refused(service: Launch) -> None:
+    error = Stream(service, text="a" * PAYLOAD_LIMIT).failure()
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert str(PAYLOAD_LIMIT) in error.details()
+
+
+@pytest.mark.parametrize("data", [b"\xff\x00garbage" * 500, b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x02\x00\x01"])
+def test_garbage_on_a_port_hurts_nobody(service: Launch, data: bytes) -> None:
+    stream = normal(service)
+    for port in (service.grpc_port, service.http_port):
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+            # The server may close first; whether it says goodbye is its affair.
+            with contextlib.suppress(ConnectionError):
+                connection.sendall(data)
+                connection.shutdown(socket.SHUT_WR)
+                while connection.recv(4096):
+                    pass
+    assert stream.finish() == normal(service).finish()
+
+
+def test_a_client_that_leaves_in_mid_stream_frees_its_blocks(service: Launch) -> None:
+    cancelled = service.metric("drafthouse_requests_total", status="cancelled")
+    stream = Stream(service, token_ids=prompt(20), new=2000).read(3)
+    service.wait_until(lambda: in_use(service)[0] > 0, "blocks to be used")
+    stream.cancel()
+    service.wait_until(
+        lambda: service.metric("drafthouse_requests_total", status="cancelled") == cancelled + 1, "the end of a stream"
+    )
+
+
+def test_a_deadline_ends_an_answer_that_is_too_long_for_it(service: Launch) -> None:
+    late = service.metric("drafthouse_requests_total", status="deadline")
+    stream = Stream(service, token_ids=prompt(20), new=2000, timeout_s=0.5)
+    assert stream.failure().code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert len(stream.token_ids) < 2000
+    service.wait_until(
+        lambda: service.metric("drafthouse_requests_total", status="deadline") == late + 1, "the end of a stream"
+    )
+
+
+def test_too_many_clients_are_turned_away_and_the_others_served(service: Launch, expected: list[int]) -> None:
+    num_served = 0
+    for stream in [normal(service) for _ in range(40)]:
+        try:
+            tokens = stream.finish()
+        except grpc.RpcError as error:
+            assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            status = rpc_status.from_call(error)
+            retry = error_details_pb2.RetryInfo()
+            assert status.details[0].Unpack(retry)
+            assert retry.retry_delay.ToMilliseconds() > 0
+        else:
+            assert tokens == expected
+            num_served += 1
+    assert MAX_REQUESTS <= num_served < 40
