@@ -3,8 +3,7 @@
 import asyncio
 import sys
 
-from launcher.logs import LogWriter
-from launcher.resolve import ModelRequest, resolve
+import grpc
 
 from bench.bandwidth import measured_bandwidth
 from bench.client import Client
@@ -17,6 +16,9 @@ from bench.report import report
 from bench.server import launched
 from bench.transformers_peer import transformers_peer
 from bench.weights import bytes_read_per_step
+from launcher.errors import LaunchError
+from launcher.logs import LogWriter
+from launcher.resolve import ModelRequest, resolve
 
 _DTYPE = "bfloat16"
 
@@ -25,11 +27,14 @@ def main() -> None:
     config = parse_args(sys.argv[1:])
     try:
         asyncio.run(_run(config))
-    except BenchError as error:
+    except (BenchError, LaunchError) as error:
         sys.exit(f"bench: {error}")
+    except grpc.aio.AioRpcError as error:
+        sys.exit(f"bench: the service failed a request: {error.details()} ({error.code().name})")
 
 
 async def _run(config: BenchConfig) -> None:
+    machine = describe_machine()
     # The folder the launcher will serve, for transformers; a model that must be fetched or converted is so here.
     request = ModelRequest(config.model_id, revision=None, dtype=_DTYPE, hub_cache=None)
     folder = resolve(request, LogWriter(level="info", json_output=False, stream=sys.stderr)).path
@@ -38,9 +43,7 @@ async def _run(config: BenchConfig) -> None:
     prompts = load_prompts(config.prompts_per_workload)
     with (
         launched(config) as server,
-        transformers_peer(
-            folder, dtype=_DTYPE, threads=config.threads, max_new_tokens=config.max_new_tokens
-        ) as peer,
+        transformers_peer(folder, dtype=_DTYPE, threads=config.threads, max_new_tokens=config.max_new_tokens) as peer,
     ):
         async with Client(server.grpc_address, max_new_tokens=config.max_new_tokens) as client:
             token_ids = {p.id: await client.token_ids(p) for group in prompts.values() for p in group}
@@ -51,7 +54,6 @@ async def _run(config: BenchConfig) -> None:
             for number in range(config.rounds):
                 await _round(measurement, prompts, config, number)
                 bandwidths.append(measured_bandwidth(weights_bytes, config.threads))
-    machine = describe_machine(config.threads)
     text = report(
         config,
         machine=Machine(machine, bandwidth=max(bandwidths), weights_bytes=weights_bytes),
@@ -64,9 +66,7 @@ async def _run(config: BenchConfig) -> None:
         config.output.write_text(text, encoding="utf-8")
 
 
-async def _round(
-    measurement: Measurement, prompts: dict[str, list[Prompt]], config: BenchConfig, number: int
-) -> None:
+async def _round(measurement: Measurement, prompts: dict[str, list[Prompt]], config: BenchConfig, number: int) -> None:
     for workload, group in prompts.items():
         _say(f"round {number + 1} of {config.rounds}: {workload}, one at a time")
         await measurement.one_at_a_time(group, shift=number)

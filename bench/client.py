@@ -4,10 +4,10 @@ import asyncio
 import time
 
 import grpc
-from drafthouse.v1 import generation_pb2, generation_pb2_grpc
 
 from bench.prompts import Prompt
 from bench.sample import Arrival, Sample
+from drafthouse.v1 import generation_pb2, generation_pb2_grpc
 
 
 class Client:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.machine import usable_cores
+from launcher.options import ENV_PREFIX
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +50,9 @@ def parse_args(argv: list[str]) -> BenchConfig:
 
 
 def child_environ(threads: int) -> dict[str, str]:
-    """Of every measured process: the same number of threads, and no look at the network."""
-    return {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+    """Of every measured process: the same number of threads, no look at the network, no flags but those we give."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
+    return {**kept, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
 
 
 def _positive(text: str) -> int:

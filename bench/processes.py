@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from launcher.process import tied_to_parent
 
@@ -15,11 +15,19 @@ _STOP_TIMEOUT_S = 30.0
 
 @contextmanager
 def running(
-    command: list[str], *, environ: Mapping[str, str], log: IO[bytes], **pipes: Any
+    command: list[str], *, environ: Mapping[str, str], log: IO[bytes], piped: bool = False
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """The started command; on leaving it gets SIGTERM and, much later, SIGKILL. `log` takes what `pipes` do not."""
-    streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log} | pipes
-    process = subprocess.Popen(tied_to_parent(command, parent=os.getpid()), env=dict(environ), **streams)
+    """The started command; on leaving it gets SIGTERM and, much later, SIGKILL.
+
+    `log` takes its output; with `piped` only its stderr, and stdin and stdout are pipes.
+    """
+    process = subprocess.Popen(
+        tied_to_parent(command, parent=os.getpid()),
+        env=dict(environ),
+        stdin=subprocess.PIPE if piped else subprocess.DEVNULL,
+        stdout=subprocess.PIPE if piped else log,
+        stderr=log,
+    )
     try:
         yield process
     finally:

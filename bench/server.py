@@ -7,12 +7,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-
-from launcher.readiness import is_healthy
+from typing import IO
 
 from bench.config import BenchConfig, child_environ
 from bench.errors import BenchError
 from bench.processes import child_running, free_ports, running
+from launcher.readiness import is_healthy
 
 _HOST = "127.0.0.1"
 _START_TIMEOUT_S = 300.0
@@ -51,9 +51,7 @@ def launched(config: BenchConfig) -> Iterator[Server]:
             )
 
 
-def _wait_until_healthy(
-    process: subprocess.Popen[bytes], port: int, *, deadline_s: float, log: "tempfile._TemporaryFileWrapper[bytes]"
-) -> None:
+def _wait_until_healthy(process: subprocess.Popen[bytes], port: int, *, deadline_s: float, log: IO[bytes]) -> None:
     while not is_healthy(_HOST, port):
         if process.poll() is not None or time.monotonic() > deadline_s:
             log.seek(0)

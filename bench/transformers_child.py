@@ -36,7 +36,8 @@ def main(folder: str, dtype: str, threads: int) -> None:
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     torch.set_num_threads(threads)
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+    model.eval()
     model.generation_config.eos_token_id = None
     for line in sys.stdin:
         replies.write(json.dumps(_generate(model, json.loads(line))) + "\n")

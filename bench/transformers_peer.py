@@ -1,4 +1,4 @@
-"""The peer that is measured beside the service: transformers.generate in a process of its own. Here is our end of it."""
+"""The peer that is measured beside the service: transformers.generate in its own process. Here is our end."""
 
 import json
 import subprocess
@@ -41,16 +41,15 @@ class TransformersPeer:
 
 
 @contextmanager
-def transformers_peer(
-    folder: Path, *, dtype: str, threads: int, max_new_tokens: int
-) -> Iterator[TransformersPeer]:
+def transformers_peer(folder: Path, *, dtype: str, threads: int, max_new_tokens: int) -> Iterator[TransformersPeer]:
     command = [sys.executable, "-m", "bench.transformers_child", str(folder), dtype, str(threads)]
-    with tempfile.TemporaryFile() as log:
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        with running(command, environ=child_environ(threads), log=log, **pipes) as process:
-            try:
-                yield TransformersPeer(process, max_new_tokens=max_new_tokens)
-            except BenchError:
-                log.seek(0)
-                sys.stderr.write(log.read().decode(errors="replace"))
-                raise
+    with (
+        tempfile.TemporaryFile() as log,
+        running(command, environ=child_environ(threads), log=log, piped=True) as process,
+    ):
+        try:
+            yield TransformersPeer(process, max_new_tokens=max_new_tokens)
+        except BenchError:
+            log.seek(0)
+            sys.stderr.write(log.read().decode(errors="replace"))
+            raise

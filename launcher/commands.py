@@ -38,6 +38,8 @@ def agent_spec(
     command = [sys.executable, "-m", "torch.distributed.run"]
     command += ["--nnodes", "1", "--nproc-per-node", str(config.num_shard), "--max-restarts", str(GROUP_RESTARTS)]
     command += ["--monitor-interval", "0.1", *_meeting_point(config), "--no-python"]
+    # Nothing is logged there, but the agent would make a folder elsewhere and leave it.
+    command += ["--log-dir", str(paths.run_dir / "agent")]
     # Parent 0: the shards' parent is the agent, whose process id is not known yet.
     command += [sys.executable, "-I", "-S", str(EXEC_CHILD), "0", str(paths.shard_output)]
     command += [*shard, *_shard_flags(config, model, paths)]
@@ -54,10 +56,10 @@ def router_spec(
 
 
 def _meeting_point(config: LauncherConfig) -> list[str]:
-    if config.master_port is not None:
-        return ["--master-addr", config.master_addr or "127.0.0.1", "--master-port", str(config.master_port)]
+    host = config.master_addr or "127.0.0.1"
     # Port 0: the kernel picks a free one, so that two launchers on a machine never meet.
-    return ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1"]
+    endpoint = f"{host}:{config.master_port or 0}"
+    return ["--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-conf", "is_host=1", "--local-addr", host]
 
 
 def _shard_flags(config: LauncherConfig, model: ResolvedModel, paths: RunPaths) -> list[str]:
@@ -129,7 +131,10 @@ def _shard_environ(config: LauncherConfig, environ: Mapping[str, str]) -> dict[s
     waiting = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
     # torchrun reads its own variables as flags, and would take a foreign rank or rendezvous for ours.
     inherited = {k: v for k, v in _child_environ(environ).items() if not k.startswith(("PET_", "TORCHELASTIC_"))}
-    return {**waiting, **inherited, "OMP_NUM_THREADS": str(config.threads)}
+    # The agent's own store outlives a group: ranks of the next one would read the addresses of the last one in it, and
+    # connect to nobody. So rank 0 of each group opens a new one, at a port that the agents agree on.
+    own_store = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    return {**waiting, **inherited, **own_store, "OMP_NUM_THREADS": str(config.threads)}
 
 
 def make_output_pipes(paths: RunPaths, num_shard: int) -> list[int]:

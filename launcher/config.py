@@ -134,7 +134,9 @@ def with_model_length(config: LauncherConfig, max_positions: int | None) -> Laun
         if config.max_batch_total_tokens is not None:
             wanted = min(wanted, config.max_batch_total_tokens)
     elif max_positions is not None and wanted > max_positions:
-        raise ConfigError(f"--max-total-tokens {wanted} is more than the {max_positions} positions of the model")
+        raise ConfigError(
+            f"--max-total-tokens {wanted} is more than the {max_positions} positions of the model; lower it"
+        )
     if config.max_input_tokens is not None and config.max_input_tokens >= wanted:
         raise ConfigError(
             f"--max-input-tokens {config.max_input_tokens} must be below --max-total-tokens {wanted}: "
@@ -143,7 +145,7 @@ def with_model_length(config: LauncherConfig, max_positions: int | None) -> Laun
     if config.max_batch_total_tokens is not None and config.max_batch_total_tokens < wanted:
         raise ConfigError(
             f"--max-batch-total-tokens {config.max_batch_total_tokens} is below --max-total-tokens {wanted}: "
-            "one longest sequence would not fit"
+            "one longest sequence would not fit; raise the first or lower the second"
         )
     return replace(config, max_total_tokens=wanted)
 

@@ -22,8 +22,6 @@ log = logging.getLogger("shard")
 
 def main() -> None:
     die_with_parent()
-    # Until the loop runs, and at any moment after: a rank owes nobody anything, the router holds every token.
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     config = parse_args()
     configure(config.log_level, config.json_output, rank=int(os.environ.get("RANK", "0")))
     try:
@@ -36,6 +34,9 @@ def main() -> None:
 
 
 async def serve(config: ShardConfig, rank: Rank) -> None:
+    # At any moment: a rank owes nobody anything, the router holds every token. Not set before the loop runs, because a
+    # handler in Python would wait for the library call that joins the group; without one the process just ends.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     device = DeviceThread(rank.runner.execute, timeout_s=config.collective_timeout)
     servicer = ShardServicer(info=rank.info, device=device, warm_up=lambda: warm_up(rank.runner, config))
     path = Path(f"{config.uds_path}-{rank.group.rank}")

@@ -54,7 +54,9 @@ def _files(folder: Path) -> dict[str, set[str] | None]:
     index = folder / INDEX_FILE
     if not index.exists():
         if not (folder / SINGLE_FILE).exists():
-            raise CheckpointError(f"{folder} holds neither {SINGLE_FILE} nor {INDEX_FILE}")
+            raise CheckpointError(
+                f"{folder} holds neither {SINGLE_FILE} nor {INDEX_FILE}; download the safetensors weights"
+            )
         return {SINGLE_FILE: None}
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
@@ -65,7 +67,7 @@ def _files(folder: Path) -> dict[str, set[str] | None]:
         raise CheckpointError(f"{index} is not a safetensors index: {error!r}") from error
     for file in files:
         if not (folder / file).exists():
-            raise CheckpointError(f"{folder / file} is missing; {INDEX_FILE} lists it (incomplete download?)")
+            raise CheckpointError(f"{folder / file} is missing, but {INDEX_FILE} lists it; download it again")
     return files
 
 
@@ -73,4 +75,4 @@ def _open(file: Path) -> Any:
     try:
         return safe_open(file, framework="pt", device="cpu")
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file} is truncated or not a safetensors file: {error}") from error
+        raise CheckpointError(f"{file} is truncated or not a safetensors file ({error}); download it again") from error

@@ -74,7 +74,9 @@ def _prove_complete(checkpoint: Checkpoint, sources: list[tuple[str, Piece]], ig
         found = checkpoint.shape(key)
         if found != piece.full_shape:
             expected = list(piece.full_shape)
-            raise CheckpointError(f"tensor {key} has shape {list(found)}, the configuration asks for {expected}")
+            raise CheckpointError(
+                f"tensor {key} has shape {list(found)}, config.json asks for {expected}; they are not of one model"
+            )
     skip = [_compile(pattern) for pattern in ignored]
     extra = checkpoint.names() - {key for key, _ in sources}
     for key in sorted(extra):

@@ -88,8 +88,6 @@ class Launch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None:
-            sys.stderr.write(f"--- the launcher's log\n{self.log}")
         self.channel.close()
         try:
             if self._launcher.poll() is None:
@@ -100,6 +98,8 @@ class Launch:
             for process in self.processes():
                 process.kill()
             self._launcher.wait()
+            if error is not None:
+                sys.stderr.write(f"--- the launcher's log\n{self.log}")
 
     # --- its life
 
@@ -241,8 +241,8 @@ class Stream:
         assert [bool(response.finish_reason) for response in self.responses[-2:]] == [False, True]
         return self.token_ids
 
-    def failure(self) -> grpc.RpcError:
-        """The error it ends with."""
+    def failure(self) -> Any:
+        """The grpc.RpcError it ends with; it has the code and the details of the call."""
         with pytest.raises(grpc.RpcError) as caught:
             self.responses += self._call
         return caught.value

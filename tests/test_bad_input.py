@@ -73,19 +73,19 @@ BAD_LAUNCHES = {
         ("--model-id /no/such/model", "no such file or folder"), {"model_id": "/no/such/model"}
     ),
     "hub id while offline": BadLaunch(("--model-id some/model", "give a local folder"), {"model_id": "some/model"}),
-    "no weights": BadLaunch(("neither model.safetensors nor",), {}, without_weights),
-    "truncated weights": BadLaunch(("model.safetensors is truncated", "again"), {}, truncated),
+    "no weights": BadLaunch(("neither model.safetensors nor", "download"), {}, without_weights),
+    "truncated weights": BadLaunch(("model.safetensors is truncated", "download it again"), {}, truncated),
     "a file of the index is missing": BadLaunch(
         ("model-00002-of-00002.safetensors is missing", "download"), {}, with_a_missing_file
     ),
-    "wrong tensor shape": BadLaunch(("model.norm.weight", "[71]", "[72]"), {}, with_a_wrong_shape),
+    "wrong tensor shape": BadLaunch(("model.norm.weight", "[71]", "config.json asks for [72]"), {}, with_a_wrong_shape),
     "unsupported architecture": BadLaunch(("'mamba' is not supported", "llama"), {}, of_another_architecture),
     "no tokenizer": BadLaunch(("tokenizer.json",), {}, without_tokenizer),
     "too few blocks": BadLaunch(
-        ("--max-batch-total-tokens 300", "--max-total-tokens 1000"),
+        ("--max-batch-total-tokens 300", "--max-total-tokens 1000", "raise the first"),
         {"max_batch_total_tokens": 300, "max_total_tokens": 1000},
     ),
-    "longer than the model": BadLaunch(("--max-total-tokens 3000", "2048"), {"max_total_tokens": 3000}),
+    "longer than the model": BadLaunch(("--max-total-tokens 3000", "2048", "lower it"), {"max_total_tokens": 3000}),
     "too many drafts": BadLaunch(("'--speculate'", "17"), {"speculate": 17}),
     "taken http port": BadLaunch(("choose another with --port",), {"port": None}),
     "taken grpc port": BadLaunch(("choose another with --grpc-port",), {"grpc_port": None}),
@@ -103,7 +103,7 @@ def refuse(case: BadLaunch, model: Path, folder: Path) -> Refusal:
     spoilt = shutil.copytree(model, folder / "model")
     case.spoil(spoilt)
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        flags = {name: value or taken.getsockname()[1] for name, value in case.flags.items()}
+        flags: dict[str, Any] = {name: value or taken.getsockname()[1] for name, value in case.flags.items()}
         model_id = flags.pop("model_id", spoilt)
         offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder)}
         with Launch(folder, model_id, environ=offline, num_shard=1, threads=1, **flags) as launch:
@@ -147,7 +147,12 @@ PAYLOAD_LIMIT = 20_000
 
 @pytest.fixture(scope="module")
 def service(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launch]:
-    flags = {"max_concurrent_requests": MAX_REQUESTS, "payload_limit": PAYLOAD_LIMIT, "speculate": 3, "threads": 1}
+    flags: dict[str, Any] = {
+        "max_concurrent_requests": MAX_REQUESTS,
+        "payload_limit": PAYLOAD_LIMIT,
+        "speculate": 3,
+        "threads": 1,
+    }
     with Launch(tmp_path_factory.mktemp("service"), model, num_shard=1, dtype="float64", **flags) as launch:
         launch.wait_healthy()
         yield launch
@@ -224,13 +229,13 @@ def test_a_message_over_the_limit_is_refused(service: Launch) -> None:
 def test_garbage_on_a_port_hurts_nobody(service: Launch, data: bytes) -> None:
     stream = normal(service)
     for port in (service.grpc_port, service.http_port):
-        with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
-            # The server may close first; whether it says goodbye is its affair.
-            with contextlib.suppress(ConnectionError):
-                connection.sendall(data)
-                connection.shutdown(socket.SHUT_WR)
-                while connection.recv(4096):
-                    pass
+        # The server may close first; whether it says goodbye is its affair.
+        connection = socket.create_connection(("127.0.0.1", port), timeout=10)
+        with connection, contextlib.suppress(ConnectionError):
+            connection.sendall(data)
+            connection.shutdown(socket.SHUT_WR)
+            while connection.recv(4096):
+                pass
     assert stream.finish() == normal(service).finish()
 
 
@@ -255,17 +260,17 @@ def test_a_deadline_ends_an_answer_that_is_too_long_for_it(service: Launch) -> N
 
 
 def test_too_many_clients_are_turned_away_and_the_others_served(service: Launch, expected: list[int]) -> None:
+    refused = []
     num_served = 0
     for stream in [normal(service) for _ in range(40)]:
         try:
-            tokens = stream.finish()
-        except grpc.RpcError as error:
-            assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-            status = rpc_status.from_call(error)
-            retry = error_details_pb2.RetryInfo()
-            assert status.details[0].Unpack(retry)
-            assert retry.retry_delay.ToMilliseconds() > 0
-        else:
-            assert tokens == expected
+            assert stream.finish() == expected
             num_served += 1
+        except grpc.RpcError as error:
+            refused.append(error)
     assert MAX_REQUESTS <= num_served < 40
+    for refusal in refused:
+        assert refusal.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        retry = error_details_pb2.RetryInfo()
+        assert rpc_status.from_call(refusal).details[0].Unpack(retry)
+        assert retry.retry_delay.ToMilliseconds() > 0

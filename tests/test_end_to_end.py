@@ -41,7 +41,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def service(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launch]:
     # Short timeouts, so that a stuck shard is noticed soon.
-    timeouts = {"collective_timeout": 8, "step_timeout": 10}
+    timeouts: dict[str, Any] = {"collective_timeout": 8, "step_timeout": 10}
     with Launch(tmp_path_factory.mktemp("service"), model, **FLAGS, **timeouts) as launch:
         launch.wait_healthy()
         yield launch
@@ -67,6 +67,9 @@ def assert_replaced(service: Launch, streams: list[Stream], expected: list[list[
     assert service.metric("drafthouse_shard_restarts_total") == restarts + 1
     assert service.log.count("replaying 2 sequences") == restarts + 1
     assert service.metric("drafthouse_shard_up") == 2
+    # The first new group came up: none failed on what its predecessor had left.
+    failures = service.log.count("ERROR shards: shard failed") + service.log.count("WARNING launcher: shards ")
+    assert failures == restarts + 1
 
 
 def test_text_streams_and_speculation_changes_no_token(model: Path, service: Launch, expected: list[list[int]]) -> None:

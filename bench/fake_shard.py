@@ -1,0 +1,126 @@
+"""A shard without a model that answers each step at once: `python -m bench.fake_shard ADDRESS`.
+
+For measuring the router alone. Counts each sequence's tokens as a real shard would; the tokens are of no meaning.
+"""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+
+from drafthouse.v1 import sampling_pb2, shard_pb2, shard_pb2_grpc
+
+MAX_BATCH_SIZE, MAX_TOTAL_TOKENS, SPECULATE = 32, 2048, 3
+_BLOCK_SIZE = 16
+# Of the drafts in a step so many are right; a text that copies has about as many.
+_ACCEPTED = 1
+# The ids go round through the bytes of the alphabet.
+_VOCAB_SIZE = 256
+
+
+class _Slot:
+    def __init__(self, new: shard_pb2.NewSequence) -> None:
+        self.num_tokens = len(new.token_ids)
+        self.max_num_tokens = new.max_num_tokens
+        self.num_drafts = 0
+
+    def take(self, step: shard_pb2.SequenceStep) -> shard_pb2.SequenceResult | None:
+        """What the step brings; None for an unfinished prompt and for a row that came after the end."""
+        num_missing = self.max_num_tokens - self.num_tokens
+        if num_missing == 0 or 0 < step.chunk_start + step.chunk_length < self.num_tokens:
+            return None
+        drafted = 0 if step.chunk_length else min(step.verify, self.num_drafts)
+        accepted = min(_ACCEPTED, drafted, num_missing - 1)
+        token_ids = [(self.num_tokens + i) % _VOCAB_SIZE for i in range(1 + accepted)]
+        self.num_tokens += len(token_ids)
+        self.num_drafts = max(0, min(step.propose, num_missing - len(token_ids) - 1))
+        return shard_pb2.SequenceResult(
+            slot=step.slot,
+            token_ids=token_ids,
+            drafted=drafted,
+            accepted=accepted,
+            method=sampling_pb2.SPECULATION_METHOD_NGRAM,
+        )
+
+
+class FakeShard(shard_pb2_grpc.ShardServiceServicer):
+    """One rank of one session; steps of the three streams run in the order of their ids."""
+
+    def __init__(self) -> None:
+        self._slots: dict[int, _Slot] = {}
+        self._next_step_id = 1
+        self._turn = asyncio.Condition()
+
+    async def GetInfo(self, request: shard_pb2.GetInfoRequest, context: Any) -> shard_pb2.GetInfoResponse:
+        return shard_pb2.GetInfoResponse(
+            shard_incarnation=1,
+            rank=0,
+            world_size=1,
+            model_type="none",
+            dtype="none",
+            device="none",
+            vocab_size=_VOCAB_SIZE,
+            max_total_tokens=MAX_TOTAL_TOKENS,
+            max_batch_size=MAX_BATCH_SIZE,
+            max_batch_prefill_tokens=256,
+            num_blocks=(MAX_BATCH_SIZE + 1) * MAX_TOTAL_TOKENS // _BLOCK_SIZE,
+            block_size=_BLOCK_SIZE,
+            speculate=SPECULATE,
+            speculation_methods=[sampling_pb2.SPECULATION_METHOD_NGRAM],
+        )
+
+    async def Warmup(self, request: shard_pb2.WarmupRequest, context: Any) -> shard_pb2.WarmupResponse:
+        return shard_pb2.WarmupResponse()
+
+    async def Prefill(
+        self, request: AsyncIterator[shard_pb2.PrefillRequest], context: Any
+    ) -> AsyncIterator[shard_pb2.PrefillResponse]:
+        async for message in request:
+            yield shard_pb2.PrefillResponse(result=await self._run(message.plan))
+
+    async def Decode(
+        self, request: AsyncIterator[shard_pb2.DecodeRequest], context: Any
+    ) -> AsyncIterator[shard_pb2.DecodeResponse]:
+        async for message in request:
+            yield shard_pb2.DecodeResponse(result=await self._run(message.plan))
+
+    async def Verify(
+        self, request: AsyncIterator[shard_pb2.VerifyRequest], context: Any
+    ) -> AsyncIterator[shard_pb2.VerifyResponse]:
+        async for message in request:
+            yield shard_pb2.VerifyResponse(result=await self._run(message.plan))
+
+    async def Abort(self, request: shard_pb2.AbortRequest, context: Any) -> shard_pb2.AbortResponse:
+        return shard_pb2.AbortResponse()
+
+    async def _run(self, plan: shard_pb2.StepPlan) -> shard_pb2.StepResult:
+        async with self._turn:
+            await self._turn.wait_for(lambda: self._next_step_id == plan.step_id)
+            for slot in plan.released_slots:
+                del self._slots[slot]
+            for new in plan.new_sequences:
+                self._slots[new.slot] = _Slot(new)
+            results = [self._slots[step.slot].take(step) for step in plan.sequences]
+            self._next_step_id += 1
+            self._turn.notify_all()
+        return shard_pb2.StepResult(
+            step_id=plan.step_id,
+            shard_incarnation=plan.shard_incarnation,
+            router_incarnation=plan.router_incarnation,
+            digest=plan.step_id,
+            sequences=[result for result in results if result is not None],
+        )
+
+
+async def main(address: str) -> None:
+    server = grpc.aio.server()
+    shard_pb2_grpc.add_ShardServiceServicer_to_server(FakeShard(), server)
+    server.add_insecure_port(address)
+    await server.start()
+    await server.wait_for_termination()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1]))

@@ -1,0 +1,113 @@
+"""`python -m bench.router_overhead`: the router's CPU time per step at 1, 8 and 32 sequences, without a model.
+
+A real router, a real client and a shard that answers at once, each a process of its own. Steps/s is what the three
+reach together, an upper bound for any model behind this router.
+"""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
+
+from bench.client import Client
+from bench.errors import BenchError
+from bench.fake_shard import MAX_BATCH_SIZE, SPECULATE
+from bench.metrics import read_steps
+from bench.processes import cpu_seconds, free_ports, running
+from bench.prompts import Prompt
+from bench.statistic import table
+from launcher.readiness import is_healthy
+
+_HOST = "127.0.0.1"
+_NEW_TOKENS = 1000
+_PROMPT = Prompt("short", "chat", "a prompt of a few words")
+_START_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Router:
+    pid: int
+    grpc_address: str
+    metrics_url: str
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory(prefix="drafthouse-bench-") as name, tempfile.TemporaryFile() as log:
+        folder = Path(name)
+        _write_tokenizer(folder)
+        port, grpc_port = free_ports(2)
+        shard = [sys.executable, "-m", "bench.fake_shard", f"unix:{folder}/s-0"]
+        router = [sys.executable, "-m", "router", f"--model-path={folder}", "--model-id=none", "--num-shard=1"]
+        router += [f"--shard-uds-path={folder}/s", f"--run-dir={folder}", f"--port={port}", f"--grpc-port={grpc_port}"]
+        with (
+            running(shard, environ=os.environ, log=log),
+            running(router, environ=os.environ, log=log) as process,
+        ):
+            _wait_until_healthy(process, port, log)
+            address = _Router(process.pid, f"{_HOST}:{grpc_port}", f"http://{_HOST}:{port}/metrics")
+            print(asyncio.run(_measure(address)))
+
+
+def _write_tokenizer(folder: Path) -> None:
+    """A token per byte, so that every id of the fake shard has text, and a chat template that adds nothing."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = tokenizers.Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+
+
+def _wait_until_healthy(process: subprocess.Popen[bytes], port: int, log: IO[bytes]) -> None:
+    deadline_s = time.monotonic() + _START_TIMEOUT_S
+    while not is_healthy(_HOST, port):
+        if process.poll() is not None or time.monotonic() > deadline_s:
+            log.seek(0)
+            raise BenchError("the router did not become ready; its log:\n" + log.read().decode(errors="replace"))
+        time.sleep(0.05)
+
+
+async def _measure(router: _Router) -> str:
+    rows = []
+    async with Client(router.grpc_address, max_new_tokens=_NEW_TOKENS) as client:
+        await client.generate_together([_PROMPT], speculate=0)
+        for batch in (1, 8, MAX_BATCH_SIZE):
+            for speculate in (0, SPECULATE):
+                rows.append(await _row(router, client, batch, speculate))
+    header = ["sequences", "drafts", "steps", "router CPU ms/step", "us per sequence", "steps/s", "client CPU ms/step"]
+    return table(header, rows)
+
+
+async def _row(router: _Router, client: Client, batch: int, speculate: int) -> list[str]:
+    steps, router_s = read_steps(router.metrics_url), cpu_seconds(router.pid)
+    client_s, start_s = time.process_time(), time.perf_counter()
+    await client.generate_together([_PROMPT] * batch, speculate=speculate)
+    wall_s, client_s = time.perf_counter() - start_s, time.process_time() - client_s
+    router_s = cpu_seconds(router.pid) - router_s
+    num_steps = (read_steps(router.metrics_url) - steps).num
+    return [
+        str(batch),
+        str(speculate),
+        str(num_steps),
+        f"{1e3 * router_s / num_steps:.2f}",
+        f"{1e6 * router_s / num_steps / batch:.0f}",
+        f"{num_steps / wall_s:.0f}",
+        f"{1e3 * client_s / num_steps:.2f}",
+    ]
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except BenchError as error:
+        sys.exit(f"bench: {error}")
