@@ -122,6 +122,7 @@ class ShardSession:
             router_incarnation=self._router_incarnation,
         )
         self._num_sent = plan.step_id
+        log.debug("step %d sent: %s, %d rows", plan.step_id, plan.phase.value, plan.num_rows)
         if self._timer is None:
             self._start_timer()
         try:
@@ -150,6 +151,7 @@ class ShardSession:
             if len({reply.digest for reply in replies.values()}) > 1:
                 self._lose(f"ranks committed different tokens in step {self._next_step_id}")
                 return
+            log.debug("step %d replied: %.2f ms on rank 0", self._next_step_id, replies[0].duration_ns * 1e-6)
             del self._replies[self._next_step_id]
             self._next_step_id += 1
             self._start_timer()

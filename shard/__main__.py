@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 from shard.checkpoint import CheckpointError
@@ -13,8 +14,9 @@ from shard.config import ConfigError, ShardConfig, parse_args
 from shard.device_thread import DeviceThread
 from shard.logs import configure
 from shard.process import die_with_parent, write_fatal
-from shard.rank import Rank, build_rank
+from shard.rank import build_rank
 from shard.server import ShardServicer, start_server
+from shard.step_order import StepOrder
 from shard.warmup import warm_up
 
 log = logging.getLogger("shard")
@@ -25,27 +27,31 @@ def main() -> None:
     config = parse_args()
     configure(config.log_level, config.json_output, rank=int(os.environ.get("RANK", "0")))
     try:
-        config.validate()
-        rank = build_rank(config)
+        asyncio.run(serve(config))
     except (ConfigError, CheckpointError, ValueError) as error:
         write_fatal(config.run_dir, str(error))
         sys.exit(f"shard: {error}")
-    asyncio.run(serve(config, rank))
 
 
-async def serve(config: ShardConfig, rank: Rank) -> None:
-    # At any moment: a rank owes nobody anything, the router holds every token. Not set before the loop runs, because a
-    # handler in Python would wait for the library call that joins the group; without one the process just ends.
+async def serve(config: ShardConfig) -> None:
+    # At any moment: a rank owes nobody anything, the router holds every token.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-    device = DeviceThread(rank.runner.execute, timeout_s=config.collective_timeout)
-    servicer = ShardServicer(info=rank.info, device=device, warm_up=lambda: warm_up(rank.runner, config))
+    config.validate()
+    device = DeviceThread()
+    rank = await device.submit(partial(build_rank, config))
+    steps = StepOrder(device, rank.runner.execute)
+    servicer = ShardServicer(info=rank.info, steps=steps, warm_up=partial(warm_up, rank.runner, config))
     path = Path(f"{config.uds_path}-{rank.group.rank}")
     # A predecessor that was killed leaves its socket behind.
     with contextlib.suppress(FileNotFoundError):
         path.unlink()
     server = await start_server(servicer, f"unix:{path}")
     log.info("listening on %s", path)
-    await server.wait_for_termination()
+    await asyncio.gather(
+        server.wait_for_termination(),
+        device.watch(config.collective_timeout),
+        steps.watch(config.collective_timeout),
+    )
 
 
 if __name__ == "__main__":

@@ -13,8 +13,9 @@ import grpc
 from grpc.aio import ServicerContext
 
 from drafthouse.v1 import shard_pb2, shard_pb2_grpc
-from shard.device_thread import DeviceThread, leave
+from shard.device_thread import leave
 from shard.plan import StepResult
+from shard.step_order import StepOrder
 from shard.wire import plan_from_proto, result_to_proto
 
 log = logging.getLogger(__name__)
@@ -31,9 +32,9 @@ Response = TypeVar("Response", shard_pb2.PrefillResponse, shard_pb2.DecodeRespon
 
 
 class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
-    def __init__(self, *, info: shard_pb2.GetInfoResponse, device: DeviceThread, warm_up: Callable[[], None]) -> None:
+    def __init__(self, *, info: shard_pb2.GetInfoResponse, steps: StepOrder, warm_up: Callable[[], None]) -> None:
         self._info = info
-        self._device = device
+        self._steps = steps
         self._warm_up = warm_up
         self._session = (info.shard_incarnation, 0)
 
@@ -44,33 +45,32 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
         if request.shard_incarnation != self._info.shard_incarnation:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "another shard group was meant")
         self._session = (request.shard_incarnation, request.router_incarnation)
-        self._device.begin_session()
-        await self._device.submit(self._warm_up)
+        await self._steps.begin_session(self._warm_up)
         return shard_pb2.WarmupResponse()
 
     async def Prefill(
         self, request: AsyncIterator[shard_pb2.PrefillRequest], context: ServicerContext
     ) -> AsyncIterator[shard_pb2.PrefillResponse]:
-        async for result in self._steps(request, context):
+        async for result in self._run(request, context):
             yield shard_pb2.PrefillResponse(result=result)
 
     async def Decode(
         self, request: AsyncIterator[shard_pb2.DecodeRequest], context: ServicerContext
     ) -> AsyncIterator[shard_pb2.DecodeResponse]:
-        async for result in self._steps(request, context):
+        async for result in self._run(request, context):
             yield shard_pb2.DecodeResponse(result=result)
 
     async def Verify(
         self, request: AsyncIterator[shard_pb2.VerifyRequest], context: ServicerContext
     ) -> AsyncIterator[shard_pb2.VerifyResponse]:
-        async for result in self._steps(request, context):
+        async for result in self._run(request, context):
             yield shard_pb2.VerifyResponse(result=result)
 
     async def Abort(self, request: shard_pb2.AbortRequest, context: ServicerContext) -> shard_pb2.AbortResponse:
         asyncio.get_running_loop().call_later(0.05, leave, f"told to: {request.reason}")
         return shard_pb2.AbortResponse()
 
-    async def _steps(
+    async def _run(
         self, requests: AsyncIterator[Request], context: ServicerContext
     ) -> AsyncIterator[shard_pb2.StepResult]:
         """Takes plans as they come, so that one can run while the next is on its way; results keep their order."""
@@ -84,7 +84,7 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
                     plan = request.plan
                     if (plan.shard_incarnation, plan.router_incarnation) != session or session != self._session:
                         return False
-                    results.put_nowait(self._device.submit_step(plan_from_proto(plan)))
+                    results.put_nowait(self._steps.submit(plan_from_proto(plan)))
                 return True
             finally:
                 results.put_nowait(None)
