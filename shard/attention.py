@@ -25,6 +25,11 @@ def attend(qkv: Tensor, *, layer: int, batch: ForwardBatch, cache: KVCache) -> T
         step_kv.copy_(kv[: batch.num_step_rows])
     if batch.direct_index is not None:
         cache.write(layer, batch.direct_index, kv[batch.num_step_rows :])
+    if batch.is_uniform:
+        group = batch.groups[0]
+        _fill_scratch(group, step_kv, layer, cache)
+        shape = (group.num_spans, group.num_rows, cache.num_kv_heads, -1, cache.head_dim)
+        return _attend(q.view(shape), group).reshape(num_rows, -1)
     out = q.new_empty((num_rows, num_heads, cache.head_dim))
     for group in batch.groups:
         _fill_scratch(group, step_kv, layer, cache)
@@ -51,15 +56,19 @@ def _attend_group(q: Tensor, out: Tensor, group: AttentionGroup, cache: KVCache)
         queries, target = q[rows].view(shape), out[rows].view(shape)
     else:
         queries, target = q.index_select(0, group.padded_rows).view(shape), None
-    if group.is_chunk:
-        attended = _attend_chunk(queries, group.keys, group.values, group.mask)
-    else:
-        attended = _attend_step(queries, group.keys, group.values, group.folded_mask(queries.shape[3]))
+    attended = _attend(queries, group)
     if target is not None:
         target.copy_(attended)
     elif group.rows is not None and group.places is not None:
         flat = attended.reshape(-1, *out.shape[1:])
         out.index_copy_(0, group.rows, flat.index_select(0, group.places))
+
+
+def _attend(q: Tensor, group: AttentionGroup) -> Tensor:
+    """Queries [S, R, kv heads, G, D] over the group's scratch, same shape out."""
+    if group.is_chunk:
+        return _attend_chunk(q, group.keys, group.values, group.mask)
+    return _attend_step(q, group.keys, group.values, group.folded_mask(q.shape[3]))
 
 
 def _attend_step(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
@@ -68,6 +77,8 @@ def _attend_step(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tenso
     q [S, R, kv heads, G, D], keys and values [S, kv heads, L, D], mask [S, 1, R * G, L] -> [S, R, kv heads, G, D].
     """
     spans, rows, kv_heads, group, dim = q.shape
+    if rows == 1:
+        return F.scaled_dot_product_attention(q.squeeze(1), keys, values, attn_mask=mask).unsqueeze(1)
     folded = q.transpose(1, 2).reshape(spans, kv_heads, rows * group, dim)
     attended = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask)
     return attended.view(spans, kv_heads, rows, group, dim).transpose(1, 2)

@@ -22,7 +22,8 @@ class RMSNorm(ShardedModule):
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu":
             return F.rms_norm(x, (self.size,), self.weight, self.eps)
-        # on CPU the library's own is a dozen operations, 10 µs a row; these are 6 µs and round alike
+        # On CPU the library's own is a dozen operations; these are half as many, round alike, and take 1 ms less of a
+        # step of the default model.
         wide = x if x.dtype == torch.float64 else x.float()
         mean_square: Tensor = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().mul_(1 / self.size)
         return (wide * mean_square.add_(self.eps).rsqrt_()).mul_(self.weight).to(x.dtype)
