@@ -85,7 +85,8 @@ class LauncherConfig:
     master_addr: str | None = _flag("Address where the shards meet; needs --master-port.  [default: 127.0.0.1]")
     master_port: int | None = _flag("Port where the shards meet.  [default: a free one]", kind=_PORT)
     threads: int | None = _flag(
-        "Threads of one shard.  [default: its share of the cores, one left for the router]", kind=_COUNT
+        "Threads of one shard.  [default: its share of the cores; the router gets one if two are left for each]",
+        kind=_COUNT,
     )
     collective_timeout: float = _flag(
         "Seconds after which a shard gives up waiting for the others.", default=60.0, kind=_SECONDS

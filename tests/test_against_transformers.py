@@ -1,8 +1,8 @@
 """The service's tokens against transformers, in float32 on the same weights.
 
 float32 sums differ between shapes, so equality is asked for only where no decision was near a tie: prompts are drawn
-until one has no decision within the margin (see the design), then every token must be equal. The reference model, its filters and its log-softmax are
-transformers'; only the noise is ours, because the noise is what a seed means.
+until one has no decision within the margin (see the design), then every token must be equal. The reference model, its
+filters and its log-softmax are transformers'; only the noise is ours, because the noise is what a seed means.
 """
 
 import asyncio

@@ -17,13 +17,15 @@ class RMSNorm(ShardedModule):
         super().__init__()
         self.size = size
         self.eps = eps
+        self._eps = torch.tensor([eps], dtype=torch.float64 if dtype == torch.float64 else torch.float32)
         self.declare("weight", (Piece((size,), 0, whole(size)),), dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu":
             return F.rms_norm(x, (self.size,), self.weight, self.eps)
-        # On CPU the library's own is a dozen operations; these are half as many, round alike, and take 1 ms less of a
-        # step of the default model.
-        wide = x if x.dtype == torch.float64 else x.float()
-        mean_square: Tensor = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().mul_(1 / self.size)
-        return (wide * mean_square.add_(self.eps).rsqrt_()).mul_(self.weight).to(x.dtype)
+        # On CPU the library's own is a dozen operations; these are half as many and round alike: 1 ms of a step of the
+        # default model. The scale is wide, and so is what it is multiplied with.
+        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
+        scale = torch.addcmul(self._eps, norm, norm, value=1 / self.size).rsqrt_()
+        return (x * scale).mul_(self.weight).to(x.dtype)

@@ -13,7 +13,9 @@ def test_visible_gpus_are_those_cuda_would_show(selection: str | None, expected:
 
 
 @pytest.mark.parametrize(
-    ("cores", "shards", "threads"), [(2, 1, 1), (2, 2, 1), (1, 4, 1), (8, 1, 7), (9, 4, 2), (8, 4, 1)]
+    ("cores", "shards", "threads"), [(2, 1, 2), (3, 1, 2), (2, 2, 1), (1, 4, 1), (8, 1, 7), (9, 4, 2), (8, 4, 2)]
 )
-def test_shards_share_the_cores_and_leave_one_for_the_router(cores: int, shards: int, threads: int) -> None:
+def test_shards_share_the_cores_and_leave_one_for_the_router_where_two_are_left_for_each(
+    cores: int, shards: int, threads: int
+) -> None:
     assert Machine(num_gpus=0, num_cores=cores).threads_per_shard(shards) == threads
