@@ -263,7 +263,6 @@ class Engine:
                 self._phases[plan.step_id] = plan.phase
                 if plan.new_sequences:
                     self._observer.note_admissions(self._streams.values())
-                self._observer.set_gauges(self._scheduler)
                 await session.send(plan)
                 continue
             self._observer.set_gauges(self._scheduler)

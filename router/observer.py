@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterable
 
 from router.group_info import GroupInfo
-from router.metrics import Metrics
+from router.metrics import KV_BLOCK_STATES, SEQUENCE_STATES, Metrics
 from router.plan import Phase, SequenceResult, StepResult
 from router.scheduler import Scheduler
 from router.stream import Stream
@@ -14,6 +14,11 @@ class Observer:
     def __init__(self, metrics: Metrics, *, num_shards: int) -> None:
         self._metrics = metrics
         self._num_shards = num_shards
+        # Looked up once: a look-up costs more than setting the value, and these are set at every step.
+        self._num_waiting, self._num_running = (metrics.sequences.labels(state) for state in SEQUENCE_STATES)
+        self._num_free, self._num_cached, self._num_used = (
+            metrics.kv_blocks.labels(state) for state in KV_BLOCK_STATES
+        )
 
     def note_session(self, info: GroupInfo, *, is_new_group: bool) -> None:
         """A session began; `is_new_group` if the shards are others than those of the session before."""
@@ -59,9 +64,8 @@ class Observer:
             metrics.count_speculation(result.method, drafted=result.drafted, accepted=result.accepted)
 
     def set_gauges(self, scheduler: Scheduler) -> None:
-        metrics, blocks = self._metrics, scheduler.blocks
-        metrics.sequences.labels("waiting").set(scheduler.num_waiting)
-        metrics.sequences.labels("running").set(scheduler.num_running)
-        metrics.kv_blocks.labels("free").set(blocks.num_free_blocks)
-        metrics.kv_blocks.labels("cached").set(blocks.num_cached_blocks)
-        metrics.kv_blocks.labels("used").set(blocks.num_allocated_blocks)
+        self._num_waiting.set(scheduler.num_waiting)
+        self._num_running.set(scheduler.num_running)
+        self._num_free.set(scheduler.blocks.num_free_blocks)
+        self._num_cached.set(scheduler.blocks.num_cached_blocks)
+        self._num_used.set(scheduler.blocks.num_allocated_blocks)

@@ -1,7 +1,8 @@
 """Owns attention over paged keys and values: the path that runs on CPU and CUDA and that faster ones must equal.
 
 Per group: blocks are gathered into scratch laid out by absolute position, the step's own rows are put at theirs, and
-one fused kernel does the rest. What the scratch holds beyond a row's position is finite and hidden by the mask.
+one fused kernel does the rest. What the scratch holds beyond a row's position is finite and hidden by the mask. Where a
+compiled kernel reads the pages itself (bfloat16 on CPU), it takes the decoding rows and the groups are the chunks.
 Knows nothing of weights, rotary positions or who owns a block.
 """
 
@@ -10,10 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shard.attention_groups import AttentionGroup
+from shard.cpu import kernels as cpu
+from shard.cpu.kernels import kernels_for
 from shard.forward_batch import ForwardBatch
 from shard.kv_cache import KVCache
 
-KERNEL = "torch-sdpa"
+
+def kernel_name(dtype: torch.dtype, device: torch.device) -> str:
+    """What attends decoding rows; prompt chunks always take torch's kernel."""
+    return cpu.NAME if kernels_for(dtype, device) else "torch-sdpa"
 
 
 def attend(qkv: Tensor, *, layer: int, batch: ForwardBatch, cache: KVCache) -> Tensor:
@@ -31,6 +37,8 @@ def attend(qkv: Tensor, *, layer: int, batch: ForwardBatch, cache: KVCache) -> T
         shape = (group.num_spans, group.num_rows, cache.num_kv_heads, -1, cache.head_dim)
         return _attend(q.view(shape), group).reshape(num_rows, -1)
     out = q.new_empty((num_rows, num_heads, cache.head_dim))
+    if batch.steps is not None and (kernels := kernels_for(qkv.dtype, qkv.device)):
+        kernels.attend(qkv, cache.pages(layer), batch.steps, out=out, block_size=cache.block_size)
     for group in batch.groups:
         _fill_scratch(group, step_kv, layer, cache)
         _attend_group(q, out, group, cache)

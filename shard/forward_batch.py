@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from shard.attention_groups import AttentionGroup, Span, build_group, plan_groups
+from shard.cpu.kernels import PagedSteps, kernels_for
 from shard.kv_cache import KVCache
 
 __all__ = ["ForwardBatch", "Span"]
@@ -30,11 +31,13 @@ class ForwardBatch:
     # where the direct rows' keys and values lie in the cache; None without direct rows
     direct_index: Tensor | None
     groups: tuple[AttentionGroup, ...]
+    # The step rows, where a kernel attends them that needs no group; then groups hold the chunks only.
+    steps: PagedSteps | None
 
     @property
     def is_uniform(self) -> bool:
         """One group whose rows are all rows of the step, in order."""
-        return len(self.groups) == 1 and self.groups[0].padded_rows is None
+        return self.steps is None and len(self.groups) == 1 and self.groups[0].padded_rows is None
 
     @classmethod
     def build(cls, *, token_ids: Tensor, positions: Tensor, spans: list[Span], cache: KVCache) -> "ForwardBatch":
@@ -48,6 +51,8 @@ class ForwardBatch:
         assert [span.direct for span in spans] == sorted(span.direct for span in spans), "step spans come first"
         physical_slots = _physical_slots(positions, spans, cache)
         first_rows = [0, *accumulate(span.num_rows for span in spans)]
+        has_kernel = kernels_for(cache.dtype, cache.device) is not None
+        grouped = [i for i, span in enumerate(spans) if span.direct or not has_kernel]
         return cls(
             token_ids=token_ids,
             positions=positions,
@@ -57,10 +62,25 @@ class ForwardBatch:
             if num_step_rows < token_ids.numel()
             else None,
             groups=tuple(
-                build_group([spans[i] for i in members], [first_rows[i] for i in members], positions, cache)
-                for members in plan_groups(spans)
+                build_group(
+                    [spans[grouped[i]] for i in members], [first_rows[grouped[i]] for i in members], positions, cache
+                )
+                for members in plan_groups([spans[i] for i in grouped])
             ),
+            steps=_paged_steps(spans, first_rows, positions) if has_kernel and num_step_rows else None,
         )
+
+
+def _paged_steps(spans: list[Span], first_rows: list[int], positions: Tensor) -> PagedSteps:
+    steps = [i for i, span in enumerate(spans) if not span.direct]
+    firsts = [first_rows[i] for i in steps]
+    return PagedSteps(
+        tables=[spans[i].block_ids for i in steps],
+        first_rows=firsts,
+        num_rows=[spans[i].num_rows for i in steps],
+        # A sequence's first row is its last committed token, at the position behind the cached ones.
+        lengths=positions[firsts],
+    )
 
 
 def _physical_slots(positions: Tensor, spans: list[Span], cache: KVCache) -> Tensor:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from shard.cpu.kernels import kernels_for
 from shard.rope_config import RopeConfig
 
 
@@ -22,6 +23,9 @@ class Rotation:
 
     def apply_(self, x: Tensor) -> None:
         """Rotate heads x [N, heads, head_dim] in place; x may be a view with gaps between its rows."""
+        if kernels := kernels_for(x.dtype, x.device):
+            kernels.rotate(x, self.cos, self.sin)
+            return
         swapped = x.roll(x.shape[-1] // 2, -1)
         x.mul_(self.cos).addcmul_(swapped, self.sin)
 

@@ -4,7 +4,6 @@ Reads as the model on one device; the layers shard themselves. With `qk_norm` it
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shard import attention
@@ -12,6 +11,7 @@ from shard.attention import attend
 from shard.distributed import TPGroup
 from shard.forward_batch import ForwardBatch
 from shard.kv_cache import KVCache
+from shard.layers.activation import silu_mul
 from shard.layers.embedding import ParallelLMHead, VocabParallelEmbedding
 from shard.layers.linear import ColumnParallelLinear, RowParallelLinear
 from shard.layers.norm import RMSNorm
@@ -101,8 +101,7 @@ class MLP(Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        out: Tensor = self.down_proj(F.silu(gate).mul_(up))
+        out: Tensor = self.down_proj(silu_mul(self.gate_up_proj(x)))
         return out
 
 
@@ -130,6 +129,8 @@ class Llama(Module):
     ) -> None:
         super().__init__()
         self.config = config
+        self.dtype = dtype
+        self.device = device
         # what this rank's cache must hold, padding included
         self.num_kv_heads = split_heads(
             config.num_heads, config.num_kv_heads, parts=group.size, index=group.rank
@@ -153,7 +154,7 @@ class Llama(Module):
     @property
     def kernels(self) -> dict[str, str]:
         """Names of the live kernels, by purpose."""
-        return {"linear": self.lm_head.product.kernel, "attention": attention.KERNEL}
+        return {"linear": self.lm_head.product.kernel, "attention": attention.kernel_name(self.dtype, self.device)}
 
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch, cache: KVCache) -> Tensor:

@@ -1,0 +1,163 @@
+// What a decode step does on CPU between its matrix products, in bfloat16 with float32 arithmetic.
+// Compiled for the machine at hand by build.py; called through kernels.py, which checks shapes and layouts.
+
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+
+typedef uint16_t bf16;
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE float widen(bf16 value) {
+    union { uint32_t bits; float number; } v = {.bits = (uint32_t)value << 16};
+    return v.number;
+}
+
+// To the nearest, ties to even; finite numbers only.
+INLINE bf16 narrow(float value) {
+    union { float number; uint32_t bits; } v = {.number = value};
+    return (bf16)((v.bits + 0x7fff + ((v.bits >> 16) & 1)) >> 16);
+}
+
+// out = x / sqrt(mean(x^2) + eps) * weight; x and out are [n, size].
+void rms_norm(const bf16 *x, const bf16 *weight, bf16 *out, long n, long size, float eps) {
+    #pragma omp parallel for if (n * size > 65536)
+    for (long row = 0; row < n; row++) {
+        const bf16 *in = x + row * size;
+        float sum = 0;
+        for (long i = 0; i < size; i++) sum += widen(in[i]) * widen(in[i]);
+        const float scale = 1.0f / sqrtf(sum / (float)size + eps);
+        for (long i = 0; i < size; i++) out[row * size + i] = narrow(widen(in[i]) * scale * widen(weight[i]));
+    }
+}
+
+// out = silu(gate) * up; gate_up is [n, 2 * width], gate first, out [n, width].
+void silu_mul(const bf16 *gate_up, bf16 *out, long n, long width) {
+    #pragma omp parallel for if (n * width > 32768)
+    for (long row = 0; row < n; row++) {
+        const bf16 *gate = gate_up + row * 2 * width, *up = gate + width;
+        for (long i = 0; i < width; i++) {
+            const float g = widen(gate[i]);
+            out[row * width + i] = narrow(g / (1.0f + expf(-g)) * widen(up[i]));
+        }
+    }
+}
+
+// Rotates the first `heads` heads of each row in place: x * cos + (halves of x swapped) * sin, sin signed.
+// x is [n, …] with `stride` elements from row to row, cos and sin are [n, dim].
+void rotate(bf16 *x, const bf16 *cos, const bf16 *sin, long n, long stride, long heads, long dim) {
+    const long half = dim / 2;
+    #pragma omp parallel for if (n * heads * dim > 65536)
+    for (long row = 0; row < n; row++)
+        for (long head = 0; head < heads; head++) {
+            bf16 *low = x + row * stride + head * dim, *high = low + half;
+            const bf16 *c = cos + row * dim, *s = sin + row * dim;
+            for (long i = 0; i < half; i++) {
+                const float a = widen(low[i]), b = widen(high[i]);
+                low[i] = narrow(a * widen(c[i]) + b * widen(s[i]));
+                high[i] = narrow(b * widen(c[half + i]) + a * widen(s[half + i]));
+            }
+        }
+}
+
+// Scores of one key for all m queries; the one place where a key is widened, so that heads share its reading.
+INLINE void score_key(const float *queries, long m, const bf16 *key, float *scores, long width, const int dim) {
+    float k[dim];
+    for (int i = 0; i < dim; i++) k[i] = widen(key[i]);
+    for (long q = 0; q < m; q++) {
+        float dot = 0;
+        for (int i = 0; i < dim; i++) dot += queries[q * dim + i] * k[i];
+        scores[q * width] = dot;
+    }
+}
+
+typedef struct {
+    const bf16 *qkv, *pages;
+    bf16 *out;
+    const int32_t *tables;
+    long qkv_stride, value_offset, table_stride, heads, kv_heads, block_size;
+    float scale;
+} Step;
+
+// sums += weights * values for `count` queries (a constant, so that their sums stay in registers) and n values.
+INLINE void add_values(float *sums, const float *weights, long width, const bf16 *values, long n, long stride, const int count,
+                       const int dim) {
+    float local[count][dim];
+    for (int q = 0; q < count; q++) for (int i = 0; i < dim; i++) local[q][i] = sums[q * dim + i];
+    for (long t = 0; t < n; t++)
+        for (int i = 0; i < dim; i++) {
+            const float value = widen(values[t * stride + i]);
+            for (int q = 0; q < count; q++) local[q][i] += weights[q * width + t] * value;
+        }
+    for (int q = 0; q < count; q++) for (int i = 0; i < dim; i++) sums[q * dim + i] = local[q][i];
+}
+
+// One sequence and kv head. `rows` rows from `first` on follow `length` committed positions; row r sees those and the
+// rows 0..r. All heads of the kv group are attended in one pass over the keys and one over the values.
+INLINE void attend_one(const Step *step, const int32_t *table, long first, long rows, long length, long kv_head, const int dim) {
+    const long group = step->heads / step->kv_heads, m = rows * group, width = length + rows;
+    const long page = step->block_size * dim, page_stride = step->kv_heads * page;
+    const bf16 *keys = step->pages + kv_head * page, *values = keys + step->value_offset;
+    const bf16 *own = step->qkv + first * step->qkv_stride + (step->heads + kv_head) * dim;
+    float *queries = malloc(sizeof(float) * (size_t)(m * (2 * dim + width)));
+    float *sums = queries + m * dim, *scores = sums + m * dim;
+    for (long q = 0; q < m; q++) {
+        const bf16 *in = step->qkv + (first + q / group) * step->qkv_stride + (kv_head * group + q % group) * dim;
+        for (int i = 0; i < dim; i++) queries[q * dim + i] = widen(in[i]) * step->scale;
+        for (int i = 0; i < dim; i++) sums[q * dim + i] = 0;
+    }
+    for (long start = 0, block = 0; start < length; start += step->block_size, block++) {
+        const long n = length - start < step->block_size ? length - start : step->block_size;
+        for (long t = 0; t < n; t++)
+            score_key(queries, m, keys + table[block] * page_stride + t * dim, scores + start + t, width, dim);
+    }
+    for (long r = 0; r < rows; r++)
+        score_key(queries, m, own + r * step->qkv_stride, scores + length + r, width, dim);
+    for (long q = 0; q < m; q++) {
+        float *row = scores + q * width, most = row[0], sum = 0;
+        const long seen = length + q / group + 1;
+        for (long t = 1; t < seen; t++) most = row[t] > most ? row[t] : most;
+        for (long t = 0; t < seen; t++) sum += row[t] = expf(row[t] - most);
+        for (long t = 0; t < seen; t++) row[t] /= sum;
+        for (long t = seen; t < width; t++) row[t] = 0;
+    }
+    for (long q = 0; q < m;) {
+        const long left = m - q;
+        const float *weights = scores + q * width;
+        // Pages, then the step's own rows, with as many queries at a time as there are registers for.
+        #define ADD(count) { \
+            for (long start = 0, block = 0; start < length; start += step->block_size, block++) { \
+                const long n = length - start < step->block_size ? length - start : step->block_size; \
+                add_values(sums + q * dim, weights + start, width, values + table[block] * page_stride, n, dim, count, dim); \
+            } \
+            add_values(sums + q * dim, weights + length, width, own + step->kv_heads * dim, rows, step->qkv_stride, count, dim); \
+            q += count; \
+        }
+        if (left >= 4) ADD(4) else if (left == 3) ADD(3) else if (left == 2) ADD(2) else ADD(1)
+        #undef ADD
+    }
+    for (long q = 0; q < m; q++) {
+        bf16 *to = step->out + ((first + q / group) * step->heads + kv_head * group + q % group) * dim;
+        for (int i = 0; i < dim; i++) to[i] = narrow(sums[q * dim + i]);
+    }
+    free(queries);
+}
+
+// Attention of n sequences over their pages and their own rows of this step.
+// qkv: [N, heads + 2 * kv_heads, dim], rotated; pages: [K or V, block, kv_head, place, dim]; out: [N, heads, dim].
+void attend(const bf16 *qkv, const bf16 *pages, bf16 *out, const int32_t *tables, const int32_t *firsts, const int32_t *counts,
+            const int32_t *lengths, long n, long table_stride, long value_offset, long heads, long kv_heads, long dim,
+            long block_size, float scale) {
+    const Step step = {qkv, pages, out, tables, (heads + 2 * kv_heads) * dim, value_offset, table_stride, heads, kv_heads,
+                       block_size, scale};
+    #pragma omp parallel for schedule(dynamic)
+    for (long task = 0; task < n * kv_heads; task++) {
+        const long s = task / kv_heads, kv_head = task % kv_heads;
+        const int32_t *table = tables + s * table_stride;
+        switch (dim) {
+        case 64: attend_one(&step, table, firsts[s], counts[s], lengths[s], kv_head, 64); break;
+        case 128: attend_one(&step, table, firsts[s], counts[s], lengths[s], kv_head, 128); break;
+        default: attend_one(&step, table, firsts[s], counts[s], lengths[s], kv_head, (int)dim);
+        }
+    }
+}
