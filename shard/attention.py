@@ -26,33 +26,29 @@ def attend(qkv: Tensor, *, layer: int, batch: ForwardBatch, cache: KVCache) -> T
     """Rotated [N, q heads + 2 * kv heads, head_dim] -> [N, q heads * head_dim]; keys and values are stored."""
     num_rows, num_heads = qkv.shape[0], qkv.shape[1] - 2 * cache.num_kv_heads
     q, kv = qkv[:, :num_heads], qkv[:, num_heads:]
-    step_kv = cache.step_rows(layer)[: batch.num_step_rows]
-    if batch.num_step_rows:
-        step_kv.copy_(kv[: batch.num_step_rows])
+    out = qkv.new_empty((num_rows, num_heads, cache.head_dim))
+    step_rows = cache.step_rows(layer)
+    if batch.steps is not None and (kernels := kernels_for(qkv.dtype, qkv.device)):
+        pages = cache.pages(layer)
+        kernels.attend(qkv, pages, batch.steps, out=out, step_rows=step_rows, block_size=cache.block_size)
+    elif batch.num_step_rows:
+        step_rows[: batch.num_step_rows].copy_(kv[: batch.num_step_rows])
     if batch.direct_index is not None:
         cache.write(layer, batch.direct_index, kv[batch.num_step_rows :])
-    if batch.is_uniform:
-        group = batch.groups[0]
-        _fill_scratch(group, step_kv, layer, cache)
-        shape = (group.num_spans, group.num_rows, cache.num_kv_heads, -1, cache.head_dim)
-        return _attend(q.view(shape), group).reshape(num_rows, -1)
-    out = q.new_empty((num_rows, num_heads, cache.head_dim))
-    if batch.steps is not None and (kernels := kernels_for(qkv.dtype, qkv.device)):
-        kernels.attend(qkv, cache.pages(layer), batch.steps, out=out, block_size=cache.block_size)
     for group in batch.groups:
-        _fill_scratch(group, step_kv, layer, cache)
+        _fill_scratch(group, step_rows, layer, cache)
         _attend_group(q, out, group, cache)
     return out.view(num_rows, -1)
 
 
-def _fill_scratch(group: AttentionGroup, step_kv: Tensor, layer: int, cache: KVCache) -> None:
+def _fill_scratch(group: AttentionGroup, step_rows: Tensor, layer: int, cache: KVCache) -> None:
     torch.index_select(cache.pages(layer), 0, group.pages, out=group.scratch_pages)
     if group.own is None:
         return
     if group.rows is None:
-        own = step_kv[group.first_row : group.first_row + group.num_real_rows]
+        own = step_rows[group.first_row : group.first_row + group.num_real_rows]
     else:
-        own = step_kv.index_select(0, group.rows)
+        own = step_rows.index_select(0, group.rows)
     group.scratch_tokens.index_copy_(0, group.own, own.view(-1, cache.head_dim))
 
 
@@ -85,8 +81,6 @@ def _attend_step(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tenso
     q [S, R, kv heads, G, D], keys and values [S, kv heads, L, D], mask [S, 1, R * G, L] -> [S, R, kv heads, G, D].
     """
     spans, rows, kv_heads, group, dim = q.shape
-    if rows == 1:
-        return F.scaled_dot_product_attention(q.squeeze(1), keys, values, attn_mask=mask).unsqueeze(1)
     folded = q.transpose(1, 2).reshape(spans, kv_heads, rows * group, dim)
     attended = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask)
     return attended.view(spans, kv_heads, rows, group, dim).transpose(1, 2)

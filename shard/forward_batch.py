@@ -34,11 +34,6 @@ class ForwardBatch:
     # The step rows, where a kernel attends them that needs no group; then groups hold the chunks only.
     steps: PagedSteps | None
 
-    @property
-    def is_uniform(self) -> bool:
-        """One group whose rows are all rows of the step, in order."""
-        return self.steps is None and len(self.groups) == 1 and self.groups[0].padded_rows is None
-
     @classmethod
     def build(cls, *, token_ids: Tensor, positions: Tensor, spans: list[Span], cache: KVCache) -> "ForwardBatch":
         """Describe packed rows: token_ids and positions [N], int64, on the device of the cache.

@@ -73,7 +73,7 @@ INLINE void score_key(const float *queries, long m, const bf16 *key, float *scor
 
 typedef struct {
     const bf16 *qkv, *pages;
-    bf16 *out;
+    bf16 *out, *step_rows;
     const int32_t *tables;
     long qkv_stride, value_offset, table_stride, heads, kv_heads, block_size;
     float scale;
@@ -111,8 +111,12 @@ INLINE void attend_one(const Step *step, const int32_t *table, long first, long 
         for (long t = 0; t < n; t++)
             score_key(queries, m, keys + table[block] * page_stride + t * dim, scores + start + t, width, dim);
     }
-    for (long r = 0; r < rows; r++)
-        score_key(queries, m, own + r * step->qkv_stride, scores + length + r, width, dim);
+    for (long r = 0; r < rows; r++) {
+        const bf16 *key = own + r * step->qkv_stride, *value = key + step->kv_heads * dim;
+        bf16 *kept = step->step_rows + ((first + r) * 2 * step->kv_heads + kv_head) * dim;
+        score_key(queries, m, key, scores + length + r, width, dim);
+        for (int i = 0; i < dim; i++) kept[i] = key[i], kept[step->kv_heads * dim + i] = value[i];
+    }
     for (long q = 0; q < m; q++) {
         float *row = scores + q * width, most = row[0], sum = 0;
         const long seen = length + q / group + 1;
@@ -144,11 +148,12 @@ INLINE void attend_one(const Step *step, const int32_t *table, long first, long 
 }
 
 // Attention of n sequences over their pages and their own rows of this step.
-// qkv: [N, heads + 2 * kv_heads, dim], rotated; pages: [K or V, block, kv_head, place, dim]; out: [N, heads, dim].
-void attend(const bf16 *qkv, const bf16 *pages, bf16 *out, const int32_t *tables, const int32_t *firsts, const int32_t *counts,
+// qkv: [N, heads + 2 * kv_heads, dim], rotated; pages: [K or V, block, kv_head, place, dim]; out: [N, heads, dim];
+// step_rows: [N, 2 * kv_heads, dim], where the rows' own keys and values are kept until they are committed.
+void attend(const bf16 *qkv, const bf16 *pages, bf16 *out, bf16 *step_rows, const int32_t *tables, const int32_t *firsts, const int32_t *counts,
             const int32_t *lengths, long n, long table_stride, long value_offset, long heads, long kv_heads, long dim,
             long block_size, float scale) {
-    const Step step = {qkv, pages, out, tables, (heads + 2 * kv_heads) * dim, value_offset, table_stride, heads, kv_heads,
+    const Step step = {qkv, pages, out, step_rows, tables, (heads + 2 * kv_heads) * dim, value_offset, table_stride, heads, kv_heads,
                        block_size, scale};
     #pragma omp parallel for schedule(dynamic)
     for (long task = 0; task < n * kv_heads; task++) {

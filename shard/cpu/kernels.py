@@ -32,7 +32,7 @@ class CpuKernels:
         self._rotate = library.rotate
         self._rotate.argtypes = [_pointer, _pointer, _pointer, _long, _long, _long, _long]
         self._attend = library.attend
-        self._attend.argtypes = [_pointer] * 7 + [_long] * 7 + [_float]
+        self._attend.argtypes = [_pointer] * 8 + [_long] * 7 + [_float]
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """x [N, size] over the last dimension."""
@@ -52,16 +52,20 @@ class CpuKernels:
         num_rows, num_heads, dim = x.shape
         self._rotate(x.data_ptr(), cos.data_ptr(), sin.data_ptr(), num_rows, x.stride(0), num_heads, dim)
 
-    def attend(self, qkv: Tensor, pages: Tensor, steps: "PagedSteps", *, out: Tensor, block_size: int) -> None:
-        """Writes the rows of `steps` in `out` [N, q heads, dim].
+    def attend(
+        self, qkv: Tensor, pages: Tensor, steps: "PagedSteps", *, out: Tensor, step_rows: Tensor, block_size: int
+    ) -> None:
+        """Writes the rows of `steps` in `out` [N, q heads, dim] and their keys and values in `step_rows`.
 
-        qkv is [N, q heads + 2 * kv heads, dim], rotated; pages are a layer's, [K or V, block, kv head, place, dim].
+        step_rows is [at least N, 2 * kv heads, dim]; qkv is [N, q heads + 2 * kv heads, dim], rotated; pages are a
+        layer's, [K or V, block, kv head, place, dim].
         """
         num_heads, dim = out.shape[1], out.shape[2]
         self._attend(
             qkv.data_ptr(),
             pages.data_ptr(),
             out.data_ptr(),
+            step_rows.data_ptr(),
             *steps.pointers,
             *steps.sizes,
             pages.numel() // 2,

@@ -82,8 +82,12 @@ def test_attention_over_pages_in_any_order(
         lengths=torch.tensor([length for length, _ in sequences]),
     )
     out = torch.full((num_rows, heads, dim), 777.0, dtype=BFLOAT16)
-    kernels.attend(qkv, pages, steps, out=out, block_size=block_size)
+    step_rows = torch.full((num_rows, 2 * kv_heads, dim), 777.0, dtype=BFLOAT16)
+    kernels.attend(qkv, pages, steps, out=out, step_rows=step_rows, block_size=block_size)
 
+    assert torch.equal(step_rows[1:-1], qkv[1:-1, heads:])
+    assert (step_rows[0] == 777).all()
+    assert (step_rows[-1] == 777).all()
     expected = torch.full_like(out, 777.0).float()
     for (length, rows), first, table in zip(sequences, firsts, tables, strict=True):
         gathered = pages[:, table].float().transpose(1, 2).reshape(2, kv_heads, -1, dim)[:, :, :length]
