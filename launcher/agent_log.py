@@ -31,7 +31,10 @@ class AgentLog:
         level, message = _LEVELS[match[1]], match[2].split(" of binary:")[0]
         if any(phrase in message for phrase in _ROUTINE):
             level = "debug"
-        return [(level, f"shard {message}" if message.startswith("failed (exitcode") else message)]
+        if message.startswith("failed (exitcode"):
+            # A warning: the group is started again, or an error of its own says why it is not.
+            level, message = "warning", f"shard {message}"
+        return [(level, message)]
 
     def close(self) -> list[tuple[str, str]]:
         """The traceback the agent died of, if it says more than that shards failed."""

@@ -5,7 +5,7 @@ PREFIX = "1123 16:21:47.153000 4402 site-packages/torch/distributed/elastic/mult
 
 def test_a_failed_shard_is_reported_without_the_path_of_python() -> None:
     line = f"E{PREFIX} failed (exitcode: -9) local_rank: 1 (pid: 4406) of binary: /venv/bin/python"
-    assert AgentLog().feed(line) == [("error", "shard failed (exitcode: -9) local_rank: 1 (pid: 4406)")]
+    assert AgentLog().feed(line) == [("warning", "shard failed (exitcode: -9) local_rank: 1 (pid: 4406)")]
 
 
 def test_what_every_orderly_stop_says_is_for_debugging_only() -> None:
