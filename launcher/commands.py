@@ -132,7 +132,7 @@ def _shard_environ(config: LauncherConfig, environ: Mapping[str, str]) -> dict[s
     defaults = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "20000"}
     if "OMP_WAIT_POLICY" in environ:
         defaults = {}
-    # Weights in huge pages: fewer misses on the way through memory, 8 % of a step on CPU.
+    # Weights in huge pages: fewer misses on the way through memory, a tenth of a step on CPU (bench/RESULTS.md).
     defaults["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
     # torchrun reads its own variables as flags, and would take a foreign rank or rendezvous for ours.
     inherited = {k: v for k, v in _child_environ(environ).items() if not k.startswith(("PET_", "TORCHELASTIC_"))}
