@@ -24,7 +24,8 @@ log = logging.getLogger(__name__)
 _OPTIONS = [
     ("grpc.max_receive_message_length", 256 * 1024 * 1024),
     ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    # The router asks whether a rank lives however long nothing is said: pings are never too many.
+    ("grpc.http2.max_ping_strikes", 0),
 ]
 
 Request = TypeVar("Request", shard_pb2.PrefillRequest, shard_pb2.DecodeRequest, shard_pb2.VerifyRequest)

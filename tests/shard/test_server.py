@@ -198,3 +198,22 @@ def test_a_broken_checkpoint_is_fatal_and_names_the_tensor(checkpoint: Path, tmp
         assert {exit_code(shards, 0), exit_code(shards, 1)} <= {0, 1}
         assert time.monotonic() - started < 20
     assert "mlp.gate_proj.weight has shape [216, 72]" in (tmp_path / "fatal").read_text()
+
+
+def test_a_router_may_ping_a_silent_stream_for_as_long_as_it_likes(checkpoint: Path, tmp_path: Path) -> None:
+    """gRPC ends connections that ping too often without data, unless it is told not to: an idle group would restart."""
+
+    async def scenario() -> None:
+        # As often as gRPC lets a client; it would hold back pings without data, which comes to the same after minutes.
+        pinging = [("grpc.keepalive_time_ms", 1000), ("grpc.http2.max_pings_without_data", 0)]
+        async with grpc.aio.insecure_channel(f"unix:{tmp_path}/s-0", options=pinging) as channel:
+            client = Client(channel)
+            await client.begin()
+            stream = client.stub.Prefill()
+            await asyncio.sleep(5)
+            await stream.write(client.prefill())
+            assert (await stream.read()).result.step_id == 1
+            stream.cancel()
+
+    with ShardProcesses(tmp_path, checkpoint, max_batch_size=2):
+        run(scenario, timeout_s=60)
