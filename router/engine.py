@@ -214,6 +214,9 @@ class Engine:
             block_size=info.block_size,
             max_batch_size=info.max_batch_size,
             max_batch_tokens=info.max_batch_prefill_tokens,
+            max_speculative_tokens=info.speculate,
+            tree_size=info.tree_size,
+            max_draft_tokens=info.max_draft_tokens,
             enable_prefix_caching=self._config.enable_prefix_caching,
         )
         if self._scheduler is None:
@@ -224,7 +227,7 @@ class Engine:
         self._observer.note_session(info, is_new_group=is_new_group)
         self._info = info
         log.info(
-            "serving %s: %s, %s on %s, %d shards, %d blocks of %d tokens, at most %d drafts by %s, kernels %s",
+            "serving %s: %s, %s on %s, %d shards, %d blocks of %d tokens, %s, kernels %s",
             self._config.model_id,
             info.model_type,
             info.dtype,
@@ -232,8 +235,7 @@ class Engine:
             len(self._config.shard_addresses),
             info.num_blocks,
             info.block_size,
-            info.speculate,
-            "/".join(info.speculation_methods) or "nobody",
+            info.speculation,
             info.kernels,
         )
 

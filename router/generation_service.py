@@ -123,6 +123,8 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
             block_size=info.block_size,
             vocab_size=info.vocab_size,
             speculate=info.speculate,
+            tree_size=info.tree_size,
+            heads=info.heads,
             speculation_methods=methods,
             kernels=dict(info.kernels),
             version=info.version,

@@ -28,8 +28,28 @@ class GroupInfo:
     num_blocks: int
     block_size: int
     speculate: int
+    tree_size: int
+    max_batch_draft_tokens: int
+    heads: str
     speculation_methods: tuple[str, ...]
     kernels: dict[str, str]
+
+    @property
+    def max_draft_tokens(self) -> int:
+        """Most drafts of a step: every sequence keeps its own row, and a prompt gets on beside them."""
+        room = self.max_batch_prefill_tokens - self.max_batch_size - self.block_size
+        return max(0, min(self.max_batch_draft_tokens, room))
+
+    @property
+    def speculation(self) -> str:
+        """What is drafted, for the log."""
+        if not self.speculate:
+            return "no speculation"
+        heads = f" (Medusa {self.heads})" if self.heads else ""
+        return (
+            f"at most {self.tree_size} drafts up to {self.speculate} tokens ahead by "
+            f"{', '.join(self.speculation_methods)}{heads}"
+        )
 
     def limits(self, *, max_input_tokens: int | None, max_stop_sequences: int) -> Limits:
         """What a request may ask for. A prompt leaves room for one token at least."""
@@ -57,6 +77,8 @@ class GroupInfo:
             block_size=self.block_size,
             vocab_size=self.vocab_size,
             speculate=self.speculate,
+            tree_size=self.tree_size,
+            heads=self.heads,
             version=version("drafthouse"),
             speculation_methods=self.speculation_methods,
             kernels=self.kernels,
@@ -87,6 +109,9 @@ def agreed_info(infos: list[shard_pb2.GetInfoResponse]) -> GroupInfo:
         num_blocks=min(info.num_blocks for info in infos),
         block_size=first.block_size,
         speculate=first.speculate,
+        tree_size=first.tree_size,
+        max_batch_draft_tokens=first.max_batch_draft_tokens,
+        heads=first.heads,
         speculation_methods=methods_from_proto(first.speculation_methods),
         kernels=dict(first.kernels),
     )

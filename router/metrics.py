@@ -9,6 +9,8 @@ from collections.abc import Iterable
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
+from router.plan import DraftCounts
+
 REQUEST_STATUSES = ("stop", "length", "cancelled", "deadline", "invalid", "overloaded", "error")
 SEQUENCE_STATES = ("waiting", "running")
 # free: holds nothing; cached: held only by the prefix cache; used: held by a sequence.
@@ -87,13 +89,13 @@ class Metrics:
         )
         self.speculation_drafted_tokens = Counter(
             "drafthouse_speculation_drafted_tokens_total",
-            "Draft tokens verified, by position in the draft from 1.",
+            "Draft tokens verified, by how far ahead they reach, from 1.",
             ["method", "position"],
             registry=registry,
         )
         self.speculation_accepted_tokens = Counter(
             "drafthouse_speculation_accepted_tokens_total",
-            "Draft tokens accepted, by position in the draft from 1.",
+            "Draft tokens accepted, by how far ahead they reach, from 1.",
             ["method", "position"],
             registry=registry,
         )
@@ -122,10 +124,11 @@ class Metrics:
                 self.speculation_drafted_tokens.labels(method, str(position))
                 self.speculation_accepted_tokens.labels(method, str(position))
 
-    def count_speculation(self, method: str, *, drafted: int, accepted: int) -> None:
-        """One sequence's verification in one step: `drafted` tokens checked, the first `accepted` of them right."""
-        self.speculation_steps.labels(method).inc()
-        for position in range(1, drafted + 1):
-            self.speculation_drafted_tokens.labels(method, str(position)).inc()
-        for position in range(1, accepted + 1):
-            self.speculation_accepted_tokens.labels(method, str(position)).inc()
+    def count_speculation(self, counts: DraftCounts) -> None:
+        """One sequence's verification of one method's drafts in one step."""
+        self.speculation_steps.labels(counts.method).inc()
+        for depth, (drafted, accepted) in enumerate(zip(counts.drafted, counts.accepted, strict=True), start=1):
+            if drafted:
+                self.speculation_drafted_tokens.labels(counts.method, str(depth)).inc(drafted)
+            if accepted:
+                self.speculation_accepted_tokens.labels(counts.method, str(depth)).inc(accepted)

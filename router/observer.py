@@ -60,8 +60,8 @@ class Observer:
                 metrics.inter_token_latency_seconds.observe((now - stream.last_output_s) / num_tokens)
         stream.last_output_s = now
         metrics.generated_tokens.inc(num_tokens)
-        if result.drafted:
-            metrics.count_speculation(result.method, drafted=result.drafted, accepted=result.accepted)
+        for counts in result.draft_counts:
+            metrics.count_speculation(counts)
 
     def set_gauges(self, scheduler: Scheduler) -> None:
         self._num_waiting.set(scheduler.num_waiting)

@@ -1,6 +1,6 @@
 """What the scheduler hands over for one step, and what comes back. Pure data, one class per message of the wire."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from router.sequence import SamplingParams
@@ -24,7 +24,8 @@ class NewSequence:
 
 @dataclass(frozen=True, slots=True)
 class SequenceStep:
-    """A sequence's part of a step: a prompt chunk if `chunk_length`, else a decode that checks `verify` drafts."""
+    """A sequence's part of a step: a prompt chunk if `chunk_length`, else a decode that checks `verify` drafts. For the
+    next step at most `propose` drafts are wanted, as a tree of at most `propose_depth`."""
 
     slot: int
     new_block_ids: list[int]
@@ -32,6 +33,7 @@ class SequenceStep:
     chunk_length: int = 0
     verify: int = 0
     propose: int = 0
+    propose_depth: int = 0
 
     @property
     def num_rows(self) -> int:
@@ -57,6 +59,15 @@ class StepPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class DraftCounts:
+    """Drafts of one method that a step checked and accepted, by depth from 1."""
+
+    method: str
+    drafted: list[int]
+    accepted: list[int]
+
+
+@dataclass(frozen=True, slots=True)
 class SequenceResult:
     """Tokens that a step brought for the sequence in `slot`, and how many of `drafted` guesses were among them."""
 
@@ -65,7 +76,7 @@ class SequenceResult:
     logprobs: list[float]
     drafted: int
     accepted: int
-    method: str
+    draft_counts: list[DraftCounts] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

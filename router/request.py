@@ -51,7 +51,7 @@ class Limits:
     # Prompt and generated tokens together.
     max_total_tokens: int
     max_input_tokens: int
-    # Draft tokens per step; 0 when speculation is off.
+    # How many tokens ahead drafts reach; 0 when speculation is off.
     max_speculative_tokens: int
     # Rows of the model's embedding: token ids are below it.
     vocab_size: int
@@ -76,6 +76,8 @@ class ModelInfo:
     block_size: int
     vocab_size: int
     speculate: int
+    tree_size: int
+    heads: str
     version: str
     # Names as in the metrics' label, e.g. "ngram".
     speculation_methods: tuple[str, ...] = ()

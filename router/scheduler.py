@@ -27,12 +27,19 @@ _arrival = attrgetter("seq_id")
 
 @dataclass(frozen=True, slots=True)
 class SchedulerConfig:
-    """`max_batch_tokens` bounds the rows of a step, `max_batch_size` the sequences that hold a slot."""
+    """`max_batch_tokens` bounds the rows of a step, `max_batch_size` the sequences that hold a slot.
+
+    Drafts of a sequence are a tree of at most `tree_size`, `max_speculative_tokens` deep; `max_draft_tokens` bounds all
+    of a step, and sequences share it evenly.
+    """
 
     num_blocks: int
     block_size: int
     max_batch_size: int
     max_batch_tokens: int
+    max_speculative_tokens: int = 0
+    tree_size: int = 0
+    max_draft_tokens: int = 0
     enable_prefix_caching: bool = True
 
 
@@ -140,7 +147,8 @@ class Scheduler:
         sequence.num_computed_tokens = 0
         sequence.num_prefilled_tokens = 0
         sequence.num_tokens_to_prefill = 0
-        sequence.num_proposed_tokens = 0
+        sequence.num_proposed_drafts = 0
+        sequence.proposed_depth = 0
 
     def _preempt(self, sequence: Sequence) -> None:
         self.num_preemptions += 1
@@ -163,9 +171,12 @@ class Scheduler:
         budget = self.config.max_batch_tokens
         for sequence in self._running:
             self._register(sequence)
-        for sequence in list(self._running):
-            if sequence.status is SequenceStatus.RUNNING and not sequence.is_prefilling:
-                budget -= self._plan_decode(sequence, budget, steps)
+        decoding = [sequence for sequence in self._running if not sequence.is_prefilling]
+        for index, sequence in enumerate(decoding):
+            # Who was preempted for an older one is gone; each that follows keeps a row.
+            if sequence.status is SequenceStatus.RUNNING:
+                rows = budget - (len(decoding) - index - 1)
+                budget -= self._plan_decode(sequence, rows, len(decoding), steps)
         for sequence in self._running:
             if sequence.is_prefilling and budget > 0:
                 budget -= self._plan_chunk(sequence, budget, steps, new_block_ids=[])
@@ -185,15 +196,17 @@ class Scheduler:
         self._released_slots = []
         return plan
 
-    def _plan_decode(self, sequence: Sequence, budget: int, steps: dict[int, SequenceStep]) -> int:
+    def _plan_decode(self, sequence: Sequence, budget: int, num_decoding: int, steps: dict[int, SequenceStep]) -> int:
         """Plans a decode or verification; returns its rows, 0 if the sequence sits this step out."""
         # Tokens that may still come after the least that outstanding steps bring; none means it surely ends there.
         room = sequence.max_num_tokens - sequence.min_tokens_after_outstanding
         if room <= 0 or budget <= 0:
             return 0
-        verify = min(sequence.num_proposed_tokens, room - 1, budget - 1)
+        share = self.config.max_draft_tokens // num_decoding
+        verify = min(sequence.num_proposed_drafts, share, budget - 1) if room > 1 else 0
+        depth = min(sequence.proposed_depth, verify)
         # The keys and values of the input token and of every accepted draft, after the longest outcome before.
-        bound = min(sequence.max_tokens_after_outstanding + verify, sequence.max_num_tokens)
+        bound = min(sequence.max_tokens_after_outstanding + depth, sequence.max_num_tokens)
         missing = self.blocks.blocks_for(bound) - len(sequence.block_table)
         while not self.blocks.can_allocate(missing):
             youngest = self._running[-1]
@@ -202,13 +215,25 @@ class Scheduler:
                 return 0
         new_block_ids = self.blocks.allocate(max(missing, 0))
         sequence.block_table += new_block_ids
-        sequence.num_proposed_tokens = max(0, min(sequence.num_speculative_tokens, room - 2))
+        self._propose(sequence, room - 2, share)
         assert sequence.slot is not None
         steps[sequence.slot] = SequenceStep(
-            sequence.slot, new_block_ids, verify=verify, propose=sequence.num_proposed_tokens
+            sequence.slot,
+            new_block_ids,
+            verify=verify,
+            propose=sequence.num_proposed_drafts,
+            propose_depth=sequence.proposed_depth,
         )
-        sequence.outstanding.append(1 + verify)
+        sequence.outstanding.append(1 + depth)
         return 1 + verify
+
+    def _propose(self, sequence: Sequence, room: int, share: int) -> None:
+        """Settles what the shards may draft for the next step of a sequence that will want `room` drafts at most."""
+        depth = max(0, min(sequence.num_speculative_tokens, room, share))
+        # A tree that is less deep has one draft less for each level at least.
+        size = self.config.tree_size - (self.config.max_speculative_tokens - depth)
+        sequence.proposed_depth = depth
+        sequence.num_proposed_drafts = max(0, min(size, share)) if depth else 0
 
     def _plan_chunk(
         self, sequence: Sequence, budget: int, steps: dict[int, SequenceStep], *, new_block_ids: list[int]
@@ -219,14 +244,15 @@ class Scheduler:
         is_last = not sequence.is_prefilling
         if is_last:
             room = sequence.max_num_tokens - sequence.num_tokens
-            sequence.num_proposed_tokens = max(0, min(sequence.num_speculative_tokens, room - 2))
+            self._propose(sequence, room - 2, self.config.max_draft_tokens)
         assert sequence.slot is not None
         steps[sequence.slot] = SequenceStep(
             sequence.slot,
             new_block_ids,
             chunk_start=start,
             chunk_length=length,
-            propose=sequence.num_proposed_tokens if is_last else 0,
+            propose=sequence.num_proposed_drafts if is_last else 0,
+            propose_depth=sequence.proposed_depth if is_last else 0,
         )
         sequence.outstanding.append(1 if is_last else 0)
         return length

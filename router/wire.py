@@ -3,11 +3,13 @@
 from collections.abc import Iterable
 
 from drafthouse.v1 import sampling_pb2, shard_pb2
-from router.plan import NewSequence, SequenceResult, SequenceStep, StepPlan, StepResult
+from router.plan import DraftCounts, NewSequence, SequenceResult, SequenceStep, StepPlan, StepResult
 
 _METHOD: dict[sampling_pb2.SpeculationMethod.ValueType, str] = {
     sampling_pb2.SPECULATION_METHOD_UNSPECIFIED: "none",
     sampling_pb2.SPECULATION_METHOD_NGRAM: "ngram",
+    sampling_pb2.SPECULATION_METHOD_MEDUSA: "medusa",
+    sampling_pb2.SPECULATION_METHOD_NGRAM_AND_MEDUSA: "ngram_and_medusa",
 }
 
 
@@ -54,6 +56,7 @@ def _sequence_step(step: SequenceStep) -> shard_pb2.SequenceStep:
         chunk_length=step.chunk_length,
         verify=step.verify,
         propose=step.propose,
+        propose_depth=step.propose_depth,
     )
 
 
@@ -67,7 +70,9 @@ def result_from_proto(result: shard_pb2.StepResult) -> StepResult:
                 logprobs=list(s.logprobs),
                 drafted=s.drafted,
                 accepted=s.accepted,
-                method=_METHOD[s.method],
+                draft_counts=[
+                    DraftCounts(_METHOD[c.method], list(c.drafted), list(c.accepted)) for c in s.draft_counts
+                ],
             )
             for s in result.sequences
         ],

@@ -51,6 +51,8 @@ class FakeEngine:
             block_size=16,
             vocab_size=300,
             speculate=3,
+            tree_size=3,
+            heads="v1, 3 of 3 heads with 1 layer",
             version="0.1.0",
             speculation_methods=("ngram",),
             kernels={"linear": "torch"},

@@ -36,7 +36,9 @@ def plan_from_proto(plan: shard_pb2.StepPlan) -> StepPlan:
             for n in plan.new_sequences
         ],
         [
-            SequenceStep(s.slot, list(s.new_block_ids), s.chunk_start, s.chunk_length, s.verify, s.propose)
+            SequenceStep(
+                s.slot, list(s.new_block_ids), s.chunk_start, s.chunk_length, s.verify, s.propose, s.propose_depth
+            )
             for s in plan.sequences
         ],
     )
@@ -87,6 +89,8 @@ class FakeRank(shard_pb2_grpc.ShardServiceServicer):
             num_blocks=NUM_BLOCKS,
             block_size=BLOCK_SIZE,
             speculate=SPECULATE,
+            tree_size=SPECULATE,
+            max_batch_draft_tokens=8 * SPECULATE,
             speculation_methods=[sampling_pb2.SPECULATION_METHOD_NGRAM],
         )
 
@@ -154,7 +158,12 @@ class FakeRank(shard_pb2_grpc.ShardServiceServicer):
                     token_ids=s.token_ids,
                     drafted=s.drafted,
                     accepted=s.accepted,
-                    method=sampling_pb2.SPECULATION_METHOD_NGRAM,
+                    draft_counts=[
+                        shard_pb2.DraftCounts(
+                            method=sampling_pb2.SPECULATION_METHOD_NGRAM, drafted=c.drafted, accepted=c.accepted
+                        )
+                        for c in s.draft_counts
+                    ],
                 )
                 for s in result.sequences
                 if self.rank == 0

@@ -1,14 +1,14 @@
 """A shard group without arithmetic: runs plans in order and checks that each row may read what it reads.
 
 The content of a cache position is the tuple of all tokens up to it, which is what real keys and values depend on. The
-next token is a function of the tokens alone; drafts are right or wrong as a seeded generator says.
+next token is a function of the tokens alone; drafts are trees, right or wrong as a seeded generator says.
 """
 
 import random
 from collections import deque
 from dataclasses import dataclass, field
 
-from router.plan import NewSequence, SequenceResult, SequenceStep, StepPlan, StepResult
+from router.plan import DraftCounts, NewSequence, SequenceResult, SequenceStep, StepPlan, StepResult
 
 VOCABULARY = 50
 
@@ -32,7 +32,8 @@ class _Slot:
     new: NewSequence
     token_ids: list[int]
     block_table: list[int] = field(default_factory=list)
-    drafts: list[int] = field(default_factory=list)
+    # The tokens from the root to each draft, parents first.
+    drafts: list[tuple[int, ...]] = field(default_factory=list)
     finished: bool = False
 
 
@@ -81,7 +82,7 @@ class SimulatedShards:
             drafts = slot.drafts[: step.verify]
             self._read(slot, len(slot.token_ids) - 1)
             emitted, checked = self._verify(slot, drafts), len(drafts)
-            accepted = sum(a == b for a, b in zip(drafts, emitted, strict=False))
+            accepted = sum(tuple(emitted[:depth]) in drafts for depth in range(1, len(emitted) + 1))
         start = len(slot.token_ids) - 1
         slot.token_ids += emitted
         if not step.chunk_length:
@@ -89,24 +90,26 @@ class SimulatedShards:
         limit = slot.new.max_num_tokens
         slot.finished = slot.token_ids[-1] in slot.new.stop_token_ids or len(slot.token_ids) >= limit
         assert len(slot.token_ids) <= limit
-        self._propose(slot, min(step.propose, limit - len(slot.token_ids) - 1))
-        return SequenceResult(step.slot, emitted, [], checked, accepted, "ngram")
+        self._propose(slot, step.propose, min(step.propose_depth, limit - len(slot.token_ids) - 1))
+        counts = [DraftCounts("ngram", [checked], [accepted])] if checked else []
+        return SequenceResult(step.slot, emitted, [], checked, accepted, counts)
 
-    def _verify(self, slot: _Slot, drafts: list[int]) -> list[int]:
-        tokens = list(slot.token_ids)
-        for draft in [*drafts, None]:
+    def _verify(self, slot: _Slot, drafts: list[tuple[int, ...]]) -> list[int]:
+        tokens, start = list(slot.token_ids), len(slot.token_ids)
+        while True:
             tokens.append(next_token(tuple(tokens)))
             ended = tokens[-1] in slot.new.stop_token_ids or len(tokens) >= slot.new.max_num_tokens
-            if ended or tokens[-1] != draft:
-                break
-        return tokens[len(slot.token_ids) :]
+            if ended or tuple(tokens[start:]) not in drafts:
+                return tokens[start:]
 
-    def _propose(self, slot: _Slot, budget: int) -> None:
+    def _propose(self, slot: _Slot, size: int, depth: int) -> None:
         slot.drafts = []
-        tokens = list(slot.token_ids)
-        for _ in range(self.random.randint(0, max(budget, 0))):
-            tokens.append(next_token(tuple(tokens)))
-            slot.drafts.append(tokens[-1] if self.random.random() < self.accept else VOCABULARY + 1)
+        for _ in range(self.random.randint(0, size) if depth > 0 else 0):
+            above = self.random.choice([(), *(path for path in slot.drafts if len(path) < depth)])
+            right = next_token((*slot.token_ids, *above))
+            path = (*above, right if self.random.random() < self.accept else VOCABULARY + len(slot.drafts))
+            if path not in slot.drafts:
+                slot.drafts.append(path)
 
     def _read(self, slot: _Slot, end: int) -> None:
         for position in range(end):

@@ -9,6 +9,7 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from router.metrics import Metrics
+from router.plan import DraftCounts
 
 # Name -> (type, labels).
 EXPECTED: dict[str, tuple[str, set[str]]] = {
@@ -88,14 +89,15 @@ def test_promtool_finds_nothing_to_say(exposition: str) -> None:
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
-def test_a_verification_is_counted_by_position() -> None:
+def test_drafts_are_counted_by_how_far_they_reach() -> None:
     metrics = Metrics()
     metrics.prepare(num_shards=1, speculation_methods=["ngram"], max_speculative_tokens=3)
-    metrics.count_speculation("ngram", drafted=3, accepted=1)
-    metrics.count_speculation("ngram", drafted=2, accepted=2)
+    metrics.count_speculation(DraftCounts("ngram", drafted=[1, 1, 1], accepted=[1, 0, 0]))
+    # A tree: three guesses for one place.
+    metrics.count_speculation(DraftCounts("ngram", drafted=[3, 1, 0], accepted=[1, 1, 0]))
     value = metrics.registry.get_sample_value
     assert value("drafthouse_speculation_steps_total", {"method": "ngram"}) == 2
-    for position, drafted, accepted in (("1", 2, 2), ("2", 2, 1), ("3", 1, 0)):
+    for position, drafted, accepted in (("1", 4, 2), ("2", 2, 1), ("3", 1, 0)):
         labels = {"method": "ngram", "position": position}
         assert value("drafthouse_speculation_drafted_tokens_total", labels) == drafted
         assert value("drafthouse_speculation_accepted_tokens_total", labels) == accepted

@@ -11,10 +11,12 @@ from router.sequence import FinishReason, Sequence, SequenceStatus
 from tests.router.simulated_shards import SimulatedShards, continuation
 
 DEPTH = 2
+# Chains of five.
+SPECULATION = {"max_speculative_tokens": 5, "tree_size": 5, "max_draft_tokens": 20}
 
 
 def make(**config: int | bool) -> tuple[Scheduler, SimulatedShards]:
-    values = {"num_blocks": 32, "block_size": 4, "max_batch_size": 4, "max_batch_tokens": 24} | config
+    values = {"num_blocks": 32, "block_size": 4, "max_batch_size": 4, "max_batch_tokens": 24} | SPECULATION | config
     scheduler = Scheduler(SchedulerConfig(**values))  # type: ignore[arg-type]
     return scheduler, SimulatedShards(num_blocks=values["num_blocks"], block_size=values["block_size"])
 
@@ -158,13 +160,32 @@ class SchedulerMachine(RuleBasedStateMachine):
         block_size=st.sampled_from([1, 2, 4]),
         max_batch_size=st.integers(1, 4),
         caching=st.booleans(),
+        tree_size=st.integers(5, 12),
+        max_draft_tokens=st.integers(0, 30),
         accept=st.floats(0, 1),
         seed=st.integers(0, 999),
     )
     def start(
-        self, num_blocks: int, block_size: int, max_batch_size: int, caching: bool, accept: float, seed: int
+        self,
+        num_blocks: int,
+        block_size: int,
+        max_batch_size: int,
+        caching: bool,
+        tree_size: int,
+        max_draft_tokens: int,
+        accept: float,
+        seed: int,
     ) -> None:
-        self.config = SchedulerConfig(num_blocks, block_size, max_batch_size, 6 * max_batch_size + 3, caching)
+        self.config = SchedulerConfig(
+            num_blocks=num_blocks,
+            block_size=block_size,
+            max_batch_size=max_batch_size,
+            max_batch_tokens=6 * max_batch_size + 3,
+            max_speculative_tokens=5,
+            tree_size=tree_size,
+            max_draft_tokens=max_draft_tokens,
+            enable_prefix_caching=caching,
+        )
         self.scheduler = Scheduler(self.config)
         self.accept, self.seed = accept, seed
         self.live: list[Sequence] = []
@@ -198,6 +219,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         if plan is not None:
             assert 0 < plan.num_rows <= self.config.max_batch_tokens
             assert len({s.slot for s in plan.sequences}) == len(plan.sequences)
+            assert sum(s.verify for s in plan.sequences) <= self.config.max_draft_tokens
+            assert all(s.propose_depth <= s.propose <= self.config.tree_size for s in plan.sequences)
             self.shards.send(plan)
 
     @precondition(lambda self: self.shards.queue)

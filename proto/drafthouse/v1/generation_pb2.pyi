@@ -59,7 +59,7 @@ class GenerateRequest(_message.Message):
     text: _builtins.str
     """Tokenized as it is; special tokens are added as the tokenizer's configuration says."""
     speculate: _builtins.int
-    """Upper bound of draft tokens per step for this request; 0 switches speculation off, unset takes the server's."""
+    """How many tokens ahead drafts may reach for this request; 0 switches speculation off, unset takes the server's."""
     logprobs: _builtins.bool
     """Return the log-probability of each token under the model's own distribution (before temperature and filters)."""
     n: _builtins.int
@@ -413,6 +413,8 @@ class GetModelInfoResponse(_message.Message):
     SPECULATION_METHODS_FIELD_NUMBER: _builtins.int
     KERNELS_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    TREE_SIZE_FIELD_NUMBER: _builtins.int
+    HEADS_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     revision: _builtins.str
     weights: _builtins.str
@@ -427,8 +429,12 @@ class GetModelInfoResponse(_message.Message):
     block_size: _builtins.int
     vocab_size: _builtins.int
     speculate: _builtins.int
-    """Bound of draft tokens per step; 0 when speculation is off."""
+    """How many tokens ahead drafts reach at most; 0 when speculation is off."""
     version: _builtins.str
+    tree_size: _builtins.int
+    """Most drafts that are checked of one sequence in a step: the size of its draft tree."""
+    heads: _builtins.str
+    """What the Medusa heads are, e.g. "v1, 3 of 3 heads with 1 layer"; empty without heads."""
     @_builtins.property
     def speculation_methods(self) -> _containers.RepeatedScalarFieldContainer[_sampling_pb2.SpeculationMethod.ValueType]: ...
     @_builtins.property
@@ -454,10 +460,12 @@ class GetModelInfoResponse(_message.Message):
         speculation_methods: _abc.Iterable[_sampling_pb2.SpeculationMethod.ValueType] | None = ...,
         kernels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         version: _builtins.str = ...,
+        tree_size: _builtins.int = ...,
+        heads: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "device", b"device", "dtype", b"dtype", "kernels", b"kernels", "max_batch_size", b"max_batch_size", "max_total_tokens", b"max_total_tokens", "model_id", b"model_id", "model_type", b"model_type", "num_blocks", b"num_blocks", "num_shards", b"num_shards", "revision", b"revision", "speculate", b"speculate", "speculation_methods", b"speculation_methods", "version", b"version", "vocab_size", b"vocab_size", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "device", b"device", "dtype", b"dtype", "heads", b"heads", "kernels", b"kernels", "max_batch_size", b"max_batch_size", "max_total_tokens", b"max_total_tokens", "model_id", b"model_id", "model_type", b"model_type", "num_blocks", b"num_blocks", "num_shards", b"num_shards", "revision", b"revision", "speculate", b"speculate", "speculation_methods", b"speculation_methods", "tree_size", b"tree_size", "version", b"version", "vocab_size", b"vocab_size", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x64rafthouse/v1/sampling.proto\x12\rdrafthouse.v1\"n\n\x0eSamplingParams\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\r\n\x05top_p\x18\x03 \x01(\x02\x12\r\n\x05min_p\x18\x04 \x01(\x02\x12\x11\n\x04seed\x18\x05 \x01(\x06H\x00\x88\x01\x01\x42\x07\n\x05_seed*U\n\x11SpeculationMethod\x12\"\n\x1eSPECULATION_METHOD_UNSPECIFIED\x10\x00\x12\x1c\n\x18SPECULATION_METHOD_NGRAM\x10\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x64rafthouse/v1/sampling.proto\x12\rdrafthouse.v1\"n\n\x0eSamplingParams\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\r\n\x05top_p\x18\x03 \x01(\x02\x12\r\n\x05min_p\x18\x04 \x01(\x02\x12\x11\n\x04seed\x18\x05 \x01(\x06H\x00\x88\x01\x01\x42\x07\n\x05_seed*\x9d\x01\n\x11SpeculationMethod\x12\"\n\x1eSPECULATION_METHOD_UNSPECIFIED\x10\x00\x12\x1c\n\x18SPECULATION_METHOD_NGRAM\x10\x01\x12\x1d\n\x19SPECULATION_METHOD_MEDUSA\x10\x02\x12\'\n#SPECULATION_METHOD_NGRAM_AND_MEDUSA\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'drafthouse.v1.sampling_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SPECULATIONMETHOD']._serialized_start=159
-  _globals['_SPECULATIONMETHOD']._serialized_end=244
+  _globals['_SPECULATIONMETHOD']._serialized_start=160
+  _globals['_SPECULATIONMETHOD']._serialized_end=317
   _globals['_SAMPLINGPARAMS']._serialized_start=47
   _globals['_SAMPLINGPARAMS']._serialized_end=157
 # @@protoc_insertion_point(module_scope)

@@ -25,12 +25,22 @@ class _SpeculationMethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Spe
     DESCRIPTOR: _descriptor.EnumDescriptor
     SPECULATION_METHOD_UNSPECIFIED: _SpeculationMethod.ValueType  # 0
     SPECULATION_METHOD_NGRAM: _SpeculationMethod.ValueType  # 1
+    """Looked up in the sequence's own text."""
+    SPECULATION_METHOD_MEDUSA: _SpeculationMethod.ValueType  # 2
+    """Guessed by a Medusa head."""
+    SPECULATION_METHOD_NGRAM_AND_MEDUSA: _SpeculationMethod.ValueType  # 3
+    """Both proposed this very token at this place."""
 
 class SpeculationMethod(_SpeculationMethod, metaclass=_SpeculationMethodEnumTypeWrapper):
-    """Where drafts came from."""
+    """Where a draft came from."""
 
 SPECULATION_METHOD_UNSPECIFIED: SpeculationMethod.ValueType  # 0
 SPECULATION_METHOD_NGRAM: SpeculationMethod.ValueType  # 1
+"""Looked up in the sequence's own text."""
+SPECULATION_METHOD_MEDUSA: SpeculationMethod.ValueType  # 2
+"""Guessed by a Medusa head."""
+SPECULATION_METHOD_NGRAM_AND_MEDUSA: SpeculationMethod.ValueType  # 3
+"""Both proposed this very token at this place."""
 Global___SpeculationMethod: _TypeAlias = SpeculationMethod  # noqa: Y015
 
 @_typing.final

@@ -74,6 +74,9 @@ class GetInfoResponse(_message.Message):
     SPECULATION_METHODS_FIELD_NUMBER: _builtins.int
     KERNELS_FIELD_NUMBER: _builtins.int
     WEIGHTS_FIELD_NUMBER: _builtins.int
+    TREE_SIZE_FIELD_NUMBER: _builtins.int
+    MAX_BATCH_DRAFT_TOKENS_FIELD_NUMBER: _builtins.int
+    HEADS_FIELD_NUMBER: _builtins.int
     shard_incarnation: _builtins.int
     """Drawn by rank 0 when the group forms; equal on all ranks of one group."""
     rank: _builtins.int
@@ -89,7 +92,14 @@ class GetInfoResponse(_message.Message):
     """Blocks that may be used, ids 1..num_blocks; block 0 is the shard's own, for padding."""
     block_size: _builtins.int
     speculate: _builtins.int
+    """Greatest depth of a draft tree; 0 when speculation is off."""
     weights: _builtins.str
+    tree_size: _builtins.int
+    """Most drafts of one sequence in a step; as many as `speculate` where drafts are chains."""
+    max_batch_draft_tokens: _builtins.int
+    """Most drafts of a step over all sequences."""
+    heads: _builtins.str
+    """What the Medusa heads are, e.g. "v1, 3 of 3 heads with 1 layer"; empty without heads."""
     @_builtins.property
     def speculation_methods(self) -> _containers.RepeatedScalarFieldContainer[_sampling_pb2.SpeculationMethod.ValueType]: ...
     @_builtins.property
@@ -113,10 +123,13 @@ class GetInfoResponse(_message.Message):
         speculation_methods: _abc.Iterable[_sampling_pb2.SpeculationMethod.ValueType] | None = ...,
         kernels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         weights: _builtins.str = ...,
+        tree_size: _builtins.int = ...,
+        max_batch_draft_tokens: _builtins.int = ...,
+        heads: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "device", b"device", "dtype", b"dtype", "kernels", b"kernels", "max_batch_prefill_tokens", b"max_batch_prefill_tokens", "max_batch_size", b"max_batch_size", "max_total_tokens", b"max_total_tokens", "model_type", b"model_type", "num_blocks", b"num_blocks", "rank", b"rank", "shard_incarnation", b"shard_incarnation", "speculate", b"speculate", "speculation_methods", b"speculation_methods", "vocab_size", b"vocab_size", "weights", b"weights", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "device", b"device", "dtype", b"dtype", "heads", b"heads", "kernels", b"kernels", "max_batch_draft_tokens", b"max_batch_draft_tokens", "max_batch_prefill_tokens", b"max_batch_prefill_tokens", "max_batch_size", b"max_batch_size", "max_total_tokens", b"max_total_tokens", "model_type", b"model_type", "num_blocks", b"num_blocks", "rank", b"rank", "shard_incarnation", b"shard_incarnation", "speculate", b"speculate", "speculation_methods", b"speculation_methods", "tree_size", b"tree_size", "vocab_size", b"vocab_size", "weights", b"weights", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -375,6 +388,7 @@ class SequenceStep(_message.Message):
     CHUNK_LENGTH_FIELD_NUMBER: _builtins.int
     VERIFY_FIELD_NUMBER: _builtins.int
     PROPOSE_FIELD_NUMBER: _builtins.int
+    PROPOSE_DEPTH_FIELD_NUMBER: _builtins.int
     slot: _builtins.int
     chunk_start: _builtins.int
     """Above 0: tokens [chunk_start, chunk_start + chunk_length) are prefilled, and if that reaches the last
@@ -382,9 +396,10 @@ class SequenceStep(_message.Message):
     """
     chunk_length: _builtins.int
     verify: _builtins.int
-    """At most so many pending drafts are checked in this step."""
+    """At most so many pending drafts are checked in this step, the most probable ones."""
     propose: _builtins.int
-    """At most so many drafts are proposed for the next one."""
+    """At most so many drafts are proposed for the next one, as a tree that is at most so deep."""
+    propose_depth: _builtins.int
     @_builtins.property
     def new_block_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Appended to the slot's block table."""
@@ -398,10 +413,11 @@ class SequenceStep(_message.Message):
         chunk_length: _builtins.int = ...,
         verify: _builtins.int = ...,
         propose: _builtins.int = ...,
+        propose_depth: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_length", b"chunk_length", "chunk_start", b"chunk_start", "new_block_ids", b"new_block_ids", "propose", b"propose", "slot", b"slot", "verify", b"verify"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_length", b"chunk_length", "chunk_start", b"chunk_start", "new_block_ids", b"new_block_ids", "propose", b"propose", "propose_depth", b"propose_depth", "slot", b"slot", "verify", b"verify"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -455,17 +471,20 @@ class SequenceResult(_message.Message):
     LOGPROBS_FIELD_NUMBER: _builtins.int
     DRAFTED_FIELD_NUMBER: _builtins.int
     ACCEPTED_FIELD_NUMBER: _builtins.int
-    METHOD_FIELD_NUMBER: _builtins.int
+    DRAFT_COUNTS_FIELD_NUMBER: _builtins.int
     slot: _builtins.int
     drafted: _builtins.int
     """Drafts checked, and how many of the tokens above they guessed."""
     accepted: _builtins.int
-    method: _sampling_pb2.SpeculationMethod.ValueType
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
     def logprobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """As many as token_ids if the sequence asked for them."""
+
+    @_builtins.property
+    def draft_counts(self) -> _containers.RepeatedCompositeFieldContainer[Global___DraftCounts]:
+        """The same by method; empty if nothing was checked."""
 
     def __init__(
         self,
@@ -475,15 +494,44 @@ class SequenceResult(_message.Message):
         logprobs: _abc.Iterable[_builtins.float] | None = ...,
         drafted: _builtins.int = ...,
         accepted: _builtins.int = ...,
-        method: _sampling_pb2.SpeculationMethod.ValueType = ...,
+        draft_counts: _abc.Iterable[Global___DraftCounts] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "drafted", b"drafted", "logprobs", b"logprobs", "method", b"method", "slot", b"slot", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "draft_counts", b"draft_counts", "drafted", b"drafted", "logprobs", b"logprobs", "slot", b"slot", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SequenceResult: _TypeAlias = SequenceResult  # noqa: Y015
+
+@_typing.final
+class DraftCounts(_message.Message):
+    """Drafts of one method that were checked, and those that were accepted, by their depth in the tree from 1."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    METHOD_FIELD_NUMBER: _builtins.int
+    DRAFTED_FIELD_NUMBER: _builtins.int
+    ACCEPTED_FIELD_NUMBER: _builtins.int
+    method: _sampling_pb2.SpeculationMethod.ValueType
+    @_builtins.property
+    def drafted(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def accepted(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        method: _sampling_pb2.SpeculationMethod.ValueType = ...,
+        drafted: _abc.Iterable[_builtins.int] | None = ...,
+        accepted: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "drafted", b"drafted", "method", b"method"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DraftCounts: _TypeAlias = DraftCounts  # noqa: Y015
 
 @_typing.final
 class AbortRequest(_message.Message):
