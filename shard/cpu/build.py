@@ -1,4 +1,4 @@
-"""Compiles kernels.c for this machine, once per source, compiler and processor, and keeps it in the user's cache.
+"""Compiles the .c files of this folder into one library, once per source, compiler and processor, in the user's cache.
 
 Must not know what the kernels do. No compiler is no error: the caller goes on without.
 """
@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("kernels.c")
+SOURCES = tuple(sorted(Path(__file__).parent.glob("*.c")))
 _COMPILE = ("-O3", "-march=native", "-ffast-math", "-fopenmp", "-fPIC", "-c")
 
 
@@ -20,23 +20,26 @@ class BuildError(Exception):
 
 
 def built_library() -> Path:
-    """The shared library, compiled now (one to two seconds) if it is not in the cache."""
+    """The shared library, compiled now (a few seconds) if it is not in the cache."""
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if compiler is None:
         raise BuildError("no C compiler was found")
     version = _run([compiler, "--version"])
-    key = hashlib.sha256("\n".join([SOURCE.read_text(), version, _processor(), *_COMPILE]).encode()).hexdigest()[:16]
+    sources = [source.read_text() for source in SOURCES]
+    key = hashlib.sha256("\n".join([*sources, version, _processor(), *_COMPILE]).encode()).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "drafthouse"
     library = cache / f"kernels-{key}.so"
     if not library.exists():
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as scratch:
-            built = Path(scratch) / "kernels.o", Path(scratch) / "kernels.so"
-            _run([compiler, *_COMPILE, str(SOURCE), "-o", str(built[0])])
+            objects = [str(Path(scratch) / f"{source.stem}.o") for source in SOURCES]
+            for source, compiled in zip(SOURCES, objects, strict=True):
+                _run([compiler, *_COMPILE, str(source), "-o", compiled])
+            built = Path(scratch) / "kernels.so"
             # Without -fopenmp here: the OpenMP functions are to be those of the library that torch brought.
-            _run([compiler, "-shared", str(built[0]), "-o", str(built[1]), "-lm"])
+            _run([compiler, "-shared", *objects, "-o", str(built), "-lm"])
             # Ranks may do this at the same time; each rename puts a whole file in place.
-            built[1].replace(library)
+            built.replace(library)
     return library
 
 

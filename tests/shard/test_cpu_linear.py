@@ -1,0 +1,115 @@
+"""The compiled bfloat16 product against float64, on random shapes, and the choice between it and the others."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from shard.cpu import build
+from shard.cpu.kernels import NAME, CpuKernels, cpu_kernels
+from shard.layers import matmul
+from shard.layers.matmul import Product, choose_kernel
+
+CPU = torch.device("cpu")
+
+
+def kernels() -> CpuKernels:
+    found = cpu_kernels()
+    assert found is not None, "these tests need a C compiler"
+    return found
+
+
+def draw(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
+
+
+def exact(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    out = x.double() @ weight.double().T
+    return out if bias is None else out + bias.double()
+
+
+def assert_rounded_once(out: Tensor, expected: Tensor) -> None:
+    """Half a unit of bfloat16's last place, and what float32 sums in another order may move."""
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.double(), expected, rtol=2**-8, atol=1e-4)
+
+
+@pytest.fixture
+def no_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a processor without bfloat16, whatever this one has."""
+    monkeypatch.setattr(torch._C, "_has_mkldnn", False)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    num_rows=st.one_of(st.integers(1, 40), st.just(100)),
+    num_inputs=st.one_of(st.integers(1, 70), st.sampled_from([576, 1001])),
+    num_outputs=st.one_of(st.integers(1, 50), st.sampled_from([301, 576])),
+    with_bias=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_the_product_equals_the_exact_one_rounded_once(
+    num_rows: int, num_inputs: int, num_outputs: int, with_bias: bool, seed: int
+) -> None:
+    x, weight = draw(num_rows, num_inputs, seed=seed), draw(num_outputs, num_inputs, seed=seed + 1)
+    bias = draw(num_outputs, seed=seed + 2) if with_bias else None
+    assert_rounded_once(kernels().linear(x, weight, bias), exact(x, weight, bias))
+
+
+def test_a_weight_of_several_groups_of_outputs_is_multiplied_whole() -> None:
+    x, weight = draw(9, 1536, seed=0), draw(501, 1536, seed=1)
+    assert_rounded_once(kernels().linear(x, weight, None), exact(x, weight, None))
+
+
+def test_what_lies_beside_the_tensors_has_no_part_in_the_product() -> None:
+    """A row's last block is cut: what follows it in memory may be anything, and stays as it is."""
+    held, weights = torch.full((7, 21), torch.nan).bfloat16(), torch.full((15, 21), torch.nan).bfloat16()
+    held[2:5], weights[4:11] = draw(3, 21, seed=0), draw(7, 21, seed=1)
+    x, weight = held[2:5], weights[4:11]
+    assert_rounded_once(kernels().linear(x, weight, None), exact(x, weight, None))
+
+
+def test_a_row_is_the_same_whatever_rows_are_beside_it() -> None:
+    """Every row sums its products in one order, so a token does not depend on the size of its batch."""
+    x, weight = draw(11, 130, seed=0), draw(33, 130, seed=1)
+    together = kernels().linear(x, weight, None)
+    assert all(torch.equal(together[i : i + 1], kernels().linear(x[i : i + 1], weight, None)) for i in range(11))
+
+
+def test_no_rows_are_no_error() -> None:
+    assert kernels().linear(draw(0, 8, seed=0), draw(5, 8, seed=1), None).shape == (0, 5)
+
+
+@pytest.mark.parametrize("x", [torch.ones(2, 7).bfloat16(), torch.ones(2, 8), torch.ones(8, 2).bfloat16().T])
+def test_rows_that_the_kernel_would_misread_are_refused(x: Tensor) -> None:
+    with pytest.raises(ValueError, match="contiguous bfloat16 rows of 8"):
+        kernels().linear(x, torch.ones(3, 8).bfloat16(), None)
+
+
+@pytest.mark.usefixtures("no_hardware")
+def test_without_bfloat16_hardware_the_compiled_product_is_chosen_and_named() -> None:
+    assert choose_kernel(torch.bfloat16, CPU) == NAME
+    assert {choose_kernel(dtype, CPU) for dtype in (torch.float64, torch.float32, torch.float16)} == {"torch"}
+    assert choose_kernel(torch.bfloat16, torch.device("cuda")) == "torch"
+
+
+@pytest.mark.usefixtures("no_hardware")
+def test_tensors_of_any_layout_are_multiplied() -> None:
+    x, weight, bias = draw(19, 6, seed=0).T, draw(19, 40, seed=1).T, draw(40, seed=2)
+    product = Product(weight, bias)
+    assert product.kernel == NAME
+    assert_rounded_once(product(x), exact(x, weight, bias))
+
+
+@pytest.mark.usefixtures("no_hardware")
+def test_without_a_compiler_torch_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matmul, "kernels_for", lambda dtype, device: None)
+    x, weight = draw(5, 33, seed=0), draw(7, 33, seed=1)
+    product = Product(weight, None)
+    assert product.kernel == "torch"
+    torch.testing.assert_close(product(x).double(), exact(x, weight, None), rtol=2**-7, atol=2**-6)
+
+
+def test_every_source_is_compiled_and_decides_the_librarys_name() -> None:
+    assert {source.name for source in build.SOURCES} >= {"kernels.c", "linear.c"}
