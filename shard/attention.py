@@ -1,8 +1,9 @@
 """Owns attention over paged keys and values: the path that runs on CPU and CUDA and that faster ones must equal.
 
-Per group: blocks are gathered into scratch laid out by absolute position, the step's own rows are put at theirs, and
-one fused kernel does the rest. What the scratch holds beyond a row's position is finite and hidden by the mask. Where a
-compiled kernel reads the pages itself (bfloat16 on CPU), it takes the decoding rows and the groups are the chunks.
+Per group: blocks are gathered into scratch laid out by absolute position, the step's own rows are put behind them, and
+one fused kernel does the rest. What a row must not see is finite and hidden by the mask. Scores with a soft cap have no
+fused kernel: their products are taken one by one. Where a compiled kernel reads the pages itself (bfloat16 on CPU), it
+takes the decoding rows and the groups are the chunks.
 Knows nothing of weights, rotary positions or who owns a block.
 """
 
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shard.attention_groups import AttentionGroup
+from shard.attention_spec import AttentionSpec
 from shard.cpu import kernels as cpu
 from shard.cpu.kernels import kernels_for
 from shard.forward_batch import ForwardBatch
@@ -22,7 +24,7 @@ def kernel_name(dtype: torch.dtype, device: torch.device) -> str:
     return cpu.NAME if kernels_for(dtype, device) else "torch-sdpa"
 
 
-def attend(qkv: Tensor, *, layer: int, batch: ForwardBatch, cache: KVCache) -> Tensor:
+def attend(qkv: Tensor, *, layer: int, batch: ForwardBatch, cache: KVCache, spec: AttentionSpec) -> Tensor:
     """Rotated [N, q heads + 2 * kv heads, head_dim] -> [N, q heads * head_dim]; keys and values are stored."""
     num_rows, num_heads = qkv.shape[0], qkv.shape[1] - 2 * cache.num_kv_heads
     q, kv = qkv[:, :num_heads], qkv[:, num_heads:]
@@ -30,14 +32,14 @@ def attend(qkv: Tensor, *, layer: int, batch: ForwardBatch, cache: KVCache) -> T
     step_rows = cache.step_rows(layer)
     if batch.steps is not None and (kernels := kernels_for(qkv.dtype, qkv.device)):
         pages = cache.pages(layer)
-        kernels.attend(qkv, pages, batch.steps, out=out, step_rows=step_rows, block_size=cache.block_size)
+        kernels.attend(qkv, pages, batch.steps, out=out, step_rows=step_rows, block_size=cache.block_size, spec=spec)
     elif batch.num_step_rows:
         step_rows[: batch.num_step_rows].copy_(kv[: batch.num_step_rows])
     if batch.direct_index is not None:
         cache.write(layer, batch.direct_index, kv[batch.num_step_rows :])
     for group in batch.groups:
         _fill_scratch(group, step_rows, layer, cache)
-        _attend_group(q, out, group, cache)
+        _attend_group(q, out, group, cache, spec)
     return out.view(num_rows, -1)
 
 
@@ -52,7 +54,7 @@ def _fill_scratch(group: AttentionGroup, step_rows: Tensor, layer: int, cache: K
     group.scratch_tokens.index_copy_(0, group.own, own.view(-1, cache.head_dim))
 
 
-def _attend_group(q: Tensor, out: Tensor, group: AttentionGroup, cache: KVCache) -> None:
+def _attend_group(q: Tensor, out: Tensor, group: AttentionGroup, cache: KVCache, spec: AttentionSpec) -> None:
     """Write the group's rows of `out`; q and out are [N, q heads, head_dim]."""
     shape = (group.num_spans, group.num_rows, cache.num_kv_heads, -1, cache.head_dim)
     if group.padded_rows is None:
@@ -60,7 +62,7 @@ def _attend_group(q: Tensor, out: Tensor, group: AttentionGroup, cache: KVCache)
         queries, target = q[rows].view(shape), out[rows].view(shape)
     else:
         queries, target = q.index_select(0, group.padded_rows).view(shape), None
-    attended = _attend(queries, group)
+    attended = _attend(queries, group, spec)
     if target is not None:
         target.copy_(attended)
     elif group.rows is not None and group.places is not None:
@@ -68,25 +70,29 @@ def _attend_group(q: Tensor, out: Tensor, group: AttentionGroup, cache: KVCache)
         out.index_copy_(0, group.rows, flat.index_select(0, group.places))
 
 
-def _attend(q: Tensor, group: AttentionGroup) -> Tensor:
+def _attend(q: Tensor, group: AttentionGroup, spec: AttentionSpec) -> Tensor:
     """Queries [S, R, kv heads, G, D] over the group's scratch, same shape out."""
+    if spec.softcap is not None:
+        return _attend_capped(
+            q, group.keys, group.values, group.mask(spec.window), scale=spec.scale, softcap=spec.softcap
+        )
     if group.is_chunk:
-        return _attend_chunk(q, group.keys, group.values, group.mask)
-    return _attend_step(q, group.keys, group.values, group.folded_mask(q.shape[3]))
+        return _attend_chunk(q, group.keys, group.values, group.mask(spec.window), scale=spec.scale)
+    return _attend_step(q, group.keys, group.values, group.mask(spec.window, q.shape[3]), scale=spec.scale)
 
 
-def _attend_step(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+def _attend_step(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, *, scale: float) -> Tensor:
     """Few rows, many keys: the heads of a kv group are laid into the query length and share one pass over its keys.
 
     q [S, R, kv heads, G, D], keys and values [S, kv heads, L, D], mask [S, 1, R * G, L] -> [S, R, kv heads, G, D].
     """
     spans, rows, kv_heads, group, dim = q.shape
     folded = q.transpose(1, 2).reshape(spans, kv_heads, rows * group, dim)
-    attended = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask)
+    attended = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=scale)
     return attended.view(spans, kv_heads, rows, group, dim).transpose(1, 2)
 
 
-def _attend_chunk(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+def _attend_chunk(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, *, scale: float) -> Tensor:
     """Many rows of one sequence: a kv head is a batch entry that its query heads read through a stride of zero.
 
     q [1, R, kv heads, G, D], keys and values [1, kv heads, L, D], mask [1, 1, R, L] -> [1, R, kv heads, G, D].
@@ -98,5 +104,20 @@ def _attend_chunk(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tens
         keys.transpose(0, 1).expand(shared),
         values.transpose(0, 1).expand(shared),
         attn_mask=mask,
+        scale=scale,
     )
     return attended.permute(2, 0, 1, 3).unsqueeze(0)
+
+
+def _attend_capped(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, *, scale: float, softcap: float) -> Tensor:
+    """Scores become softcap * tanh(score / softcap), in float32 throughout: a cap of 50 leaves bfloat16 no decimals.
+
+    q [S, R, kv heads, G, D], keys and values [S, kv heads, L, D], mask [S, 1, R, L] -> [S, R, kv heads, G, D].
+    """
+    spans, rows, kv_heads, group, dim = q.shape
+    precise = torch.promote_types(q.dtype, torch.float32)
+    folded = q.transpose(1, 2).reshape(spans, kv_heads, rows * group, dim).to(precise)
+    scores = (folded * (scale / softcap)) @ keys.to(precise).transpose(2, 3)
+    scores = scores.tanh_().mul_(softcap).view(spans, kv_heads, rows, group, -1).add_(mask[:, :, :, None])
+    attended = scores.softmax(-1).view(spans, kv_heads, rows * group, -1) @ values.to(precise)
+    return attended.to(q.dtype).view(spans, kv_heads, rows, group, dim).transpose(1, 2)

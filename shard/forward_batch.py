@@ -35,10 +35,24 @@ class ForwardBatch:
     steps: PagedSteps | None
 
     @classmethod
-    def build(cls, *, token_ids: Tensor, positions: Tensor, spans: list[Span], cache: KVCache) -> "ForwardBatch":
+    def build(
+        cls,
+        *,
+        token_ids: Tensor,
+        positions: Tensor,
+        spans: list[Span],
+        cache: KVCache,
+        ancestors: Tensor | None = None,
+    ) -> "ForwardBatch":
         """Describe packed rows: token_ids and positions [N], int64, on the device of the cache.
 
-        The rows of a span have consecutive positions and its block ids cover them. Step spans come before direct ones.
+        Step spans come before direct ones; block ids cover the positions of their span's rows. The rows of a direct
+        span have consecutive positions. The first row of a step span is its root, at the first position that is not
+        committed; the others are a tree below it, each as far behind the root as it is deep.
+
+        `ancestors` [step spans, R, R] bool, on the same device, R the most rows of a step span: row j is row r or lies
+        on the way to it from the root. Lines of rows that a span does not have are read and mean nothing. Without it
+        each step span is a chain.
         """
         num_step_rows = sum(span.num_rows for span in spans if not span.direct)
         assert sum(span.num_rows for span in spans) == token_ids.numel() == positions.numel()
@@ -47,6 +61,12 @@ class ForwardBatch:
         physical_slots = _physical_slots(positions, spans, cache)
         first_rows = [0, *accumulate(span.num_rows for span in spans)]
         has_kernel = kernels_for(cache.dtype, cache.device) is not None
+        steps = [i for i, span in enumerate(spans) if not span.direct]
+        if not steps:
+            ancestors = None
+        elif ancestors is None:
+            num_rows = max(spans[i].num_rows for i in steps)
+            ancestors = torch.ones(1, num_rows, num_rows, dtype=torch.bool, device=cache.device).tril()
         grouped = [i for i, span in enumerate(spans) if span.direct or not has_kernel]
         return cls(
             token_ids=token_ids,
@@ -58,23 +78,37 @@ class ForwardBatch:
             else None,
             groups=tuple(
                 build_group(
-                    [spans[grouped[i]] for i in members], [first_rows[grouped[i]] for i in members], positions, cache
+                    [spans[grouped[i]] for i in members],
+                    [first_rows[grouped[i]] for i in members],
+                    positions,
+                    cache,
+                    ancestors=_members_of(ancestors, [grouped[i] for i in members], len(steps)),
                 )
                 for members in plan_groups([spans[i] for i in grouped])
             ),
-            steps=_paged_steps(spans, first_rows, positions) if has_kernel and num_step_rows else None,
+            steps=_paged_steps([spans[i] for i in steps], [first_rows[i] for i in steps], positions, ancestors)
+            if has_kernel and ancestors is not None
+            else None,
         )
 
 
-def _paged_steps(spans: list[Span], first_rows: list[int], positions: Tensor) -> PagedSteps:
-    steps = [i for i, span in enumerate(spans) if not span.direct]
-    firsts = [first_rows[i] for i in steps]
+def _members_of(ancestors: Tensor | None, members: list[int], num_steps: int) -> Tensor | None:
+    """The ancestors of some spans; step spans are the first `num_steps`, and one entry may stand for all of them."""
+    if ancestors is None or members[0] >= num_steps:
+        return None
+    if len(ancestors) == 1 or len(members) == num_steps:
+        return ancestors
+    return ancestors.index_select(0, torch.tensor(members).to(ancestors.device, non_blocking=True))
+
+
+def _paged_steps(spans: list[Span], first_rows: list[int], positions: Tensor, ancestors: Tensor) -> PagedSteps:
     return PagedSteps(
-        tables=[spans[i].block_ids for i in steps],
-        first_rows=firsts,
-        num_rows=[spans[i].num_rows for i in steps],
+        tables=[span.block_ids for span in spans],
+        first_rows=first_rows,
+        num_rows=[span.num_rows for span in spans],
         # A sequence's first row is its last committed token, at the position behind the cached ones.
-        lengths=positions[firsts],
+        lengths=positions[first_rows],
+        ancestors=ancestors,
     )
 
 

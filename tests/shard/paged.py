@@ -24,12 +24,35 @@ class Sequence:
 
 @dataclass
 class Part:
-    """The next rows of one sequence: a prompt chunk (direct) or a decode/verify span of which `num_kept` are kept."""
+    """The next rows of one sequence: a prompt chunk (direct) or a decode/verify span.
+
+    A span is a chain of which the first `num_kept` rows are committed, or, with `parents` (of each row but the first,
+    as row indices), a tree of which the rows `kept` are, a path from row 0.
+    """
 
     sequence: Sequence
     token_ids: list[int]
     direct: bool = False
     num_kept: int = 1
+    parents: list[int] | None = None
+    kept: list[int] | None = None
+
+    @property
+    def committed(self) -> list[int]:
+        if self.direct:
+            return list(range(len(self.token_ids)))
+        return list(range(self.num_kept)) if self.kept is None else self.kept
+
+    @property
+    def depths(self) -> list[int]:
+        if self.parents is None:
+            return list(range(len(self.token_ids)))
+        return [len(path(self.parents, row)) - 1 for row in range(len(self.token_ids))]
+
+
+def path(parents: list[int], row: int) -> list[int]:
+    """Rows from the root to `row`."""
+    return [0] if row == 0 else [*path(parents, parents[row - 1]), row]
 
 
 class PagedModel:
@@ -64,27 +87,28 @@ class PagedModel:
         spans: list[Span] = []
         for part in parts:
             start = len(part.sequence.token_ids)
-            end = start + len(part.token_ids)
-            while len(part.sequence.block_ids) * self.cache.block_size < end:
+            part_positions = [start + depth for depth in part.depths]
+            while len(part.sequence.block_ids) * self.cache.block_size <= max(part_positions):
                 part.sequence.block_ids.append(self._free.pop())
-            positions += range(start, end)
+            positions += part_positions
             spans.append(Span(len(part.token_ids), list(part.sequence.block_ids), part.direct))
         batch = ForwardBatch.build(
             token_ids=torch.tensor([t for part in parts for t in part.token_ids]),
             positions=torch.tensor(positions),
             spans=spans,
             cache=self.cache,
+            ancestors=_ancestors([part for part in parts if not part.direct]),
         )
         logits = self.gather(self.model.logits(self.model.forward(batch, self.cache)))
         keep = torch.tensor(
-            [i < part.num_kept for part in parts if not part.direct for i in range(len(part.token_ids))],
+            [row in part.committed for part in parts if not part.direct for row in range(len(part.token_ids))],
             dtype=torch.bool,
         )
         if batch.num_step_rows:
             slots = torch.where(keep, batch.physical_slots[: batch.num_step_rows], 0)
             self.cache.commit(torch.arange(batch.num_step_rows), slots)
         for part in parts:
-            part.sequence.token_ids += part.token_ids if part.direct else part.token_ids[: part.num_kept]
+            part.sequence.token_ids += [part.token_ids[row] for row in part.committed]
         return list(logits.split([len(part.token_ids) for part in parts]))
 
     def gather(self, logits: Tensor) -> Tensor:
@@ -110,6 +134,19 @@ class PagedModel:
             for start in range(0, len(prompt), chunk)
         ]
         return torch.cat(rows)
+
+
+def _ancestors(parts: list[Part]) -> Tensor | None:
+    """None where every span is a chain, as a runner without trees has it."""
+    if all(part.parents is None for part in parts):
+        return None
+    num_rows = max(len(part.token_ids) for part in parts)
+    seen = torch.zeros(len(parts), num_rows, num_rows, dtype=torch.bool)
+    for s, part in enumerate(parts):
+        parents = list(range(len(part.token_ids) - 1)) if part.parents is None else part.parents
+        for row in range(len(part.token_ids)):
+            seen[s, row, path(parents, row)] = True
+    return seen
 
 
 def random_tokens(count: int, *, seed: int = 0, vocab: int = 131) -> list[int]:

@@ -7,9 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from shard.attention import attend
 from shard.attention_groups import Span, plan_groups
+from shard.attention_spec import AttentionSpec
+from shard.forward_batch import ForwardBatch
+from shard.kv_cache import KVCache
 from tests.checkpoints import make_checkpoint
-from tests.shard.paged import PagedModel, Part, Sequence, random_tokens
+from tests.shard.paged import PagedModel, Part, Sequence, path, random_tokens
 
 EXACT = {"rtol": 0, "atol": 1e-11}
 
@@ -17,6 +21,13 @@ EXACT = {"rtol": 0, "atol": 1e-11}
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def folders(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """gemma2 has a window in every other layer, shorter than a draft path here, and a cap on every score."""
+    capped = {"sliding_window": 3, "attn_logit_softcapping": 2.0, "query_pre_attn_scalar": 16}
+    return {"llama": folder, "gemma2": make_checkpoint(tmp_path_factory.mktemp("gemma2"), "gemma2", **capped)}
 
 
 @pytest.fixture
@@ -93,6 +104,105 @@ def test_blocks_and_workspace_left_by_others_change_nothing(paged: PagedModel) -
     first = paged.prefill(sequence, tokens[:33], chunk=10)
     (second,) = paged.step([Part(sequence, tokens[33:36])])
     torch.testing.assert_close(torch.cat((first, second)), expected[:36], **EXACT)
+
+
+def random_tree(num_nodes: int, rng: random.Random) -> list[int]:
+    """The parents of rows 1 to `num_nodes`."""
+    return [rng.randint(0, row) for row in range(num_nodes)]
+
+
+def tree_part(sequence: Sequence, root: int, num_nodes: int, rng: random.Random) -> Part:
+    """A tree of random tokens, siblings among them equal at times, of which one row's path is committed."""
+    parents = random_tree(num_nodes, rng)
+    tokens = [root, *rng.choices(range(1, 131), k=num_nodes)]
+    return Part(sequence, tokens, parents=parents, kept=path(parents, rng.randint(0, num_nodes)))
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_each_path_of_a_tree_is_a_chain_of_its_own(family: str, folders: dict[str, Path]) -> None:
+    """And whatever is committed of it, the sequence goes on as if it had never been a tree, in any company."""
+    paged, rng = PagedModel(folders[family], dtype=torch.float64), random.Random(3)
+    sequences = [Sequence() for _ in range(4)]
+    for i, sequence in enumerate(sequences):
+        paged.prefill(sequence, random_tokens([2, 9, 17, 30][i], seed=i))
+    prompt, chunked = random_tokens(40, seed=9), Sequence()
+    for size in (5, 1, 14):
+        before = [list(sequence.token_ids) for sequence in sequences]
+        parts = [tree_part(s, rng.randint(1, 130), rng.randint(1, size), rng) for s in sequences[:3]]
+        parts.append(Part(sequences[3], random_tokens(size, seed=size), num_kept=1))
+        parts.append(Part(chunked, prompt[len(chunked.token_ids) :][:size], direct=True))
+        out = paged.step(parts)
+        for part, rows, text in zip(parts[:4], out, before, strict=False):
+            parents = list(range(len(part.token_ids) - 1)) if part.parents is None else part.parents
+            for row in range(len(part.token_ids)):
+                way = path(parents, row)
+                alone = whole(paged, [*text, *(part.token_ids[r] for r in way)])
+                torch.testing.assert_close(rows[way], alone[len(text) :], **EXACT)
+        so_far = len(chunked.token_ids)
+        torch.testing.assert_close(out[4], whole(paged, prompt[:so_far])[-len(out[4]) :], **EXACT)
+
+
+def test_equal_trees_need_no_padding(paged: PagedModel) -> None:
+    texts = [random_tokens(12, seed=i) for i in range(3)]
+    sequences = [Sequence() for _ in texts]
+    for sequence, text in zip(sequences, texts, strict=True):
+        paged.prefill(sequence, text)
+    parents = [0, 0, 1, 1, 2]
+    out = paged.step([Part(s, random_tokens(6), parents=parents, kept=[0]) for s in sequences])
+    for rows, text in zip(out, texts, strict=True):
+        for row in range(6):
+            way = path(parents, row)
+            alone = whole(paged, [*text, *(random_tokens(6)[r] for r in way)])
+            torch.testing.assert_close(rows[way], alone[12:], **EXACT)
+
+
+def dense(q: Tensor, keys: Tensor, values: Tensor, spec: AttentionSpec) -> Tensor:
+    """Of the last rows of one sequence, q [R, heads, D] over keys and values [T, heads, D], each row's own included."""
+    length = len(keys)
+    query = torch.arange(length - len(q), length)[:, None]
+    key = torch.arange(length)
+    scores = torch.einsum("qhd,khd->hqk", q, keys) * spec.scale
+    if spec.softcap:
+        scores = spec.softcap * torch.tanh(scores / spec.softcap)
+    visible = (key <= query) & (key > query - (spec.window or length))
+    return torch.einsum("hqk,khd->qhd", scores.masked_fill(~visible, -torch.inf).softmax(-1), values)
+
+
+@pytest.mark.parametrize("softcap", [None, 0.7])
+@pytest.mark.parametrize("window", [None, 1, 3, 8, 1000])
+@pytest.mark.parametrize("direct", [False, True])
+def test_windows_and_caps_are_those_of_dense_attention(window: int | None, softcap: float | None, direct: bool) -> None:
+    """Sequences of 21 and 10 tokens, of which the last 6 and 4 are the step's; a draft path leaves a window of 3."""
+    spec, double = AttentionSpec(scale=0.3, window=window, softcap=softcap), torch.float64
+    cache = KVCache(
+        num_layers=1,
+        num_blocks=20,
+        block_size=4,
+        num_kv_heads=2,
+        head_dim=8,
+        dtype=double,
+        device=torch.device("cpu"),
+        max_step_rows=16,
+    )
+    generator = torch.Generator().manual_seed(1)
+    texts = [torch.randn(length, 6 + 4, 8, generator=generator, dtype=double) for length in (21, 10)]
+    tables, rows = [[5, 3, 9, 1, 7, 2], [11, 4, 20]], [6, 4]
+    for text, table, num_rows in zip(texts, tables, rows, strict=True):
+        slots = torch.tensor([table[p // 4] * 4 + p % 4 for p in range(len(text) - num_rows)])
+        cache.write(0, cache.token_index(slots), text[:-num_rows, 6:])
+    batch = ForwardBatch.build(
+        token_ids=torch.zeros(10, dtype=torch.int64),
+        positions=torch.tensor([*range(15, 21), *range(6, 10)]),
+        spans=[Span(count, table, direct) for count, table in zip(rows, tables, strict=True)],
+        cache=cache,
+    )
+    qkv = torch.cat([text[-num_rows:] for text, num_rows in zip(texts, rows, strict=True)])
+    out = attend(qkv, layer=0, batch=batch, cache=cache, spec=spec).view(10, 6, 8)
+    expected = [
+        dense(text[-num_rows:, :6], *text[:, 6:].view(-1, 2, 2, 8).repeat_interleave(3, 2).unbind(1), spec)
+        for text, num_rows in zip(texts, rows, strict=True)
+    ]
+    torch.testing.assert_close(out, torch.cat(expected), rtol=0, atol=1e-12)
 
 
 def test_spans_are_grouped_by_powers_of_two_and_chunks_alone() -> None:

@@ -1,6 +1,7 @@
 """The compiled kernels against torch in float32, on random shapes; outputs are poisoned first."""
 
 import logging
+import random
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shard.attention_spec import AttentionSpec
 from shard.cpu import build
 from shard.cpu.kernels import CpuKernels, PagedSteps, cpu_kernels
 
@@ -51,52 +53,83 @@ def test_rotation_touches_the_heads_it_is_given_and_no_others(kernels: CpuKernel
     assert torch.equal(qkv[:, 3:], before[:, 3:])
 
 
-@settings(max_examples=60, deadline=None)
+def random_tree(num_rows: int, rng: random.Random) -> list[list[int]]:
+    """Of each row, the rows from the root to it."""
+    paths = [[0]]
+    for row in range(1, num_rows):
+        paths.append([*rng.choice(paths), row])
+    return paths
+
+
+@settings(max_examples=80, deadline=None)
 @given(
-    sequences=st.lists(st.tuples(st.integers(0, 90), st.integers(1, 6)), min_size=1, max_size=5),
+    sequences=st.lists(st.tuples(st.integers(0, 90), st.integers(1, 7) | st.just(65)), min_size=1, max_size=5),
     kv_heads=st.integers(1, 3),
     group=st.integers(1, 5),
-    dim=st.sampled_from([16, 64, 80, 128]),
+    dim=st.sampled_from([16, 64, 80, 128, 256]),
     block_size=st.sampled_from([1, 4, 16]),
+    window=st.none() | st.integers(1, 100),
+    softcap=st.none() | st.sampled_from([0.05, 1.0, 50.0]),
+    trees=st.booleans(),
     seed=st.integers(0, 99),
 )
 def test_attention_over_pages_in_any_order(
-    sequences: list[tuple[int, int]], kv_heads: int, group: int, dim: int, block_size: int, seed: int
+    sequences: list[tuple[int, int]],
+    kv_heads: int,
+    group: int,
+    dim: int,
+    block_size: int,
+    window: int | None,
+    softcap: float | None,
+    trees: bool,
+    seed: int,
 ) -> None:
     """Sequences of (committed length, rows); a stray row before and after them must stay untouched."""
-    kernels = cpu_kernels()
+    kernels, rng = cpu_kernels(), random.Random(seed)
     assert kernels is not None
+    spec = AttentionSpec(scale=0.2, window=window, softcap=softcap)
     heads, num_rows = kv_heads * group, sum(rows for _, rows in sequences) + 2
     num_blocks = [-(-(length + rows) // block_size) for length, rows in sequences]
-    order = torch.randperm(sum(num_blocks), generator=torch.Generator().manual_seed(seed)).add(1).tolist()
+    order = rng.sample(range(1, sum(num_blocks) + 1), sum(num_blocks))
     tables = [[order.pop() for _ in range(count)] for count in num_blocks]
-    pages = draw(2, sum(num_blocks) + 1, kv_heads, block_size, dim, seed=seed)
     qkv = draw(num_rows, heads + 2 * kv_heads, dim, seed=seed + 1)
-    firsts = [1]
-    for _, rows in sequences[:-1]:
-        firsts.append(firsts[-1] + rows)
+    pages = torch.full((2, sum(num_blocks) + 1, kv_heads, block_size, dim), 1e30, dtype=BFLOAT16)
+    most_rows = max(rows for _, rows in sequences)
+    ancestors = torch.zeros(len(sequences) if trees else 1, most_rows, most_rows, dtype=torch.bool)
+    out = torch.full((num_rows, heads, dim), 777.0, dtype=BFLOAT16)
+    step_rows = torch.full((num_rows, 2 * kv_heads, dim), 777.0, dtype=BFLOAT16)
+    expected = torch.full_like(out, 777.0).float()
+    first, firsts = 1, []
+    chain = [list(range(row + 1)) for row in range(most_rows)]
+    for s, ((length, rows), table) in enumerate(zip(sequences, tables, strict=True)):
+        committed = draw(length, 2, kv_heads, dim, seed=seed + 2 + s)
+        for position in range(length):
+            pages[:, table[position // block_size], :, position % block_size] = committed[position]
+        paths = random_tree(rows, rng) if trees else chain[:rows]
+        for row, path in enumerate(paths if trees else chain):
+            ancestors[s if trees else 0, row, path] = True
+        for row, path in enumerate(paths):
+            # What the row sees, in the order of its text: what a chain would be.
+            own = qkv[[first + r for r in path], heads:].view(-1, 2, kv_heads, dim)
+            text = torch.cat((committed, own)).float()[-(window or 1 << 20) :]
+            keys, values = text.repeat_interleave(group, 2).unbind(1)
+            scores = spec.scale * torch.einsum("hd,khd->hk", qkv[first + row, :heads].float(), keys)
+            scores = softcap * torch.tanh(scores / softcap) if softcap else scores
+            expected[first + row] = torch.einsum("hk,khd->hd", scores.softmax(-1), values)
+        firsts.append(first)
+        first += rows
     steps = PagedSteps(
         tables=tables,
         first_rows=firsts,
         num_rows=[rows for _, rows in sequences],
         lengths=torch.tensor([length for length, _ in sequences]),
+        ancestors=ancestors,
     )
-    out = torch.full((num_rows, heads, dim), 777.0, dtype=BFLOAT16)
-    step_rows = torch.full((num_rows, 2 * kv_heads, dim), 777.0, dtype=BFLOAT16)
-    kernels.attend(qkv, pages, steps, out=out, step_rows=step_rows, block_size=block_size)
+    kernels.attend(qkv, pages, steps, out=out, step_rows=step_rows, block_size=block_size, spec=spec)
 
     assert torch.equal(step_rows[1:-1], qkv[1:-1, heads:])
     assert (step_rows[0] == 777).all()
     assert (step_rows[-1] == 777).all()
-    expected = torch.full_like(out, 777.0).float()
-    for (length, rows), first, table in zip(sequences, firsts, tables, strict=True):
-        gathered = pages[:, table].float().transpose(1, 2).reshape(2, kv_heads, -1, dim)[:, :, :length]
-        own = qkv[first : first + rows, heads:].float().view(rows, 2, kv_heads, dim).permute(1, 2, 0, 3)
-        keys, values = torch.cat([gathered, own], 2).repeat_interleave(group, 1)
-        queries = qkv[first : first + rows, :heads].float().transpose(0, 1)
-        visible = torch.arange(length + rows) <= length + torch.arange(rows)[:, None]
-        attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=visible)
-        expected[first : first + rows] = attended.transpose(0, 1)
     torch.testing.assert_close(out.float(), expected, **TOLERANCE)
 
 
