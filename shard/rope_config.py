@@ -29,6 +29,23 @@ class RopeConfig:
     attention_factor: float = 1.0
 
     @classmethod
+    def global_and_local(cls, raw: dict[str, Any], max_position_embeddings: int) -> tuple["RopeConfig", "RopeConfig"]:
+        """What gemma3 gives its layers with full attention and those with a window, each a base of its own.
+
+        transformers 4 writes `rope_theta`, `rope_scaling` and `rope_local_base_freq`, 5 one set by layer type.
+        """
+        sets = raw.get("rope_parameters") or {}
+        if any(value is not None and not isinstance(value, dict) for value in sets.values()):
+            raise ValueError("rope_parameters must be given by layer type (full_attention, sliding_attention)")
+        full = sets.get("full_attention") or raw.get("rope_scaling") or {}
+        local = sets.get("sliding_attention") or {}
+        thetas = raw.get("rope_theta") or 1e6, raw.get("rope_local_base_freq") or 1e4
+        return (
+            cls.from_dict({"rope_parameters": full, "rope_theta": thetas[0]}, max_position_embeddings),
+            cls.from_dict({"rope_parameters": local, "rope_theta": thetas[1]}, max_position_embeddings),
+        )
+
+    @classmethod
     def from_dict(cls, raw: dict[str, Any], max_position_embeddings: int) -> "RopeConfig":
         """Read the rope entries of a config.json. ValueError names what is missing or unsupported."""
         entry = raw.get("rope_parameters") or raw.get("rope_scaling") or {}

@@ -1,17 +1,29 @@
 """Owns filling a model with this rank's slices of a checkpoint, and the proof that nothing is missing or left over.
 
 The layers say which slices they hold (`ShardedModule.pieces`), a family's name table says what the checkpoint calls
-them. Patterns match whole path components: `*` stands for one of them.
+them. Patterns match whole path components: `*` stands for one of them, `**` for any number.
 """
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import nn
 
-from shard.checkpoint import Checkpoint, CheckpointError
+from shard.checkpoint import CheckpointError
 from shard.layers.sharded import Piece, ShardedModule
+
+
+class Tensors(Protocol):
+    """What is asked of a checkpoint; `Checkpoint` says what the methods do."""
+
+    def names(self) -> set[str]: ...
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+    def read(self, name: str, *, dim: int, start: int, stop: int) -> torch.Tensor: ...
+
 
 # (bytes of parameters filled so far, bytes in all), this rank's
 Progress = Callable[[int, int], None]
@@ -21,7 +33,7 @@ NameTable = Mapping[str, tuple[str, ...]]
 
 def fill_model(
     model: nn.Module,
-    checkpoint: Checkpoint,
+    checkpoint: Tensors,
     *,
     names: NameTable,
     ignored: Sequence[str],
@@ -68,7 +80,7 @@ def _sources(path: str, parameter: str, names: NameTable, pieces: tuple[Piece, .
     raise AssertionError(f"the name table has no entry for {path}")
 
 
-def _prove_complete(checkpoint: Checkpoint, sources: list[tuple[str, Piece]], ignored: Sequence[str]) -> None:
+def _prove_complete(checkpoint: Tensors, sources: list[tuple[str, Piece]], ignored: Sequence[str]) -> None:
     """Every wanted tensor is there in the shape that the configuration asks for, and there is no other."""
     for key, piece in sources:
         found = checkpoint.shape(key)
@@ -85,4 +97,4 @@ def _prove_complete(checkpoint: Checkpoint, sources: list[tuple[str, Piece]], ig
 
 
 def _compile(pattern: str) -> re.Pattern[str]:
-    return re.compile(re.escape(pattern).replace(r"\*", r"([^.]+)"))
+    return re.compile(re.escape(pattern).replace(r"\*\*", r".+").replace(r"\*", r"([^.]+)"))

@@ -54,11 +54,13 @@ def make_checkpoint(
     }
     config = AutoConfig.for_model(family, **(settings | config_overrides))
     generator = torch.Generator().manual_seed(seed)
+    # gemma's files hold what is added to one
+    norm_centre = 0 if family.startswith("gemma") else 1
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             draw = torch.randn(parameter.shape, generator=generator) * 0.3
-            parameter.copy_(1 + draw if name.endswith("norm.weight") else draw)
+            parameter.copy_(norm_centre + draw if name.endswith("norm.weight") else draw)
     model.to(dtype)
     model.config.dtype = dtype
     model.generation_config.do_sample = False

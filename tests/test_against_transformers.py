@@ -7,6 +7,7 @@ filters and its log-softmax are transformers'; only the noise is ours, because t
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -94,10 +95,16 @@ class Reference:
         ("llama", 0, {"tie_word_embeddings": True}),
         ("llama", 1, {"attention_bias": True, "mlp_bias": True}),
         ("qwen3", 2, {}),
+        ("mistral", 3, {"sliding_window": 12}),
+        ("mixtral", 4, {"num_local_experts": 4}),
+        ("qwen2", 5, {"head_dim": 8}),
+        ("gemma", 6, {"tie_word_embeddings": True}),
+        ("gemma2", 7, {"sliding_window": 12, "attn_logit_softcapping": 3.0, "final_logit_softcapping": 8.0}),
+        ("gemma3_text", 8, {"sliding_window": 12, "layer_types": ["sliding_attention", "full_attention"]}),
     ],
 )
 def test_tokens_and_logprobs_equal_transformers(
-    family: str, seed: int, overrides: dict[str, bool], tmp_path: Path
+    family: str, seed: int, overrides: dict[str, Any], tmp_path: Path
 ) -> None:
     checkpoint = make_checkpoint(tmp_path / "model", family, vocab=VOCABULARY, seed=seed, **overrides)
     reference = Reference(checkpoint)

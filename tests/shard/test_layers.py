@@ -6,9 +6,12 @@ import torch.nn.functional as F
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from shard.distributed import TPGroup
 from shard.layers.matmul import Product, choose_kernel
-from shard.layers.norm import RMSNorm
+from shard.layers.moe import Expert, SparseMoE
+from shard.layers.norm import OffsetRMSNorm, RMSNorm
 from shard.layers.rotary import inverse_frequencies
+from shard.layers.sharded import ShardedModule
 from shard.rope_config import RopeConfig
 
 CPU = torch.device("cpu")
@@ -23,6 +26,73 @@ def test_rms_norm_equals_the_librarys(dtype: torch.dtype) -> None:
     with torch.inference_mode():
         torch.testing.assert_close(norm(x), F.rms_norm(x, (96,), norm.weight, 1e-5))
     assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(7, 96), (5, 3, 96)])
+def test_the_offset_norm_multiplies_before_it_rounds(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    # small weights: rounded to 16 bits, one and such a weight are nearly one
+    weight, x = (torch.randn(96) * 1e-2).to(dtype), torch.randn(shape).to(dtype)
+    norm = OffsetRMSNorm(96, eps=1e-5, dtype=dtype)
+    norm.fill("weight", weight)
+    with torch.inference_mode():
+        norm.finish()
+        out = norm(x)
+    assert out.dtype == dtype
+    exact = F.rms_norm(x.double(), (96,), eps=1e-5) * (1 + weight.double())
+    unit = torch.finfo(dtype).eps
+    torch.testing.assert_close(out.double(), exact, rtol=0.51 * unit if unit > 1e-6 else 10 * unit, atol=0)
+
+
+def filled_moe(dtype: torch.dtype) -> SparseMoE:
+    """4 experts of width 20 over 12 features; 2 are taken."""
+    generator = torch.Generator().manual_seed(0)
+    moe = SparseMoE(12, 20, num_experts=4, top_k=2, group=TPGroup(), dtype=dtype)
+    layers = [layer for layer in moe.modules() if isinstance(layer, ShardedModule)]
+    for layer in layers:
+        layer.fill("weight", torch.randn(layer.get_parameter("weight").shape, generator=generator).to(dtype))
+    for layer in layers:
+        layer.finish()
+    return moe
+
+
+def test_only_the_chosen_experts_run_and_each_once_with_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    moe = filled_moe(torch.float64)
+    x = torch.randn(9, 12, dtype=torch.float64)
+    _, chosen = moe.router(x)
+    num_rows: list[int] = []
+    run = Expert.__call__
+
+    def counted(expert: Expert, rows: torch.Tensor) -> torch.Tensor:
+        num_rows.append(rows.shape[0])
+        return run(expert, rows)
+
+    monkeypatch.setattr(Expert, "__call__", counted)
+    moe(x[:1])
+    assert num_rows == [1, 1]
+    num_rows.clear()
+    moe(x)
+    assert num_rows == [count for count in chosen.view(-1).bincount().tolist() if count]
+
+
+def test_a_rows_experts_do_not_depend_on_the_rows_beside_it() -> None:
+    moe = filled_moe(torch.float64)
+    x = torch.randn(33, 12, dtype=torch.float64)
+    together = moe(x)
+    for row in range(33):
+        torch.testing.assert_close(moe(x[row : row + 1])[0], together[row], rtol=1e-12, atol=1e-12)
+    _, chosen = moe.router(x)
+    alone = [moe.router(x[row : row + 1])[1] for row in range(33)]
+    assert torch.equal(chosen, torch.cat(alone))
+
+
+def test_the_router_is_not_rounded_to_16_bits() -> None:
+    moe = filled_moe(torch.bfloat16)
+    x = torch.randn(5, 12).bfloat16()
+    weights, _ = moe.router(x)
+    assert weights.dtype == torch.float32
+    torch.testing.assert_close(weights.sum(-1), torch.ones(5))
+    assert moe(x).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("with_bias", [False, True])

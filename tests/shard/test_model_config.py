@@ -3,6 +3,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import (
+    Gemma2Config,
+    Gemma3TextConfig,
+    GemmaConfig,
+    LlamaConfig,
+    MistralConfig,
+    MixtralConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 from shard.model_config import ModelConfig
 
@@ -25,32 +35,104 @@ def test_old_and_new_spellings_of_rope_mean_the_same() -> None:
     new = BASE | {"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, **scaling}}
     configs = [ModelConfig.from_dict(raw) for raw in (old, older, new)]
     assert configs[0] == configs[1] == configs[2]
-    assert configs[0].rope.theta == 5e5
-    assert configs[0].rope.high_freq_factor == 4.0
+    assert configs[0].ropes[0].theta == 5e5
+    assert configs[0].ropes[0].high_freq_factor == 4.0
 
 
 def test_defaults_are_those_of_the_family() -> None:
     llama = ModelConfig.from_dict(BASE)
-    assert (llama.head_dim, llama.rope.rope_type, llama.rope.theta) == (8, "default", 10000.0)
+    assert (llama.head_dim, llama.ropes[1].rope_type, llama.ropes[1].theta) == (8, "default", 10000.0)
     assert not llama.tie_word_embeddings
     assert ModelConfig.from_dict(BASE | {"model_type": "qwen3"}).head_dim == 128
     without_groups = {name: value for name, value in BASE.items() if name != "num_key_value_heads"}
     assert ModelConfig.from_dict(without_groups).num_kv_heads == 9
 
 
-def test_a_window_that_is_switched_off_is_none() -> None:
-    ModelConfig.from_dict(BASE | {"model_type": "qwen3", "sliding_window": 4096, "use_sliding_window": False})
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        ({"model_type": "llama"}, LlamaConfig()),
+        ({"model_type": "mistral"}, MistralConfig()),
+        ({"model_type": "mixtral"}, MixtralConfig()),
+        ({"model_type": "qwen2"}, Qwen2Config()),
+        ({"model_type": "qwen3"}, Qwen3Config()),
+        ({"model_type": "gemma"}, GemmaConfig()),
+        ({"model_type": "gemma2"}, Gemma2Config()),
+        ({"model_type": "gemma3_text"}, Gemma3TextConfig()),
+    ],
+)
+def test_what_a_file_leaves_out_is_as_in_the_reference(raw: dict[str, Any], expected: Any) -> None:
+    """A file with sizes alone and one that spells out every default mean the same."""
+    sizes = {name: value for name, value in BASE.items() if name != "model_type"} | {"num_hidden_layers": 12}
+    spelled = expected.to_dict() | sizes | {"layer_types": None, "head_dim": getattr(expected, "head_dim", None)}
+    if raw["model_type"] in ("llama", "mistral"):
+        spelled["head_dim"] = None  # there it follows from the sizes
+    assert ModelConfig.from_dict(raw | sizes) == ModelConfig.from_dict(spelled)
+
+
+def windows(**raw: Any) -> tuple[int | None, ...]:
+    return ModelConfig.from_dict(BASE | {"num_hidden_layers": 4} | raw).windows
+
+
+def test_windows_follow_the_rules_of_the_families() -> None:
+    kinds = ["full_attention", "sliding_attention", "full_attention", "sliding_attention"]
+    assert windows(model_type="mistral", sliding_window=8) == (8,) * 4
+    assert windows(model_type="mistral", sliding_window=None) == (None,) * 4
+    assert windows(model_type="mixtral") == (None,) * 4
+    assert windows(model_type="gemma2", sliding_window=8) == (8, None, 8, None)
+    assert windows(model_type="gemma2", sliding_window=8, layer_types=kinds) == (None, 8, None, 8)
+    assert windows(model_type="gemma3_text", sliding_window=8, sliding_window_pattern=3) == (8, 8, None, 8)
+    for model_type in ("qwen2", "qwen3"):
+        sliding = {"model_type": model_type, "sliding_window": 8}
+        assert windows(**sliding) == (None,) * 4
+        assert windows(**sliding, use_sliding_window=True, max_window_layers=3) == (None, None, None, 8)
+        assert windows(**sliding, use_sliding_window=True, layer_types=kinds) == (None, 8, None, 8)
+
+
+def test_old_and_new_spellings_of_gemma3s_ropes_mean_the_same() -> None:
+    gemma = BASE | {"model_type": "gemma3_text", "num_hidden_layers": 6}
+    scaling = {"rope_type": "linear", "factor": 8.0}
+    old = gemma | {"rope_theta": 1e6, "rope_local_base_freq": 1e4, "rope_scaling": scaling}
+    new = gemma | {
+        "rope_parameters": {
+            "full_attention": scaling | {"rope_theta": 1e6},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        }
+    }
+    ropes = ModelConfig.from_dict(old).ropes
+    assert ropes == ModelConfig.from_dict(new).ropes
+    assert [(rope.theta, rope.factor) for rope in ropes] == [(1e4, 1.0)] * 5 + [(1e6, 8.0)]
+
+
+def test_the_first_gemmas_gelu_means_its_approximation() -> None:
+    old = BASE | {"model_type": "gemma", "hidden_act": "gelu", "hidden_activation": None}
+    assert ModelConfig.from_dict(old) == ModelConfig.from_dict(BASE | {"model_type": "gemma"})
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"model_type": "mamba"}, ["model_type 'mamba'", "llama, qwen3"]),
+        (
+            {"model_type": "mamba"},
+            ["model_type 'mamba'", "gemma, gemma2, gemma3_text, llama, mistral, mixtral, qwen2, qwen3"],
+        ),
+        ({"model_type": "gemma3"}, ["model_type 'gemma3'", "only text models"]),
         ({"model_type": None}, ["model_type None"]),
         ({"hidden_act": "gelu"}, ["hidden_act 'gelu'", "silu"]),
         ({"sliding_window": 4096}, ["sliding_window 4096"]),
         ({"sliding_window": 4096, "use_sliding_window": True}, ["sliding_window 4096"]),
-        ({"layer_types": ["full_attention", "sliding_attention"]}, ["layer_types sliding_attention"]),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, ["layer_types", "llama", "all full_attention"]),
+        ({"layer_types": ["full_attention", "linear_attention"]}, ["layer_types linear_attention"]),
+        ({"layer_types": ["full_attention"]}, ["layer_types", "1", "num_hidden_layers is 2"]),
+        ({"model_type": "mistral", "sliding_window": 0}, ["sliding_window", "0"]),
+        ({"model_type": "mistral", "layer_types": ["full_attention"] * 2}, ["mistral", "all sliding_attention"]),
+        ({"model_type": "qwen2", "layer_types": ["sliding_attention"] * 2}, ["use_sliding_window is off"]),
+        ({"model_type": "mixtral", "num_experts_per_tok": 9}, ["num_experts_per_tok 9", "num_local_experts 8"]),
+        ({"model_type": "gemma2", "hidden_activation": "gelu"}, ["hidden_activation 'gelu'", "gelu_pytorch_tanh"]),
+        ({"model_type": "gemma2", "attn_logit_softcapping": -1}, ["attn_logit_softcapping", "-1"]),
+        ({"model_type": "gemma", "use_bidirectional_attention": True}, ["use_bidirectional_attention"]),
+        ({"model_type": "gemma3_text", "attn_logit_softcapping": 50.0}, ["attn_logit_softcapping"]),
+        ({"model_type": "gemma3_text", "rope_parameters": {"rope_theta": 1e4}}, ["by layer type"]),
         ({"quantization_config": {"quant_method": "gptq"}}, ["quantization_config (gptq)"]),
         (
             {"rope_scaling": {"type": "dynamic", "factor": 2.0}},

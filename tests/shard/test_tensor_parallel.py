@@ -20,6 +20,13 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama 5 groups": ("llama", {"hidden": 40, "heads": 10, "kv_heads": 5}),
     "llama one kv head": ("llama", {"hidden": 70, "heads": 7, "kv_heads": 1}),
     "qwen3": ("qwen3", {"heads": 6, "kv_heads": 2, "attention_bias": True}),
+    "qwen2": ("qwen2", {"head_dim": 8}),
+    "mistral": ("mistral", {"sliding_window": 7}),
+    "mixtral": ("mixtral", {"num_local_experts": 5, "intermediate_size": 50}),
+    "gemma": ("gemma", {"tie_word_embeddings": True, "kv_heads": 1}),
+    # padded columns of the vocabulary must stay -inf through the soft cap
+    "gemma2": ("gemma2", {"sliding_window": 7, "attn_logit_softcapping": 3.0, "final_logit_softcapping": 6.0}),
+    "gemma3": ("gemma3_text", {"sliding_window": 7, "layer_types": ["sliding_attention", "full_attention"]}),
 }
 
 

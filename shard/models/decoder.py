@@ -1,0 +1,134 @@
+"""Owns the body that all families share, and what a family says of itself: the parts it chooses and their names.
+
+Reads as the model on one device; the layers shard themselves. Sizes and constants are the configuration's.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from shard import attention
+from shard.distributed import TPGroup
+from shard.forward_batch import ForwardBatch
+from shard.kv_cache import KVCache
+from shard.layers.embedding import ParallelLMHead, VocabParallelEmbedding
+from shard.layers.norm import RMSNorm
+from shard.layers.rotary import Rotary, Rotation
+from shard.layers.sharded import Module
+from shard.model_config import ModelConfig
+from shard.models.blocks import MLP, Attention
+from shard.partition import split_heads
+
+
+class MakeMLP(Protocol):
+    """Makes what follows attention in a layer, [N, hidden] -> [N, hidden]."""
+
+    def __call__(self, config: ModelConfig, *, group: TPGroup, dtype: torch.dtype) -> Module: ...
+
+
+class Layer(Module):
+    """Attention and MLP, each normalised before and added to the residual stream."""
+
+    def __init__(
+        self, config: ModelConfig, index: int, family: "Family", *, group: TPGroup, dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        norm = partial(family.norm, config.hidden_size, eps=config.rms_norm_eps, dtype=dtype)
+        self.input_norm = norm()
+        self.attention = family.attention(config, index, group=group, dtype=dtype)
+        self.mlp_norm = norm()
+        self.mlp = family.mlp(config, group=group, dtype=dtype)
+
+    def forward(self, x: Tensor, rotation: Rotation, batch: ForwardBatch, cache: KVCache) -> Tensor:
+        x = x + self.attention(self.input_norm(x), rotation, batch, cache)
+        out: Tensor = x.add_(self.mlp(self.mlp_norm(x)))
+        return out
+
+
+class SandwichLayer(Layer):
+    """Attention and MLP, each normalised before and after, then added to the residual stream."""
+
+    def __init__(
+        self, config: ModelConfig, index: int, family: "Family", *, group: TPGroup, dtype: torch.dtype
+    ) -> None:
+        super().__init__(config, index, family, group=group, dtype=dtype)
+        self.attention_out_norm = family.norm(config.hidden_size, eps=config.rms_norm_eps, dtype=dtype)
+        self.mlp_out_norm = family.norm(config.hidden_size, eps=config.rms_norm_eps, dtype=dtype)
+
+    def forward(self, x: Tensor, rotation: Rotation, batch: ForwardBatch, cache: KVCache) -> Tensor:
+        x = x + self.attention_out_norm(self.attention(self.input_norm(x), rotation, batch, cache))
+        out: Tensor = x.add_(self.mlp_out_norm(self.mlp(self.mlp_norm(x))))
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """The parts of a family; `names` says which layers of the checkpoint each layer of ours is filled from."""
+
+    names: Mapping[str, tuple[str, ...]]
+    norm: type[RMSNorm] = RMSNorm
+    attention: type[Attention] = Attention
+    mlp: MakeMLP = MLP
+    layer: type[Layer] = Layer
+
+
+class Decoder(Module):
+    """The whole model. Weights are absent until `shard.weights` fills them."""
+
+    def __init__(
+        self, config: ModelConfig, family: Family, *, group: TPGroup, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.dtype = dtype
+        self.device = device
+        # what this rank's cache must hold, padding included
+        self.num_kv_heads = split_heads(
+            config.num_heads, config.num_kv_heads, parts=group.size, index=group.rank
+        ).kv.size
+        # layers that share their positions' rotation compute it once
+        ropes = list(dict.fromkeys(config.ropes))
+        self.rotaries = [Rotary(rope, config.head_dim, dtype=dtype, device=device) for rope in ropes]
+        self.rotary_of_layer = [ropes.index(rope) for rope in config.ropes]
+        self.embed_tokens = VocabParallelEmbedding(
+            config.vocab_size, config.hidden_size, group=group, dtype=dtype, scale=config.embedding_scale
+        )
+        self.layers = nn.ModuleList(
+            family.layer(config, i, family, group=group, dtype=dtype) for i in range(config.num_layers)
+        )
+        self.norm = family.norm(config.hidden_size, eps=config.rms_norm_eps, dtype=dtype)
+        self.lm_head = ParallelLMHead(
+            config.vocab_size,
+            config.hidden_size,
+            group=group,
+            dtype=dtype,
+            tied_to=self.embed_tokens if config.tie_word_embeddings else None,
+            softcap=config.logit_softcap,
+        )
+        # the token id of the first column of this rank's logits
+        self.vocab_start = self.lm_head.vocab_start
+
+    @property
+    def kernels(self) -> dict[str, str]:
+        """Names of the live kernels, by purpose."""
+        return {"linear": self.lm_head.product.kernel, "attention": attention.kernel_name(self.dtype, self.device)}
+
+    @torch.inference_mode()
+    def forward(self, batch: ForwardBatch, cache: KVCache) -> Tensor:
+        """Rows of the step -> final hidden states [N, hidden], normalised. Stores keys and values in the cache."""
+        rotations = [rotary.rotation(batch.positions) for rotary in self.rotaries]
+        x = self.embed_tokens(batch.token_ids)
+        for layer, rotary in zip(self.layers, self.rotary_of_layer, strict=True):
+            x = layer(x, rotations[rotary], batch, cache)
+        out: Tensor = self.norm(x)
+        return out
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[M, hidden] -> [M, ids of this rank], float32 (float64 in float64); columns that are no id are -inf."""
+        out: Tensor = self.lm_head(hidden)
+        return out
