@@ -40,7 +40,7 @@ async def serve(config: ShardConfig) -> None:
     device = DeviceThread()
     rank = await device.submit(partial(build_rank, config))
     steps = StepOrder(device, rank.runner.execute)
-    servicer = ShardServicer(info=rank.info, steps=steps, warm_up=partial(warm_up, rank.runner, config))
+    servicer = ShardServicer(info=rank.info, steps=steps, warm_up=partial(warm_up, rank.runner, config, rank.drafter))
     path = Path(f"{config.uds_path}-{rank.group.rank}")
     # A predecessor that was killed leaves its socket behind.
     with contextlib.suppress(FileNotFoundError):

@@ -45,8 +45,30 @@ class Checkpoint:
 
     def read(self, name: str, *, dim: int, start: int, stop: int) -> Tensor:
         """Rows start:stop of dimension `dim`, in the dtype of the file, on CPU. Only these bytes are read."""
-        part: Tensor = self._files[name].get_slice(name)[(*(slice(None),) * dim, slice(start, stop))]
-        return part
+        return _read(self._files[name], name, dim, start, stop)
+
+
+class SafetensorsFile:
+    """All tensors of one file, by name."""
+
+    def __init__(self, file: Path) -> None:
+        """Open it and read its header. CheckpointError if it is broken."""
+        self._file = _open(file)
+
+    def names(self) -> set[str]:
+        return set(self._file.keys())
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._file.get_slice(name).get_shape())
+
+    def read(self, name: str, *, dim: int, start: int, stop: int) -> Tensor:
+        """As `Checkpoint.read`."""
+        return _read(self._file, name, dim, start, stop)
+
+
+def _read(file: Any, name: str, dim: int, start: int, stop: int) -> Tensor:
+    part: Tensor = file.get_slice(name)[(*(slice(None),) * dim, slice(start, stop))]
+    return part
 
 
 def _files(folder: Path) -> dict[str, set[str] | None]:

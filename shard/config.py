@@ -15,7 +15,16 @@ class ShardConfig:
     uds_path: str
     run_dir: Path
     dtype: str
-    speculate: int
+    # None: as many as there are Medusa heads, 0 without.
+    speculate: int | None
+    medusa_path: Path | None
+    speculation_method: str
+    # None: what the device and the method make sensible.
+    tree_size: int | None
+    tree_width: int | None
+    max_batch_draft_tokens: int
+    # None: measured by the warm-up.
+    draft_min_probability: float | None
     max_total_tokens: int
     max_batch_size: int
     max_batch_prefill_tokens: int
@@ -31,14 +40,15 @@ class ShardConfig:
 
     def validate(self) -> None:
         """Raises ConfigError for settings that do not go together."""
-        # Every sequence may decode at the full draft length in one step, and a prompt chunk must still get on.
-        needed = self.max_batch_size * (1 + self.speculate) + self.block_size
+        # Every sequence may decode in one step, and a prompt chunk must still get on.
+        needed = self.max_batch_size + self.block_size
         if self.max_batch_prefill_tokens < needed:
             raise ConfigError(
                 f"--max-batch-prefill-tokens {self.max_batch_prefill_tokens} is too small: {self.max_batch_size} "
-                f"sequences with {self.speculate} drafts each and a block of {self.block_size} need {needed}; raise it "
-                "or lower --max-batch-size or --speculate"
+                f"sequences and a block of {self.block_size} need {needed}; raise it or lower --max-batch-size"
             )
+        if self.speculation_method == "ngram" and self.medusa_path is not None:
+            raise ConfigError("--speculation-method ngram uses no heads, but --medusa-path names some; leave one out")
         if 0 < self.max_batch_total_tokens < self.max_total_tokens:
             raise ConfigError(
                 f"too few KV blocks: --max-batch-total-tokens {self.max_batch_total_tokens} holds less than one "
@@ -54,7 +64,15 @@ def parse_args(argv: list[str] | None = None) -> ShardConfig:
     parser.add_argument("--uds-path", required=True, help="rank r listens on the Unix socket UDS_PATH-r")
     parser.add_argument("--run-dir", type=Path, required=True, help="where an error that no restart mends is written")
     parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32", "float64"], default="bfloat16")
-    parser.add_argument("--speculate", type=int, default=0, help="most draft tokens per sequence and step")
+    parser.add_argument("--speculate", type=int, default=None, help="tokens that drafts reach ahead; 0: off")
+    parser.add_argument("--medusa-path", type=Path, default=None, help="folder with Medusa heads; unset: the model's")
+    parser.add_argument("--speculation-method", choices=["auto", "ngram", "medusa", "hybrid"], default="auto")
+    parser.add_argument("--tree-size", type=int, default=None, help="most drafts of a sequence in a step")
+    parser.add_argument("--tree-width", type=int, default=None, help="tokens taken of each head; 1: a chain")
+    parser.add_argument("--max-batch-draft-tokens", type=int, default=96, help="most drafts of a step")
+    parser.add_argument(
+        "--draft-min-probability", type=float, default=None, help="of a head's draft; unset: what a row costs decides"
+    )
     parser.add_argument("--max-total-tokens", type=int, required=True, help="most tokens of a sequence")
     parser.add_argument("--max-batch-size", type=int, default=32, help="most sequences at once")
     parser.add_argument("--max-batch-prefill-tokens", type=int, default=512, help="most rows of a step")

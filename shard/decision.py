@@ -1,44 +1,41 @@
-"""What rank 0 decides in a step, as one tensor for one broadcast.
+"""What rank 0 decides in a step and tells the others: tokens, and the drafts of the next step.
 
 Every rank applies exactly this; no rank trusts its own arithmetic for a token.
 """
 
-from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from math import prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from shard.distributed import TPGroup
 
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """All int64: token_ids [S, R], of which the first num_emitted [S] count; drafts [S, K], first num_drafts [S]."""
+
+class Decision(NamedTuple):
+    """All int64. Of token_ids and path [S, D] the first num_emitted [S] count (see Verdict); finished is 0 or 1."""
 
     token_ids: Tensor
-    draft_token_ids: Tensor
+    path: Tensor
     num_emitted: Tensor
     num_accepted: Tensor
     num_checked: Tensor
-    num_drafts: Tensor
     finished: Tensor
 
-    def pack(self) -> Tensor:
-        counts = [self.num_emitted, self.num_accepted, self.num_checked, self.num_drafts, self.finished.long()]
-        return torch.cat([self.token_ids, self.draft_token_ids, torch.stack(counts, 1)], 1)
-
     @staticmethod
-    def width(num_rows: int, num_speculative_tokens: int) -> int:
-        return num_rows + num_speculative_tokens + 5
+    def shapes(num_sequences: int, depth: int) -> list[tuple[int, ...]]:
+        return [(num_sequences, depth)] * 2 + [(num_sequences,)] * 4
 
-    @classmethod
-    def unpack(cls, packed: Tensor, num_rows: int) -> "Decision":
-        """`packed` is [S, R + K + 5]."""
-        emitted, accepted, checked, drafts, finished = packed[:, -5:].unbind(1)
-        return cls(
-            token_ids=packed[:, :num_rows],
-            draft_token_ids=packed[:, num_rows:-5],
-            num_emitted=emitted,
-            num_accepted=accepted,
-            num_checked=checked,
-            num_drafts=drafts,
-            finished=finished.bool(),
-        )
+
+def send(group: TPGroup, tensors: list[Tensor]) -> None:
+    """Rank 0: int64 tensors in one broadcast."""
+    if group.size > 1:
+        group.broadcast(torch.cat([tensor.flatten() for tensor in tensors]))
+
+
+def receive(group: TPGroup, shapes: list[tuple[int, ...]], device: torch.device) -> list[Tensor]:
+    """The other ranks: what `send` was given, whose shapes they know."""
+    ends = list(accumulate((prod(shape) for shape in shapes), initial=0))
+    packed = group.broadcast(torch.empty(ends[-1], dtype=torch.int64, device=device))
+    return [packed[start:end].view(shape) for (start, end), shape in zip(pairwise(ends), shapes, strict=True)]

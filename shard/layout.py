@@ -11,6 +11,7 @@ from torch import Tensor
 
 from shard.forward_batch import Span
 from shard.plan import SequenceStep
+from shard.speculation.verify import ancestors
 from shard.states import HostSlot, SequenceStates
 
 
@@ -19,7 +20,9 @@ class StepLayout:
     """N rows in all, M of them with logits, S sequences that yield tokens, at most R rows each.
 
     token_ids, positions: [N]. logit_rows: [M], their slots: [M]. slots, num_drafts: [S] (-1 where the sequence had
-    ended before this step). cells: [S, R] indices into M; behind a sequence's last row they repeat it.
+    ended before this step). drafts, parents: [S, R - 1] and on_path: [S, R, R], the trees to verify (None if R is 1).
+    cells: [S, R] indices into M; behind a sequence's last row they repeat it. proposing: [P] indices into S of the
+    sequences for which drafts are wanted, of which max_drafts and max_depth [P] say how many.
     """
 
     spans: list[Span]
@@ -30,10 +33,20 @@ class StepLayout:
     host_slots: list[HostSlot]
     slots: Tensor
     num_drafts: Tensor
-    propose: Tensor
+    drafts: Tensor
+    parents: Tensor
+    on_path: Tensor | None
     cells: Tensor
+    proposing: Tensor
+    max_drafts: Tensor
+    max_depth: Tensor
     # Of the S sequences, the first so many decode; the others finished their prompts.
     num_decoding: int
+
+    @property
+    def ancestors(self) -> Tensor | None:
+        """Those of the decoding sequences' rows, [num_decoding, R, R]."""
+        return None if self.on_path is None else self.on_path[: self.num_decoding]
 
 
 def lay_out(steps: list[SequenceStep], states: SequenceStates) -> StepLayout | None:
@@ -42,69 +55,105 @@ def lay_out(steps: list[SequenceStep], states: SequenceStates) -> StepLayout | N
     On CPU looking at the device's counts is free, so exactly the drafts that exist get rows. On CUDA it would stop the
     pipeline, so every decode gets the rows that the plan allows and the surplus is masked.
     """
-    decodes = [step for step in steps if not step.chunk_length]
+    live = _decoding(steps, states)
     chunks = [step for step in steps if step.chunk_length]
-    if states.device.type == "cpu":
-        decode_slots = torch.tensor([step.slot for step in decodes], dtype=torch.int64)
-        finished = states.finished[decode_slots].tolist()
-        pending = states.num_drafts[decode_slots].tolist()
-        live = [(s, min(s.verify, n)) for s, n, done in zip(decodes, pending, finished, strict=True) if not done]
-    else:
-        live = [(step, step.verify) for step in decodes]
     last_chunks = [s for s in chunks if s.chunk_start + s.chunk_length == states.host[s.slot].num_known_tokens]
     if not live and not chunks:
         return None
 
-    spans = [Span(1 + drafts, states.host[step.slot].block_table, direct=False) for step, drafts in live]
-    spans += [Span(step.chunk_length, states.host[step.slot].block_table, direct=True) for step in chunks]
-    yielding = [step for step, _ in live] + last_chunks
-    num_rows = [1 + drafts for _, drafts in live] + [1] * len(last_chunks)
-
-    # Host lists first, one transfer each.
-    row_slot: list[int] = []
-    row_offset: list[int] = []
-    logit_rows: list[int] = []
-    for step, drafts in live:
-        logit_rows += range(len(row_slot), len(row_slot) + 1 + drafts)
-        row_slot += [step.slot] * (1 + drafts)
-        row_offset += range(-1, drafts)
-    num_step_rows = len(row_slot)
-    for step in chunks:
-        row_slot += [step.slot] * step.chunk_length
-        row_offset += range(step.chunk_start, step.chunk_start + step.chunk_length)
-        if step in last_chunks:
-            logit_rows.append(len(row_slot) - 1)
-    width = max(num_rows, default=1)
-    cells: list[list[int]] = []
-    first = 0
-    for rows in num_rows:
-        cells.append([first + min(r, rows - 1) for r in range(width)])
-        first += rows
-
     def tensor(values: list[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=states.device)
 
-    slots_of_rows, positions = tensor(row_slot), tensor(row_offset)
-    # Decode rows count from the committed length, which may be known to the device only.
-    decoding = slots_of_rows[:num_step_rows]
-    positions[:num_step_rows] += states.num_tokens[decoding]
-    if states.device.type != "cpu":
-        # A sequence that ended at its limit must not run past its block table.
-        positions[:num_step_rows].clamp_(max=states.max_num_tokens[decoding] - 1)
+    yielding = [step for step, _ in live] + last_chunks
+    num_rows = [1 + drafts for _, drafts in live] + [1] * len(last_chunks)
+    width = max(num_rows, default=1)
     slots = tensor([step.slot for step in yielding])
-    allowed = tensor([drafts for _, drafts in live] + [0] * len(last_chunks))
-    num_drafts = torch.where(states.finished[slots], -1, torch.minimum(states.num_drafts[slots], allowed))
-    rows = tensor(logit_rows)
+    drafts, parents = states.draft_token_ids[slots, : width - 1], states.draft_parents[slots, : width - 1]
+    on_path = ancestors(parents) if width > 1 else None
+
+    # Rows of prompt chunks are read where they stand; those of decoding sequences are their last token and drafts.
+    row_slot = [step.slot for step in chunks for _ in range(step.chunk_length)]
+    row_position = [p for step in chunks for p in range(step.chunk_start, step.chunk_start + step.chunk_length)]
+    chunk_slots, positions = tensor(row_slot), tensor(row_position)
+    token_ids = states.token_ids[chunk_slots, positions]
+    if live:
+        step_token_ids, step_positions = _step_rows(states, slots, drafts, on_path, num_rows[: len(live)])
+        token_ids, positions = torch.cat([step_token_ids, token_ids]), torch.cat([step_positions, positions])
+
+    spans = [Span(1 + count, states.host[step.slot].block_table, direct=False) for step, count in live]
+    spans += [Span(step.chunk_length, states.host[step.slot].block_table, direct=True) for step in chunks]
+    host_slots = [states.host[step.slot] for step, count in zip(yielding, num_rows, strict=True) for _ in range(count)]
+    proposing = [s for s, step in enumerate(yielding) if step.propose]
+    allowed = tensor([count - 1 for count in num_rows])
     return StepLayout(
         spans=spans,
-        token_ids=states.token_ids[slots_of_rows, positions],
+        token_ids=token_ids,
         positions=positions,
-        logit_rows=rows,
-        logit_slots=slots_of_rows[rows],
-        host_slots=[states.host[row_slot[row]] for row in logit_rows],
+        logit_rows=tensor(_logit_rows(live, chunks, last_chunks)),
+        logit_slots=tensor([host.new.slot for host in host_slots]),
+        host_slots=host_slots,
         slots=slots,
-        num_drafts=num_drafts,
-        propose=tensor([step.propose for step in yielding]),
-        cells=tensor([i for row in cells for i in row]).view(len(yielding), width),
+        num_drafts=torch.where(states.finished[slots], -1, torch.minimum(states.num_drafts[slots], allowed)),
+        drafts=drafts,
+        parents=parents,
+        on_path=on_path,
+        cells=tensor(_cells(num_rows, width)).view(len(yielding), width),
+        proposing=tensor(proposing),
+        max_drafts=tensor([yielding[s].propose for s in proposing]),
+        max_depth=tensor([yielding[s].propose_depth for s in proposing]),
         num_decoding=len(live),
     )
+
+
+def _decoding(steps: list[SequenceStep], states: SequenceStates) -> list[tuple[SequenceStep, int]]:
+    """The decodes that get rows, and how many drafts each checks."""
+    decodes = [step for step in steps if not step.chunk_length]
+    if states.device.type != "cpu":
+        return [(step, step.verify) for step in decodes]
+    slots = torch.tensor([step.slot for step in decodes], dtype=torch.int64)
+    finished, pending = states.finished[slots].tolist(), states.num_drafts[slots].tolist()
+    return [(s, min(s.verify, n)) for s, n, done in zip(decodes, pending, finished, strict=True) if not done]
+
+
+def _step_rows(
+    states: SequenceStates, slots: Tensor, drafts: Tensor, on_path: Tensor | None, num_rows: list[int]
+) -> tuple[Tensor, Tensor]:
+    """Token ids and positions of the decoding sequences' rows: a draft stands as deep as its path is long."""
+    decoding = slots[: len(num_rows)]
+    # The committed length may be known to the device only.
+    last = states.num_tokens[decoding] - 1
+    token_ids, positions = states.token_ids[decoding, last][:, None], last[:, None]
+    if on_path is not None:
+        token_ids = torch.cat([token_ids, drafts[: len(num_rows)]], 1)
+        positions = positions + on_path[: len(num_rows)].sum(2) - 1
+    if states.device.type != "cpu":
+        # A sequence that ended at its limit must not run past its block table.
+        positions = torch.minimum(positions, states.max_num_tokens[decoding, None] - 1)
+    width = token_ids.shape[1]
+    if num_rows == [width] * len(num_rows):
+        return token_ids.flatten(), positions.flatten()
+    exists = torch.tensor([s * width + row for s, count in enumerate(num_rows) for row in range(count)])
+    exists = exists.to(states.device, non_blocking=True)
+    return token_ids.flatten()[exists], positions.flatten()[exists]
+
+
+def _logit_rows(
+    live: list[tuple[SequenceStep, int]], chunks: list[SequenceStep], last_chunks: list[SequenceStep]
+) -> list[int]:
+    """All rows of decoding sequences and the last of each finished prompt."""
+    end = sum(1 + drafts for _, drafts in live)
+    rows = list(range(end))
+    for step in chunks:
+        end += step.chunk_length
+        if step in last_chunks:
+            rows.append(end - 1)
+    return rows
+
+
+def _cells(num_rows: list[int], width: int) -> list[int]:
+    cells: list[int] = []
+    first = 0
+    for count in num_rows:
+        cells += [first + min(row, count - 1) for row in range(width)]
+        first += count
+    return cells

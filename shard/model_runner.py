@@ -2,27 +2,31 @@
 
 A step on every rank:
 
-    forward through the sharded model -> logits of this rank's vocabulary slice -> rank 0 chooses the token of each
-    row, verifies the drafts, proposes the next -> one broadcast -> every rank commits tokens, keys and values
+    forward through the sharded model -> logits of this rank's vocabulary slice -> rank 0 chooses the token after each
+    row and verifies the drafts -> broadcast -> every rank commits tokens, keys and values
+    -> the heads, if there are any, guess from the last accepted row -> rank 0 drafts -> broadcast
 
-Must not know of gRPC, sessions or what a block means to the router.
+Without heads the drafts travel with the decision. Must not know of gRPC, sessions or what a block means to the router.
 """
 
 import hashlib
 import time
+from itertools import accumulate
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from shard.decision import Decision
+from shard.decision import Decision, receive, send
 from shard.distributed import TPGroup
 from shard.forward_batch import ForwardBatch
 from shard.kv_cache import KVCache
 from shard.layout import StepLayout, lay_out
 from shard.plan import SequenceResult, StepPlan, StepResult
+from shard.report import report
 from shard.sampler import SamplingRows, choose_tokens
-from shard.speculation import Proposer
+from shard.speculation import Candidates, DraftTree
+from shard.speculation.drafter import Drafter
 from shard.speculation.verify import verify
 from shard.states import SequenceStates
 
@@ -36,6 +40,11 @@ class Model(Protocol):
     def logits(self, hidden: Tensor) -> Tensor: ...
 
 
+class Heads(Protocol):
+    def candidates(self, hidden: Tensor, width: int) -> Candidates:
+        """Guesses from hidden states [S, hidden]; a collective, equal on all ranks."""
+
+
 class ModelRunner:
     def __init__(
         self,
@@ -45,26 +54,31 @@ class ModelRunner:
         cache: KVCache,
         states: SequenceStates,
         group: TPGroup,
-        proposer: Proposer | None,
+        drafter: Drafter | None,
+        heads: Heads | None = None,
     ) -> None:
+        """`drafter` is the same on all ranks and works on rank 0; None: no speculation."""
         self._model = model
         self._vocab_size = vocab_size
         self._cache = cache
-        self._states = states
+        self.states = states
         self._group = group
-        self._proposer = proposer
+        self._drafter = drafter
+        self._heads = heads
         self._digest = hashlib.blake2b(digest_size=8)
 
     def reset(self) -> None:
         """Forgets every sequence. Cache contents need no clearing: nothing reads a block that was not written."""
-        self._states.reset()
+        self.states.reset()
+        if self._drafter is not None:
+            self._drafter.reset()
         self._digest = hashlib.blake2b(digest_size=8)
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:
         start = time.perf_counter_ns()
-        self._states.begin_step(plan.released_slots, plan.new_sequences, plan.sequences)
-        layout = lay_out(plan.sequences, self._states)
+        self.states.begin_step(plan.released_slots, plan.new_sequences, plan.sequences)
+        layout = lay_out(plan.sequences, self.states)
         results = self._run(layout) if layout else []
         self._digest.update(plan.step_id.to_bytes(8, "little"))
         digest = int.from_bytes(self._digest.digest(), "little")
@@ -72,25 +86,39 @@ class ModelRunner:
 
     def _run(self, layout: StepLayout) -> list[SequenceResult]:
         batch = ForwardBatch.build(
-            token_ids=layout.token_ids, positions=layout.positions, spans=layout.spans, cache=self._cache
+            token_ids=layout.token_ids,
+            positions=layout.positions,
+            spans=layout.spans,
+            cache=self._cache,
+            ancestors=layout.ancestors,
         )
         hidden = self._model.forward(batch, self._cache)
         if not layout.slots.numel():
             return []
         rows = self._sampling_rows(layout)
+        hidden = hidden[layout.logit_rows]
         chosen = choose_tokens(
-            self._model.logits(hidden[layout.logit_rows]),
+            self._model.logits(hidden),
             vocab_start=self._model.vocab_start,
             vocab_size=self._vocab_size,
             rows=rows,
             group=self._group,
         )
-        decision = self._decide(layout, chosen.token_ids)
-        self._commit_cache(layout, batch, decision.num_emitted)
-        return self._report(layout, decision, chosen.logprobs if rows.any_logprobs else None)
+        if self._group.rank == 0:
+            decision, counts = self._decide(layout, chosen.token_ids)
+        else:
+            decision, counts = self._receive(layout), None
+        self._commit_cache(layout, batch, decision)
+        if self._heads is not None and layout.proposing.numel():
+            self._draft_with_heads(layout, decision, hidden)
+        # Last, because it looks at values: until here nothing waits for the device.
+        self._update_digest(layout, decision)
+        if self._group.rank != 0:
+            return []
+        return report(layout, decision, chosen.logprobs if rows.any_logprobs else None, counts)
 
     def _sampling_rows(self, layout: StepLayout) -> SamplingRows:
-        states, slots = self._states, layout.logit_slots
+        states, slots = self.states, layout.logit_slots
         sampling = [host.new.sampling for host in layout.host_slots]
         return SamplingRows(
             temperature=states.temperature[slots],
@@ -105,95 +133,133 @@ class ModelRunner:
             any_logprobs=any(host.new.logprobs for host in layout.host_slots),
         )
 
-    def _decide(self, layout: StepLayout, token_ids: Tensor) -> Decision:
-        """Rank 0's decision, which the others take from its broadcast. Tokens and drafts are committed on the way."""
-        states, slots = self._states, layout.slots
-        num_rows = layout.cells.shape[1]
-        num_speculative_tokens = self._proposer.num_speculative_tokens if self._proposer else 0
-        if self._group.rank == 0:
-            target = token_ids[layout.cells]
-            columns = states.num_tokens[slots][:, None] + torch.arange(num_rows - 1, device=states.device)
-            verdict = verify(
-                target,
-                states.token_ids[slots[:, None], columns.clamp_max(states.token_ids.shape[1] - 1)],
-                num_drafts=layout.num_drafts,
-                num_tokens=states.num_tokens[slots],
-                max_num_tokens=states.max_num_tokens[slots],
-                stop_token_ids=states.stop_token_ids[slots],
-            )
-            states.append(slots, target, verdict.num_emitted, verdict.finished)
-            drafts, num_drafts = self._propose(layout)
-            decision = Decision(
-                token_ids=target,
-                draft_token_ids=drafts,
-                num_emitted=verdict.num_emitted,
-                num_accepted=verdict.num_accepted,
-                num_checked=layout.num_drafts,
-                num_drafts=num_drafts,
-                finished=verdict.finished,
-            )
-            self._group.broadcast(decision.pack())
-        else:
-            width = Decision.width(num_rows, num_speculative_tokens)
-            packed = torch.empty(len(slots), width, dtype=torch.int64, device=states.device)
-            decision = Decision.unpack(self._group.broadcast(packed), num_rows)
-            states.append(slots, decision.token_ids, decision.num_emitted, decision.finished)
-        states.set_drafts(slots, decision.draft_token_ids, decision.num_drafts)
+    def _decide(self, layout: StepLayout, token_ids: Tensor) -> tuple[Decision, Tensor | None]:
+        """Rank 0: the decision, committed and sent, and the counts of drafts by method (see Drafter.counts)."""
+        states, slots = self.states, layout.slots
+        verdict = verify(
+            token_ids[layout.cells],
+            layout.drafts,
+            layout.parents,
+            layout.on_path,
+            num_drafts=layout.num_drafts,
+            num_tokens=states.num_tokens[slots],
+            max_num_tokens=states.max_num_tokens[slots],
+            stop_token_ids=states.stop_token_ids[slots],
+        )
+        depth = self._depth(layout)
+        decision = Decision(
+            token_ids=verdict.token_ids[:, :depth],
+            path=verdict.path[:, :depth],
+            num_emitted=verdict.num_emitted,
+            num_accepted=verdict.num_accepted,
+            num_checked=layout.num_drafts,
+            finished=verdict.finished.long(),
+        )
+        states.append(slots, decision.token_ids, decision.num_emitted, verdict.finished)
+        counts, message = None, [*decision]
+        if self._drafter is not None:
+            counts = self._learn(self._drafter, layout, decision)
+            if self._heads is None and layout.proposing.numel():
+                tree = self._draft(self._drafter, layout, None)
+                states.set_drafts(slots[layout.proposing], tree)
+                message += tree
+        send(self._group, message)
+        return decision, counts
+
+    def _receive(self, layout: StepLayout) -> Decision:
+        """The other ranks: rank 0's decision, committed."""
+        states, slots = self.states, layout.slots
+        shapes = Decision.shapes(len(slots), self._depth(layout))
+        num_shapes = len(shapes)
+        if self._drafter is not None and self._heads is None and layout.proposing.numel():
+            shapes += DraftTree.shapes(len(layout.proposing), self._drafter.sizes.tree_size)
+        tensors = receive(self._group, shapes, states.device)
+        decision = Decision(*tensors[:num_shapes])
+        states.append(slots, decision.token_ids, decision.num_emitted, decision.finished.bool())
+        if len(shapes) > num_shapes:
+            states.set_drafts(slots[layout.proposing], DraftTree(*tensors[num_shapes:]))
         return decision
 
-    def _propose(self, layout: StepLayout) -> tuple[Tensor, Tensor]:
-        states, slots = self._states, layout.slots
-        if self._proposer is None:
-            return slots.new_zeros(len(slots), 0), torch.zeros_like(slots)
+    def _depth(self, layout: StepLayout) -> int:
+        """The most tokens that a sequence of this step can emit."""
+        deepest = self._drafter.sizes.num_speculative_tokens if self._drafter is not None else 0
+        return min(layout.cells.shape[1], 1 + deepest)
+
+    def _learn(self, drafter: Drafter, layout: StepLayout, decision: Decision) -> Tensor | None:
+        decoding = layout.slots[: layout.num_decoding]
+        drafter.observe(
+            decoding, decision.token_ids[: layout.num_decoding], decision.num_emitted[: layout.num_decoding]
+        )
+        drafter.forget(layout.slots)
+        if layout.on_path is None:
+            return None
+        depth = layout.on_path.sum(2)[:, 1:] - 1
+        rows = torch.arange(decision.path.shape[1], device=depth.device)
+        # Where nothing was accepted the mark falls on the root.
+        accepted_rows = torch.where(rows <= decision.num_accepted[:, None], decision.path, 0)
+        is_accepted = torch.zeros_like(layout.cells, dtype=torch.bool).scatter_(1, accepted_rows, True)[:, 1:]
+        return drafter.counts(layout.slots, depth, is_accepted, decision.num_checked)
+
+    def _draft_with_heads(self, layout: StepLayout, decision: Decision, hidden: Tensor) -> None:
+        """All ranks: the heads guess from the row behind which the last token came, `hidden` [M, size]."""
+        assert self._heads is not None
+        assert self._drafter is not None
+        proposing, sizes = layout.proposing, self._drafter.sizes
+        last = (decision.num_emitted[proposing] - 1).clamp_min(0)[:, None]
+        rows = layout.cells[proposing].gather(1, decision.path[proposing].gather(1, last))[:, 0]
+        candidates = self._heads.candidates(hidden[rows], sizes.tree_width)
+        if self._group.rank == 0:
+            tree = self._draft(self._drafter, layout, candidates)
+            send(self._group, [*tree])
+        else:
+            shapes = DraftTree.shapes(len(proposing), sizes.tree_size)
+            tree = DraftTree(*receive(self._group, shapes, self.states.device))
+        self.states.set_drafts(layout.slots[proposing], tree)
+
+    def _draft(self, drafter: Drafter, layout: StepLayout, candidates: Candidates | None) -> DraftTree:
+        """Rank 0: trees for the sequences that propose."""
+        states, slots = self.states, layout.slots[layout.proposing]
         num_tokens = states.num_tokens[slots]
         # Of the tokens still wanted, the last one is never a draft's: a step always brings one of its own.
-        budget = torch.minimum(layout.propose, states.max_num_tokens[slots] - num_tokens - 1).clamp_min(0)
-        budget = torch.where(states.finished[slots], 0, budget)
+        room = (states.max_num_tokens[slots] - num_tokens - 1).clamp_min(0)
+        max_depth = torch.where(states.finished[slots], 0, torch.minimum(layout.max_depth, room))
+        max_drafts = torch.where(max_depth > 0, layout.max_drafts, 0)
+        history = states.token_ids[slots]
         if states.device.type == "cpu":
-            if not budget.any():
-                return slots.new_zeros(len(slots), self._proposer.num_speculative_tokens), torch.zeros_like(slots)
+            if not max_drafts.any():
+                return DraftTree.empty(len(slots), drafter.sizes.tree_size, states.device)
             history = states.token_ids[slots, : int(num_tokens.max())]
-        else:
-            history = states.token_ids[slots]
-        drafts = self._proposer.propose(history, num_tokens, budget)
-        return drafts.token_ids, drafts.num_drafts
+        return drafter.draft(
+            history,
+            candidates,
+            slots=slots,
+            num_tokens=num_tokens,
+            max_drafts=max_drafts,
+            max_depth=max_depth,
+            num_sequences=len(layout.slots),
+        )
 
-    def _commit_cache(self, layout: StepLayout, batch: ForwardBatch, num_emitted: Tensor) -> None:
+    def _commit_cache(self, layout: StepLayout, batch: ForwardBatch, decision: Decision) -> None:
         """Moves keys and values of the rows whose input was right from the step buffer to their blocks.
 
-        A sequence that emitted e tokens had e right inputs: its last token and e - 1 drafts. The others go to block 0.
+        A sequence that emitted e tokens had e right inputs: the rows on its path after which they came. Block 0 takes
+        what is not kept.
         """
         if not layout.num_decoding:
             return
         counts = [span.num_rows for span in layout.spans[: layout.num_decoding]]
-        row_of = torch.tensor([r for count in counts for r in range(count)], device=self._states.device)
-        repeats = torch.tensor(counts, device=self._states.device)
-        emitted = num_emitted[: layout.num_decoding].repeat_interleave(repeats, output_size=batch.num_step_rows)
-        physical = torch.where(row_of < emitted, batch.physical_slots[: batch.num_step_rows], 0)
-        self._cache.commit(torch.arange(batch.num_step_rows, device=physical.device), physical)
+        firsts = torch.tensor(list(accumulate(counts[:-1], initial=0)), device=self.states.device)
+        path, emitted = decision.path[: layout.num_decoding], decision.num_emitted[: layout.num_decoding]
+        # A path of a padded batch may name a row that this sequence does not have.
+        last = torch.tensor(counts, device=path.device)[:, None] - 1
+        rows = firsts[:, None] + torch.minimum(path, last)
+        is_kept = torch.arange(path.shape[1], device=path.device) < emitted[:, None]
+        physical = torch.where(is_kept, batch.physical_slots[rows], 0)
+        self._cache.commit(rows.flatten(), physical.flatten())
 
-    def _report(self, layout: StepLayout, decision: Decision, logprobs: Tensor | None) -> list[SequenceResult]:
-        slots, num_tokens = layout.slots.tolist(), self._states.num_tokens[layout.slots]
-        token_ids = decision.token_ids.tolist()
-        emitted, accepted = decision.num_emitted.tolist(), decision.num_accepted.tolist()
-        checked = decision.num_checked.tolist()
-        self._digest.update(
-            repr((slots, num_tokens.tolist(), [t[:e] for t, e in zip(token_ids, emitted, strict=True)])).encode()
-        )
-        if self._group.rank != 0:
-            return []
-        cells = layout.cells.tolist()
-        values = logprobs.tolist() if logprobs is not None else []
-        return [
-            SequenceResult(
-                slot=slot,
-                token_ids=token_ids[s][: emitted[s]],
-                logprobs=[values[cell] for cell in cells[s][: emitted[s]]]
-                if self._states.host[slot].new.logprobs
-                else [],
-                drafted=checked[s],
-                accepted=accepted[s],
-            )
-            for s, slot in enumerate(slots)
-            if emitted[s]
-        ]
+    def _update_digest(self, layout: StepLayout, decision: Decision) -> None:
+        """Covers which tokens every sequence committed and how many it has now."""
+        num_tokens = self.states.num_tokens[layout.slots].tolist()
+        emitted = decision.num_emitted.tolist()
+        tokens = [ids[:e] for ids, e in zip(decision.token_ids.tolist(), emitted, strict=True)]
+        self._digest.update(repr((layout.slots.tolist(), num_tokens, tokens)).encode())

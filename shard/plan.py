@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from shard.speculation import Method
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
@@ -34,7 +36,8 @@ class NewSequence:
 
 @dataclass(frozen=True, slots=True)
 class SequenceStep:
-    """A prompt chunk if `chunk_length`, else a decode that checks up to `verify` drafts."""
+    """A prompt chunk if `chunk_length`, else a decode that checks up to `verify` drafts. For the next step at most
+    `propose` drafts are wanted, as a tree of at most `propose_depth`."""
 
     slot: int
     new_block_ids: list[int]
@@ -42,6 +45,7 @@ class SequenceStep:
     chunk_length: int
     verify: int
     propose: int
+    propose_depth: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +57,22 @@ class StepPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class DraftCounts:
+    """Drafts of one method that were checked, and that were accepted, by depth from 1."""
+
+    method: Method
+    drafted: list[int]
+    accepted: list[int]
+
+
+@dataclass(frozen=True, slots=True)
 class SequenceResult:
     slot: int
     token_ids: list[int]
     logprobs: list[float]
     drafted: int
     accepted: int
+    draft_counts: list[DraftCounts]
 
 
 @dataclass(frozen=True, slots=True)

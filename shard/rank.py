@@ -11,16 +11,20 @@ from dataclasses import dataclass
 
 import torch
 
-from drafthouse.v1 import sampling_pb2, shard_pb2
+from drafthouse.v1 import shard_pb2
 from shard.config import ConfigError, ShardConfig
 from shard.distributed import TPGroup
 from shard.kv_cache import KVCache
+from shard.medusa import MedusaHeads, load_heads
 from shard.memory import num_kv_blocks
 from shard.model_config import ModelConfig
 from shard.model_runner import ModelRunner
 from shard.models import load_model
-from shard.speculation.ngram import NgramProposer
+from shard.models.decoder import Decoder
+from shard.speculation.drafter import Drafter
+from shard.speculation_setup import build_drafter, speculation_methods, speculation_sizes
 from shard.states import SequenceStates
+from shard.wire import methods_to_proto
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +33,7 @@ log = logging.getLogger(__name__)
 class Rank:
     group: TPGroup
     runner: ModelRunner
+    drafter: Drafter | None
     info: shard_pb2.GetInfoResponse
 
 
@@ -52,12 +57,19 @@ def build_rank(config: ShardConfig) -> Rank:
     model = load_model(model_config, config.model_path, group=group, dtype=dtype, device=device, progress=_Progress())
     log.info("weights loaded in %.1f s", time.monotonic() - start)
 
+    heads = _load_heads(config, model, group, device)
+    sizes = speculation_sizes(config, num_heads=heads.num_heads if heads else 0, device=device)
+    methods = speculation_methods(config, sizes)
+
     cache = _make_cache(config, model_config, num_kv_heads=model.num_kv_heads, device=device, num_ranks=group.size)
     states = SequenceStates(
         num_slots=config.max_batch_size,
         max_total_tokens=config.max_total_tokens,
-        num_speculative_tokens=config.speculate,
+        tree_size=sizes.tree_size,
         device=device,
+    )
+    drafter = build_drafter(
+        config, sizes, methods, figures=heads.figures if heads else None, num_slots=config.max_batch_size, device=device
     )
     runner = ModelRunner(
         model=model,
@@ -65,7 +77,8 @@ def build_rank(config: ShardConfig) -> Rank:
         cache=cache,
         states=states,
         group=group,
-        proposer=NgramProposer(num_speculative_tokens=config.speculate) if config.speculate else None,
+        drafter=drafter,
+        heads=heads,
     )
     info = shard_pb2.GetInfoResponse(
         shard_incarnation=_draw_incarnation(group, device),
@@ -80,12 +93,38 @@ def build_rank(config: ShardConfig) -> Rank:
         max_batch_prefill_tokens=config.max_batch_prefill_tokens,
         num_blocks=cache.num_blocks,
         block_size=config.block_size,
-        speculate=config.speculate,
-        speculation_methods=[sampling_pb2.SPECULATION_METHOD_NGRAM] if config.speculate else [],
+        speculate=sizes.num_speculative_tokens,
+        tree_size=sizes.tree_size,
+        max_batch_draft_tokens=config.max_batch_draft_tokens,
+        speculation_methods=methods_to_proto(methods),
+        heads=heads.description if heads else "",
         kernels=model.kernels,
         weights=config.weights_note,
     )
-    return Rank(group, runner, info)
+    return Rank(group, runner, drafter, info)
+
+
+def _load_heads(config: ShardConfig, model: Decoder, group: TPGroup, device: torch.device) -> MedusaHeads | None:
+    if config.speculate == 0 or config.speculation_method == "ngram":
+        return None
+    path = config.medusa_path or config.model_path
+    heads = load_heads(
+        model,
+        path=path,
+        base_path=config.model_path,
+        group=group,
+        dtype=getattr(torch, config.dtype),
+        device=device,
+        num_heads=config.speculate,
+        progress=_Progress(),
+    )
+    if heads is not None:
+        log.info("Medusa heads of %s: %s", path, heads.description)
+    elif config.medusa_path is not None:
+        raise ConfigError(f"--medusa-path {path} holds no Medusa heads")
+    elif config.speculation_method != "auto":
+        raise ConfigError(f"--speculation-method {config.speculation_method} needs Medusa heads; {path} has none")
+    return heads
 
 
 def _make_cache(
@@ -107,7 +146,7 @@ def _make_cache(
         head_dim=model.head_dim,
         dtype=dtype,
         device=device,
-        max_step_rows=config.max_batch_size * (1 + config.speculate),
+        max_step_rows=config.max_batch_size + config.max_batch_draft_tokens,
     )
 
 

@@ -1,4 +1,4 @@
-"""What a rank keeps of each sequence between steps: tokens, limits, sampling (device) and block tables (host).
+"""What a rank keeps of each sequence between steps: tokens, drafts, limits, sampling (device) and block tables (host).
 
 Every rank holds the same. Nothing here decides: the router gives slots and blocks, rank 0 gives tokens.
 """
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from shard.plan import NewSequence, SequenceStep
+from shard.speculation import DraftTree
 
 
 @dataclass(slots=True)
@@ -23,11 +24,11 @@ class HostSlot:
 class SequenceStates:
     """Tensors have a row per slot.
 
-    `token_ids` [slots, max_total_tokens + K]: the `num_tokens` committed tokens and, right behind them, the
-    `num_drafts` pending drafts. Stop tokens are padded with -1.
+    `token_ids` [slots, max_total_tokens] holds `num_tokens` committed tokens; `draft_token_ids` and `draft_parents`
+    [slots, tree_size] the pending tree of `num_drafts` (see DraftTree). Stop tokens are padded with -1.
     """
 
-    def __init__(self, *, num_slots: int, max_total_tokens: int, num_speculative_tokens: int, device: torch.device):
+    def __init__(self, *, num_slots: int, max_total_tokens: int, tree_size: int, device: torch.device):
         def integers(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.int64, device=device)
 
@@ -35,8 +36,10 @@ class SequenceStates:
             return torch.zeros(num_slots, dtype=torch.float64, device=device)
 
         self.device = device
-        self.token_ids = integers(num_slots, max_total_tokens + num_speculative_tokens)
+        self.token_ids = integers(num_slots, max_total_tokens)
         self.num_tokens = integers(num_slots)
+        self.draft_token_ids = integers(num_slots, tree_size)
+        self.draft_parents = integers(num_slots, tree_size)
         self.num_drafts = integers(num_slots)
         self.max_num_tokens = integers(num_slots)
         self.finished = torch.zeros(num_slots, dtype=torch.bool, device=device)
@@ -83,17 +86,19 @@ class SequenceStates:
         )
 
     def append(self, slots: Tensor, token_ids: Tensor, num_emitted: Tensor, finished: Tensor) -> None:
-        """Commits the first `num_emitted` [S] of `token_ids` [S, R] of each of the slots [S]."""
+        """Commits the first `num_emitted` [S] of `token_ids` [S, R] of each of the slots [S]. What was drafted for them
+        is void."""
         columns = torch.arange(token_ids.shape[1], device=self.device)
         # Past the end only where nothing is kept.
         places = (self.num_tokens[slots][:, None] + columns).clamp_max(self.token_ids.shape[1] - 1)
         kept = torch.where(columns < num_emitted[:, None], token_ids, self.token_ids[slots[:, None], places])
         self.token_ids[slots[:, None], places] = kept
         self.num_tokens[slots] += num_emitted
+        self.num_drafts[slots] = 0
         self.finished[slots] |= finished
 
-    def set_drafts(self, slots: Tensor, draft_token_ids: Tensor, num_drafts: Tensor) -> None:
-        """Makes `draft_token_ids` [S, K] pending. What is behind a row's `num_drafts` [S] is never read."""
-        columns = torch.arange(draft_token_ids.shape[1], device=self.device)
-        self.token_ids[slots[:, None], self.num_tokens[slots][:, None] + columns] = draft_token_ids
-        self.num_drafts[slots] = num_drafts
+    def set_drafts(self, slots: Tensor, tree: DraftTree) -> None:
+        """Makes a tree per slot [S] pending."""
+        self.draft_token_ids[slots] = tree.token_ids
+        self.draft_parents[slots] = tree.parents
+        self.num_drafts[slots] = tree.num_drafts

@@ -2,6 +2,17 @@
 
 from drafthouse.v1 import sampling_pb2, shard_pb2
 from shard.plan import NewSequence, Sampling, SequenceStep, StepPlan, StepResult
+from shard.speculation import Method
+
+_METHOD: dict[Method, sampling_pb2.SpeculationMethod.ValueType] = {
+    Method.NGRAM: sampling_pb2.SPECULATION_METHOD_NGRAM,
+    Method.MEDUSA: sampling_pb2.SPECULATION_METHOD_MEDUSA,
+    Method.NGRAM_AND_MEDUSA: sampling_pb2.SPECULATION_METHOD_NGRAM_AND_MEDUSA,
+}
+
+
+def methods_to_proto(methods: list[Method]) -> list[sampling_pb2.SpeculationMethod.ValueType]:
+    return [_METHOD[method] for method in methods]
 
 
 def plan_from_proto(plan: shard_pb2.StepPlan) -> StepPlan:
@@ -10,7 +21,15 @@ def plan_from_proto(plan: shard_pb2.StepPlan) -> StepPlan:
         released_slots=list(plan.released_slots),
         new_sequences=[_new_sequence(new) for new in plan.new_sequences],
         sequences=[
-            SequenceStep(s.slot, list(s.new_block_ids), s.chunk_start, s.chunk_length, s.verify, s.propose)
+            SequenceStep(
+                slot=s.slot,
+                new_block_ids=list(s.new_block_ids),
+                chunk_start=s.chunk_start,
+                chunk_length=s.chunk_length,
+                verify=s.verify,
+                propose=s.propose,
+                propose_depth=s.propose_depth,
+            )
             for s in plan.sequences
         ],
     )
@@ -49,10 +68,10 @@ def result_to_proto(result: StepResult, *, session: tuple[int, int]) -> shard_pb
                 logprobs=s.logprobs,
                 drafted=s.drafted,
                 accepted=s.accepted,
-                # A rank has one proposer, so far the n-gram one.
-                method=sampling_pb2.SPECULATION_METHOD_NGRAM
-                if s.drafted
-                else sampling_pb2.SPECULATION_METHOD_UNSPECIFIED,
+                draft_counts=[
+                    shard_pb2.DraftCounts(method=_METHOD[c.method], drafted=c.drafted, accepted=c.accepted)
+                    for c in s.draft_counts
+                ],
             )
             for s in result.sequences
         ],

@@ -1,34 +1,57 @@
-"""Speculation: what a proposer is. Verification and each proposer are modules of their own.
+"""Speculation: what proposers give, and the tree that is made of it. Each proposer, the tree and its verification are
+modules of their own.
 
 Must not know of models, slots or collectives.
 """
 
-from typing import NamedTuple, Protocol
+from enum import IntEnum
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
-class Drafts(NamedTuple):
-    """Draft tokens of S sequences: [S, K] int64, of which the first `num_drafts` [S] int64 of each row count."""
+class Method(IntEnum):
+    """Where a draft came from, as bits: a draft may have been proposed twice. The values are those of the wire."""
+
+    NGRAM = 1
+    MEDUSA = 2
+    NGRAM_AND_MEDUSA = 3
+
+
+class Continuation(NamedTuple):
+    """How S sequences may go on: token_ids [S, K] int64, and the length [S] of the match behind them, 0 if none."""
 
     token_ids: Tensor
+    match_length: Tensor
+
+
+class Candidates(NamedTuple):
+    """The W best tokens of each of H heads, best first: token_ids [S, H, W] int64; probabilities [S, H, W] float32, by
+    the head's softmax over its whole vocabulary. Head i guesses i + 1 tokens past the one that the step just yielded.
+    """
+
+    token_ids: Tensor
+    probabilities: Tensor
+
+
+class DraftTree(NamedTuple):
+    """Drafts of S sequences, int64: of each row of token_ids and parents [S, N] the first num_drafts [S] count.
+
+    Draft i is row i + 1 of the step that checks it; parents are such rows, 0 is the last committed token. A parent
+    comes before its children and the more probable draft before the less, so that any first n drafts are a tree.
+    """
+
+    token_ids: Tensor
+    parents: Tensor
     num_drafts: Tensor
 
+    @staticmethod
+    def shapes(num_sequences: int, size: int) -> list[tuple[int, ...]]:
+        return [(num_sequences, size)] * 2 + [(num_sequences,)]
 
-class Proposer(Protocol):
-    """Guesses what follows a sequence. A wrong guess costs a row of the next step and never changes a token."""
-
-    @property
-    def method(self) -> str:
-        """The name in flags, logs and metrics."""
-
-    @property
-    def num_speculative_tokens(self) -> int:
-        """K, the most drafts of one sequence."""
-
-    def propose(self, token_ids: Tensor, num_tokens: Tensor, budget: Tensor) -> Drafts:
-        """Drafts for the positions from `num_tokens` on.
-
-        `token_ids` [S, L] int64 holds `num_tokens` [S] committed tokens a row and anything beyond them; `budget` [S]
-        bounds the drafts of each row, 0 asks for none.
-        """
+    @classmethod
+    def empty(cls, num_sequences: int, size: int, device: torch.device) -> "DraftTree":
+        """Trees without drafts."""
+        nothing = torch.zeros(num_sequences, size, dtype=torch.int64, device=device)
+        return cls(nothing, nothing, nothing.new_zeros(num_sequences))

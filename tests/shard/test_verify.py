@@ -3,75 +3,105 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shard.gumbel import gumbel
-from shard.speculation.verify import verify
+from shard.speculation.verify import ancestors, verify
 
 
 def _reference(
-    target: list[int], drafts: list[int], num_drafts: int, room: int, stops: set[int]
-) -> tuple[int, int, bool]:
-    if num_drafts < 0:
-        return 0, 0, False
+    target: list[int], drafts: list[int], parents: list[int], num_drafts: int, room: int, stops: set[int]
+) -> tuple[list[int], int, bool]:
+    """Walks down from the root: tokens, how many were drafted, whether the sequence ends."""
     emitted: list[int] = []
-    accepted = 0
+    if num_drafts < 0:
+        return emitted, 0, False
+    rows, accepted = [0], 0
     while len(emitted) < room:
-        row = len(emitted)
-        emitted.append(target[row])
-        is_right = row < num_drafts and drafts[row] == target[row]
-        accepted += is_right
-        if emitted[-1] in stops or not is_right:
+        emitted.append(target[rows[0]])
+        # Equal siblings stand for the same text, so all of them are followed.
+        rows = [i + 1 for i in range(num_drafts) if parents[i] in rows and drafts[i] == emitted[-1]]
+        accepted += bool(rows)
+        if emitted[-1] in stops or not rows:
             break
-    return len(emitted), accepted, len(emitted) == room or emitted[-1] in stops
+    return emitted, accepted, len(emitted) == room or emitted[-1] in stops
 
 
 @st.composite
-def _steps(draw: st.DrawFn) -> tuple[list[list[int]], ...]:
-    num_rows = draw(st.integers(1, 5))
+def _steps(draw: st.DrawFn) -> list[dict[str, list[int]]]:
+    """Trees whose targets are a function of the path, as a model's are."""
+    num_drafts = draw(st.integers(0, 9))
     token = st.integers(0, 3)
 
-    def row() -> tuple[list[int], ...]:
-        target = draw(st.lists(token, min_size=num_rows, max_size=num_rows))
-        # Right up to some draft, then anything: otherwise long accepted chains are rare.
-        right = draw(st.integers(0, num_rows - 1))
-        rest = draw(st.lists(token, min_size=num_rows - 1 - right, max_size=num_rows - 1 - right))
+    def row() -> dict[str, list[int]]:
+        model = draw(st.integers(0, 10_000))
+        parents, drafts, paths = [], [], [()]
+        for i in range(num_drafts):
+            parents.append(draw(st.integers(0, i)))
+            above = paths[parents[-1]]
+            # Right at least every other time: otherwise long accepted paths are rare.
+            right = hash((model, above)) % 4
+            drafts.append(right if draw(st.booleans()) else draw(token))
+            paths.append((*above, drafts[-1]))
         num_tokens = draw(st.integers(1, 9))
-        room = draw(st.integers(1, 7))
         stops = draw(st.lists(token, max_size=2))
-        numbers = [draw(st.integers(-1, num_rows - 1)), num_tokens, num_tokens + room]
-        return target, target[:right] + rest, numbers, stops + [-1] * (2 - len(stops))
+        return {
+            "target": [hash((model, path)) % 4 for path in paths],
+            "drafts": drafts,
+            "parents": parents,
+            "numbers": [draw(st.integers(-1, num_drafts)), num_tokens, num_tokens + draw(st.integers(1, 7))],
+            "stops": stops + [-1] * (2 - len(stops)),
+        }
 
-    rows = [row() for _ in range(draw(st.integers(1, 4)))]
-    return tuple([r[i] for r in rows] for i in range(4))
+    return [row() for _ in range(draw(st.integers(1, 4)))]
 
 
 @given(_steps())
-def test_verdicts_equal_a_plain_loop_over_tokens(step: tuple[list[list[int]], ...]) -> None:
-    target, drafts, numbers, stops = step
-    columns = torch.tensor(numbers).unbind(1)
+def test_verdicts_equal_a_plain_walk_down_the_tree(step: list[dict[str, list[int]]]) -> None:
+    def tensor(name: str) -> torch.Tensor:
+        return torch.tensor([row[name] for row in step], dtype=torch.int64)
+
+    num_drafts, num_tokens, max_num_tokens = tensor("numbers").unbind(1)
+    parents = tensor("parents")
     verdict = verify(
-        torch.tensor(target),
-        torch.tensor(drafts).reshape(len(target), -1),
-        num_drafts=columns[0],
-        num_tokens=columns[1],
-        max_num_tokens=columns[2],
-        stop_token_ids=torch.tensor(stops),
+        tensor("target"),
+        tensor("drafts"),
+        parents,
+        ancestors(parents) if parents.shape[1] else None,
+        num_drafts=num_drafts,
+        num_tokens=num_tokens,
+        max_num_tokens=max_num_tokens,
+        stop_token_ids=tensor("stops"),
     )
-    expected = [
-        _reference(t, d, n[0], n[2] - n[1], set(s) - {-1})
-        for t, d, n, s in zip(target, drafts, numbers, stops, strict=True)
-    ]
-    assert list(zip(*(x.tolist() for x in verdict), strict=True)) == expected
+    for s, row in enumerate(step):
+        count, before, limit = row["numbers"]
+        expected = _reference(
+            row["target"], row["drafts"], row["parents"], count, limit - before, set(row["stops"]) - {-1}
+        )
+        emitted = int(verdict.num_emitted[s])
+        tokens = verdict.token_ids[s, :emitted].tolist()
+        assert (tokens, int(verdict.num_accepted[s]), bool(verdict.finished[s])) == expected
+        # The path: rows that follow one another, each with the token that the one before it calls for.
+        path = verdict.path[s, :emitted].tolist()
+        assert [row["target"][r] for r in path] == tokens
+        assert path[:1] == [0][:emitted]
+        assert [row["drafts"][r - 1] for r in path[1:]] == tokens[:-1]
 
 
 def test_a_sequence_without_room_emits_nothing_and_is_finished() -> None:
+    parents = torch.tensor([[0]])
     verdict = verify(
         torch.tensor([[4, 5]]),
         torch.tensor([[4]]),
+        parents,
+        ancestors(parents),
         num_drafts=torch.tensor([1]),
         num_tokens=torch.tensor([9]),
         max_num_tokens=torch.tensor([9]),
         stop_token_ids=torch.empty(1, 0, dtype=torch.int64),
     )
-    assert [x.tolist() for x in verdict] == [[0], [0], [True]]
+    assert (verdict.num_emitted.tolist(), verdict.num_accepted.tolist(), verdict.finished.tolist()) == (
+        [0],
+        [0],
+        [True],
+    )
 
 
 VOCAB, LENGTH, STOP = 5, 60, 4
@@ -87,22 +117,29 @@ def _true_tokens(contexts: torch.Tensor, seed: int, positions: torch.Tensor) -> 
 
 
 def _decode(seed: int, num_drafts: int, max_num_tokens: int, draft_generator: torch.Generator) -> tuple[list[int], int]:
-    """Tokens and steps of a decode with random drafts."""
+    """Tokens and steps of a decode with random trees of drafts."""
     tokens = [0, 1]
     for step in range(1, max_num_tokens):
         drafts = torch.randint(0, VOCAB - 1, (num_drafts,), generator=draft_generator)
-        chain = torch.cat([torch.tensor(tokens[-2:]), drafts])
-        positions = torch.arange(len(tokens), len(tokens) + num_drafts + 1)
-        target = _true_tokens(chain.unfold(0, 2, 1), seed, positions)[None]
+        parents = torch.tensor(
+            [int(torch.randint(0, i + 1, (), generator=draft_generator)) for i in range(num_drafts)], dtype=torch.int64
+        )
+        contexts, depths = [tokens[-2:]], [0]
+        for parent, draft in zip(parents.tolist(), drafts.tolist(), strict=True):
+            contexts.append([contexts[parent][1], draft])
+            depths.append(depths[parent] + 1)
+        target = _true_tokens(torch.tensor(contexts), seed, len(tokens) + torch.tensor(depths))[None]
         verdict = verify(
             target,
             drafts[None],
+            parents[None],
+            ancestors(parents[None]) if num_drafts else None,
             num_drafts=torch.tensor([num_drafts]),
             num_tokens=torch.tensor([len(tokens)]),
             max_num_tokens=torch.tensor([max_num_tokens]),
             stop_token_ids=torch.tensor([[STOP, -1]]),
         )
-        tokens += target[0, : int(verdict.num_emitted)].tolist()
+        tokens += verdict.token_ids[0, : int(verdict.num_emitted)].tolist()
         if verdict.finished:
             return tokens, step
     raise AssertionError("a decode without progress")
@@ -115,7 +152,7 @@ def test_a_sampled_decode_gives_the_same_tokens_with_any_drafts() -> None:
         plain, plain_steps = _decode(seed, 0, LENGTH, drafts)
         stopped += plain[-1] == STOP
         limited += len(plain) == LENGTH
-        for num_drafts in (1, 2, 4):
+        for num_drafts in (1, 2, 8):
             tokens, steps = _decode(seed, num_drafts, LENGTH, drafts)
             assert tokens == plain
             steps_saved += plain_steps - steps

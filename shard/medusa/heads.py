@@ -1,0 +1,140 @@
+"""Owns Medusa heads as layers (T. Cai et al. 2024, "Medusa", arXiv 2401.10774): residual blocks and projections, the
+vocabulary split over the ranks. Knows no file and no tree.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from shard.distributed import TPGroup
+from shard.layers.embedding import ParallelLMHead
+from shard.layers.matmul import Product
+from shard.layers.sharded import Module, Piece, ShardedModule
+from shard.medusa.best import best_columns, log_sum_exp
+from shard.medusa.figures import HeadFigures
+from shard.partition import split, whole
+from shard.speculation import Candidates
+
+
+class ResidualBlock(ShardedModule):
+    """x + silu(W x + b). Every rank holds all of it: to share it out would cost an all-gather, which takes as long as
+    the reading that it saves."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, hidden_size: int, *, bias: bool, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.declare("weight", (Piece((hidden_size, hidden_size), 0, whole(hidden_size)),), dtype)
+        if bias:
+            self.declare("bias", (Piece((hidden_size,), 0, whole(hidden_size)),), dtype)
+        else:
+            self.register_parameter("bias", None)
+
+    def finish(self) -> None:
+        self.product = Product(self.weight, self.bias)
+        self.drop("weight")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + F.silu(self.product(x))
+
+
+class FrequentRows(ShardedModule):
+    """The LM head's rows of some tokens, split evenly: hidden [M, size] -> logits of this rank's share of them."""
+
+    weight: Tensor
+
+    def __init__(self, num_tokens: int, hidden_size: int, *, group: TPGroup, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.rows = split(num_tokens, parts=group.size, index=group.rank)
+        self.logits_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+        self.declare("weight", (Piece((num_tokens, hidden_size), 0, self.rows),), dtype)
+
+    def finish(self) -> None:
+        self.product = Product(self.weight, None)
+        self.drop("weight")
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        logits = self.product(hidden).to(self.logits_dtype)
+        logits[:, self.rows.stop - self.rows.start :] = -torch.inf
+        return logits
+
+
+class MedusaHeads(Module):
+    """H heads. Each projects with a matrix of its own, or all with the base's LM head or with some of its rows."""
+
+    def __init__(
+        self,
+        *,
+        hidden_size: int,
+        num_heads: int,
+        num_layers: int,
+        bias: bool,
+        projections: list[ParallelLMHead],
+        shared: ParallelLMHead | FrequentRows | None,
+        num_rows: int,
+        token_ids: Tensor | None,
+        figures: HeadFigures | None,
+        description: str,
+        group: TPGroup,
+        dtype: torch.dtype,
+    ) -> None:
+        """Either `projections` has one for each head or `shared` is for all; both have `num_rows` over all ranks, which
+        stand for `token_ids` [num_rows] where that is given, else for the first of the vocabulary."""
+        super().__init__()
+        self.num_heads = num_heads
+        self.group = group
+        self.figures = figures
+        self.description = description
+        self.blocks = nn.ModuleList(
+            nn.ModuleList(ResidualBlock(hidden_size, bias=bias, dtype=dtype) for _ in range(num_layers))
+            for _ in range(num_heads)
+        )
+        self.projections = nn.ModuleList(projections)
+        # In a tuple, so that the base's own layer is not registered as a child of this one.
+        self._shared = (shared,)
+        self._num_rows = num_rows
+        self._token_ids = token_ids
+
+    @torch.inference_mode()
+    def candidates(self, hidden: Tensor, width: int) -> Candidates:
+        """The `width` best guesses of each head from final hidden states [S, size]; equal on all ranks.
+
+        A rank reduces its slice of the vocabulary to its best and a log-sum-exp; only these travel, in one all-gather.
+        Of equals the lowest id is the better.
+        """
+        logits = self._logits(hidden)
+        num_columns = logits.shape[1]
+        columns = best_columns(logits, width)
+        shape = (self.num_heads, len(hidden), -1)
+        values, rows = logits.gather(1, columns).view(shape), (columns + self.group.rank * num_columns).view(shape)
+        normalizer = log_sum_exp(logits, columns[:, :1]).view(shape)
+        if self.group.size > 1:
+            parts = self.group.all_gather(torch.cat([values.double(), rows.double(), normalizer.double()], 2))
+            normalizer = parts[..., -1:].logsumexp(0)
+            by_rank = parts[..., :-1].movedim(0, 2)
+            all_values, all_rows = by_rank.reshape(*by_rank.shape[:3], 2, -1).unbind(3)
+            # Slices are in the order of their ids.
+            values, order = all_values.flatten(2).sort(dim=2, descending=True, stable=True)
+            values, rows = values[..., :width], all_rows.flatten(2).gather(2, order[..., :width]).long()
+        missing = width - values.shape[2]
+        probabilities = F.pad((values - normalizer).exp().float(), (0, missing))
+        # Columns that are no token come last, with a probability of 0.
+        token_ids = F.pad(rows.clamp_max(self._num_rows - 1), (0, missing))
+        if self._token_ids is not None:
+            token_ids = self._token_ids[token_ids]
+        return Candidates(token_ids.transpose(0, 1), probabilities.transpose(0, 1))
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """[H * S, rows of this rank], head by head."""
+        states = []
+        for blocks in self.blocks:
+            x = hidden
+            for block in blocks:  # type: ignore[attr-defined]
+                x = block(x)
+            states.append(x)
+        (shared,) = self._shared
+        if shared is None:
+            return torch.cat([project(x) for project, x in zip(self.projections, states, strict=True)])
+        logits: Tensor = shared(torch.cat(states))
+        return logits

@@ -1,0 +1,82 @@
+"""How often proposers are right, learned from what came true.
+
+Must not know of trees: what a proposer said is compared with the tokens that the model then yielded, whether a draft
+of it was checked or not.
+"""
+
+import torch
+from torch import Tensor
+
+from shard.speculation import Candidates, Continuation
+
+# Of each step's evidence so much is left after the next: a memory of some two thousand steps.
+_KEPT = 0.9995
+# Weight of what is believed before there is evidence, in observations that are expected to come true.
+_PRIOR_WEIGHT = 4.0
+
+
+class _Ratio:
+    """A ratio of two sums that begins at `prior` and forgets; both keep the shape of `prior`."""
+
+    def __init__(self, prior: Tensor) -> None:
+        self._prior = prior * _PRIOR_WEIGHT
+        self._above = self._prior.clone()
+        self._below = torch.full_like(prior, _PRIOR_WEIGHT)
+
+    @property
+    def value(self) -> Tensor:
+        return self._above / self._below
+
+    def add(self, above: Tensor, below: Tensor) -> None:
+        # What is forgotten is replaced by the prior: a proposer that was given up is tried again in time.
+        self._above.lerp_(self._prior, 1 - _KEPT).add_(above)
+        self._below.lerp_(torch.full_like(self._below, _PRIOR_WEIGHT), 1 - _KEPT).add_(below)
+
+
+class HeadCalibration:
+    """Turns each head's own softmax into probabilities of being right, by head and rank.
+
+    A head is too sure or too modest at a rank by about the same factor everywhere, and that factor is learned:
+    how often the candidate was right over how often its probabilities said it would be. Evidence for head i exists in
+    steps that yielded more than i tokens, so it is given that the path before was right, as a tree needs it.
+    """
+
+    def __init__(self, factors: Tensor) -> None:
+        """`factors` [H, W] float32 are what is believed at first, ones where nothing is known."""
+        self._factors = _Ratio(factors)
+
+    def estimate(self, probabilities: Tensor) -> Tensor:
+        """[S, H, W] by the heads' softmax -> probabilities of being right."""
+        return (probabilities * self._factors.value).clamp_max(0.999)
+
+    def observe(self, candidates: Candidates, token_ids: Tensor, is_known: Tensor) -> None:
+        """`token_ids` [S, H] are what the candidates were guesses of, where `is_known` [S, H]."""
+        known = is_known[:, :, None]
+        right = (candidates.token_ids == token_ids[:, :, None]) & known
+        self._factors.add(right.sum(0).float(), (candidates.probabilities * known).sum(0))
+
+
+class LookupCalibration:
+    """Probability that each token of a looked-up continuation is right, given that those before it were, by the length
+    of the match and the place."""
+
+    def __init__(self, *, max_match: int, num_speculative_tokens: int, device: torch.device) -> None:
+        match = torch.arange(max_match + 1, device=device)[:, None]
+        place = torch.arange(num_speculative_tokens, device=device)
+        # Longer matches and places further in are the surer ones.
+        agreement = (match + place).float()
+        self._right = _Ratio(agreement / (agreement + 2))
+
+    def estimate(self, match_length: Tensor) -> Tensor:
+        """[S] -> [S, K]."""
+        return self._right.value[match_length]
+
+    def observe(self, continuation: Continuation, token_ids: Tensor, is_known: Tensor) -> None:
+        """`token_ids` [S, K] are what the continuation was a guess of, where `is_known` [S, K]."""
+        is_right = continuation.token_ids == token_ids
+        before = torch.nn.functional.pad(is_right.long().cumprod(1)[:, :-1], (1, 0), value=1)
+        counted = (is_known & (before > 0) & (continuation.match_length > 0)[:, None]).float()
+        right, tested = torch.zeros_like(self._right.value), torch.zeros_like(self._right.value)
+        right.index_add_(0, continuation.match_length, counted * is_right)
+        tested.index_add_(0, continuation.match_length, counted)
+        self._right.add(right, tested)

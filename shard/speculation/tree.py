@@ -1,0 +1,184 @@
+"""The draft tree of a step: of all that the proposers say, the drafts with the highest probability of being right.
+
+Pure tensor arithmetic over all sequences at once, on their device, with no look at values on the host. Must not know
+where probabilities come from.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from shard.speculation import Candidates, Continuation, DraftTree, Method
+
+# What a step yields per sequence, roughly: what one more draft is weighed against.
+_TOKENS_PER_STEP = 1.5
+# A child is less probable than its parent by at least this much in logarithms, so that sorting never puts it first.
+_LESS = 1e-3
+_LEAST_PROBABILITY = 1e-9
+
+
+class MarkedTree(NamedTuple):
+    """A tree and the Method [S, N] of each draft."""
+
+    tree: DraftTree
+    methods: Tensor
+
+
+def break_even_probability(row_cost: float, num_sequences: int) -> float:
+    """The path probability below which a draft costs more than it brings.
+
+    `row_cost` is what one row adds to the time of a step, relative to a step of one row. A step of S sequences takes
+    1 + row_cost * (S - 1) and yields about 1.5 tokens for each; a draft of probability p yields p more and pays if that
+    raises tokens per time. At most one half: a draft that is more likely right than wrong is always looked at.
+    """
+    time = 1 + row_cost * (num_sequences - 1)
+    return min(0.5, _TOKENS_PER_STEP * num_sequences * row_cost / time)
+
+
+def chain(continuation: Continuation, *, max_drafts: Tensor) -> MarkedTree:
+    """The tree of a lookup alone. `max_drafts` [S] bounds drafts and depth, which are the same."""
+    token_ids = continuation.token_ids
+    num_drafts = torch.where(continuation.match_length > 0, max_drafts.clamp(0, token_ids.shape[1]), 0)
+    parents = torch.arange(token_ids.shape[1], device=token_ids.device).expand_as(token_ids)
+    return MarkedTree(DraftTree(token_ids, parents, num_drafts), torch.full_like(token_ids, Method.NGRAM))
+
+
+class _Level(NamedTuple):
+    """Drafts of one depth, [S, M] each: `parent` is an index into the level above."""
+
+    log_p: Tensor
+    token_ids: Tensor
+    parent: Tensor
+    method: Tensor
+    is_continuation: Tensor
+
+
+def best_tree(
+    candidates: Candidates,
+    continuation: Continuation | None,
+    continuation_probabilities: Tensor | None,
+    *,
+    size: int,
+    max_drafts: Tensor,
+    max_depth: Tensor,
+    least_probability: float,
+) -> MarkedTree:
+    """The at most `size` most probable drafts, as a tree of at most `max_drafts` [S] nodes and depth `max_depth` [S].
+
+    Heads guess a place each and know nothing of the tokens between, so the probability of a path is the product of its
+    candidates' `probabilities` (here calibrated, [S, H, W]). A continuation is one path with probabilities
+    [S, at least H], each given that the path so far is right. Where it agrees with a head the two are one draft; where
+    not, it is believed first and the heads share what is left. Drafts below `least_probability` are left out, but for
+    those of a continuation, which abstains by itself.
+    """
+    least_log_p = math.log(least_probability) if least_probability > 0 else -math.inf
+    levels: list[_Level] = []
+    for depth in range(candidates.token_ids.shape[1]):
+        own = candidates.token_ids[:, depth], candidates.probabilities[:, depth].clamp(_LEAST_PROBABILITY, 1)
+        if continuation is None or continuation_probabilities is None:
+            level = _extend(levels, *own, size=size, least_log_p=least_log_p)
+        else:
+            level = _extend_hybrid(
+                levels,
+                *own,
+                guess=continuation.token_ids[:, depth, None],
+                believed=continuation_probabilities[:, depth, None].clamp(_LEAST_PROBABILITY, 1),
+                has_guess=continuation.match_length[:, None] > 0,
+                size=size,
+                least_log_p=least_log_p,
+            )
+        levels.append(level)
+    return _select(levels, size=size, max_drafts=max_drafts, max_depth=max_depth)
+
+
+def _extend(levels: list[_Level], token_ids: Tensor, probabilities: Tensor, *, size: int, least_log_p: float) -> _Level:
+    """The `size` best children by one head's candidates [S, W] of the level before, of the root if there is none."""
+    num_sequences, width = token_ids.shape
+    log_p = probabilities.log() - _LESS
+    if levels:
+        log_p = (levels[-1].log_p[:, :, None] + log_p[:, None, :]).view(num_sequences, -1)
+    log_p = torch.where(log_p < least_log_p, -math.inf, log_p)
+    best, index = log_p.topk(min(size, log_p.shape[1]), dim=1)
+    return _Level(
+        log_p=best,
+        token_ids=token_ids.gather(1, index % width),
+        parent=index // width,
+        method=torch.full_like(index, Method.MEDUSA),
+        is_continuation=torch.zeros_like(index, dtype=torch.bool),
+    )
+
+
+def _extend_hybrid(
+    levels: list[_Level],
+    token_ids: Tensor,
+    probabilities: Tensor,
+    *,
+    guess: Tensor,
+    believed: Tensor,
+    has_guess: Tensor,
+    size: int,
+    least_log_p: float,
+) -> _Level:
+    """As `_extend`, with a continuation's next token `guess` [S, 1] for the one node that ends its path so far."""
+    num_sequences, width = token_ids.shape
+    agrees = (token_ids == guess) & has_guess
+    by_head = (probabilities * agrees).sum(1, keepdim=True)
+    # The mixture of both in which the guess is as likely as the more confident of them says.
+    mixed = torch.maximum(believed, by_head)
+    rest = ((1 - mixed) / (1 - by_head).clamp_min(_LEAST_PROBABILITY)).clamp(_LEAST_PROBABILITY, 1)
+    along = torch.where(agrees, mixed, probabilities * rest)
+    lonely = has_guess & ~agrees.any(1, keepdim=True)
+    # Columns: the head's candidates, then the guess where no candidate is the same.
+    on_path = torch.cat([along.log(), torch.where(lonely, mixed.log(), -math.inf)], 1) - _LESS
+    off_path = torch.nn.functional.pad(probabilities.log() - _LESS, (0, 1), value=-math.inf)
+    all_token_ids = torch.cat([token_ids, guess], 1)
+    is_guess = torch.nn.functional.pad(agrees, (0, 1), value=True) & has_guess
+    if levels:
+        above = levels[-1]
+        follows = above.is_continuation[:, :, None]
+        log_p = above.log_p[:, :, None] + torch.where(follows, on_path[:, None, :], off_path[:, None, :])
+        is_continuation = follows & is_guess[:, None, :]
+    else:
+        log_p = torch.where(has_guess, on_path, off_path)
+        is_continuation = is_guess
+    log_p, is_continuation = log_p.reshape(num_sequences, -1), is_continuation.reshape(num_sequences, -1)
+    log_p = torch.where((log_p < least_log_p) & ~is_continuation, -math.inf, log_p)
+    best, index = log_p.topk(min(size, log_p.shape[1]), dim=1)
+    column, parent = index % (width + 1), index // (width + 1)
+    is_continuation = is_continuation.gather(1, index)
+    is_heads = column < width
+    method = Method.MEDUSA * is_heads.long() + Method.NGRAM * is_continuation.long()
+    return _Level(best, all_token_ids.gather(1, column), parent, method, is_continuation)
+
+
+def _select(levels: list[_Level], *, size: int, max_drafts: Tensor, max_depth: Tensor) -> MarkedTree:
+    """The most probable drafts over all levels. A parent is always more probable than its children, so it is there."""
+    widths = [level.log_p.shape[1] for level in levels]
+    device = max_drafts.device
+    offsets = [sum(widths[:i]) for i in range(len(levels))]
+    depth = torch.cat([torch.full((w,), i + 1, device=device) for i, w in enumerate(widths)])
+    log_p = torch.cat([level.log_p for level in levels], 1)
+    method = torch.cat([level.method for level in levels], 1)
+    token_ids = torch.cat([level.token_ids for level in levels], 1)
+    # -1 is the root.
+    above = torch.cat(
+        [torch.full_like(levels[0].parent, -1)]
+        + [level.parent + offset for level, offset in zip(levels[1:], offsets[:-1], strict=True)],
+        1,
+    )
+    log_p = torch.where(depth <= max_depth[:, None], log_p, -math.inf)
+    ordered, order = log_p.sort(dim=1, descending=True, stable=True)
+    ordered, chosen = ordered[:, :size], order[:, :size]
+    place = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1], device=device).expand_as(order))
+    parent = above.gather(1, chosen)
+    parent_row = torch.where(parent < 0, 0, place.gather(1, parent.clamp_min(0)) + 1)
+    num_drafts = torch.minimum((ordered > -math.inf).sum(1), max_drafts.clamp_min(0))
+    tree = DraftTree(token_ids.gather(1, chosen), parent_row.clamp_max(size), num_drafts)
+    missing = size - chosen.shape[1]
+    if missing > 0:
+        pad = torch.nn.functional.pad
+        tree = DraftTree(pad(tree.token_ids, (0, missing)), pad(tree.parents, (0, missing)), num_drafts)
+        return MarkedTree(tree, pad(method.gather(1, chosen), (0, missing)))
+    return MarkedTree(tree, method.gather(1, chosen))

@@ -1,0 +1,137 @@
+"""What is learned from outcomes, and that a drafter passes on what it should."""
+
+import pytest
+import torch
+
+from shard.speculation import Candidates, Continuation, Method
+from shard.speculation.calibration import HeadCalibration, LookupCalibration
+from shard.speculation.drafter import Drafter, SpeculationSizes
+from shard.speculation.ngram import NgramLookup
+
+KNOWN = torch.tensor([[True]])
+
+
+def test_a_head_that_is_too_sure_is_believed_less() -> None:
+    calibration = HeadCalibration(torch.ones(1, 2))
+    generator = torch.Generator().manual_seed(0)
+    said = torch.tensor([[[0.8, 0.1]]])
+    for _ in range(2000):
+        # Right four times in ten with its first guess, never with its second.
+        truth = torch.where(torch.rand(1, 1, generator=generator) < 0.4, 5, 9)
+        calibration.observe(Candidates(torch.tensor([[[5, 6]]]), said), truth, KNOWN)
+    estimate = calibration.estimate(said)[0, 0]
+    assert estimate[0] == pytest.approx(0.4, abs=0.05)
+    assert estimate[1] < 0.02
+    # Where it says half as much, half as much is believed.
+    assert calibration.estimate(said / 2)[0, 0, 0] == pytest.approx(0.2, abs=0.03)
+
+
+def test_what_is_not_known_teaches_nothing() -> None:
+    calibration = HeadCalibration(torch.tensor([[0.5]]))
+    for _ in range(500):
+        calibration.observe(
+            Candidates(torch.tensor([[[5]]]), torch.tensor([[[0.9]]])), torch.tensor([[5]]), torch.tensor([[False]])
+        )
+    assert float(calibration.estimate(torch.tensor([[[0.9]]]))) == pytest.approx(0.45)
+
+
+def test_a_head_that_was_given_up_is_tried_again_in_time() -> None:
+    calibration = HeadCalibration(torch.ones(1, 1))
+    said = torch.tensor([[[0.5]]])
+    for _ in range(300):
+        calibration.observe(Candidates(torch.tensor([[[5]]]), said), torch.tensor([[6]]), KNOWN)
+    given_up = float(calibration.estimate(said))
+    assert given_up < 0.02
+    for _ in range(20_000):
+        calibration.observe(Candidates(torch.tensor([[[5]]]), said), torch.tensor([[5]]), torch.tensor([[False]]))
+    assert float(calibration.estimate(said)) > 0.45
+
+
+def test_a_looked_up_token_counts_only_where_those_before_it_were_right() -> None:
+    calibration = LookupCalibration(max_match=4, num_speculative_tokens=3, device=torch.device("cpu"))
+    before = calibration.estimate(torch.tensor([3]))[0]
+    known = torch.ones(1, 3, dtype=torch.bool)
+    for _ in range(500):
+        # The first is right, the second wrong: of the third nothing is learned.
+        calibration.observe(
+            Continuation(torch.tensor([[1, 2, 3]]), torch.tensor([3])), torch.tensor([[1, 9, 3]]), known
+        )
+    after = calibration.estimate(torch.tensor([3]))[0]
+    assert after[0] > 0.98
+    assert after[1] < 0.05
+    assert after[2] == pytest.approx(float(before[2]))
+    assert torch.equal(
+        calibration.estimate(torch.tensor([2])),
+        LookupCalibration(max_match=4, num_speculative_tokens=3, device=torch.device("cpu")).estimate(
+            torch.tensor([2])
+        ),
+    )
+
+
+def make_drafter(*, lookup: bool = True, heads: int = 3, width: int = 2) -> Drafter:
+    sizes = SpeculationSizes(num_speculative_tokens=3, tree_size=6, num_heads=heads, tree_width=width)
+    return Drafter(
+        sizes,
+        lookup=NgramLookup(num_speculative_tokens=3) if lookup else None,
+        head_factors=None,
+        num_slots=4,
+        device=torch.device("cpu"),
+    )
+
+
+def test_a_draft_that_both_propose_is_one_draft_and_counted_as_such() -> None:
+    drafter = make_drafter()
+    slots = torch.tensor([2])
+    # The text says 3 4 5 after 1 2; the heads agree about 3, then go another way.
+    history = torch.tensor([[1, 2, 3, 4, 5, 1, 2]])
+    candidates = Candidates(
+        torch.tensor([[[3, 8], [9, 8], [9, 8]]]), torch.tensor([[[0.6, 0.2], [0.3, 0.1], [0.2, 0.1]]])
+    )
+    tree = drafter.draft(
+        history,
+        candidates,
+        slots=slots,
+        num_tokens=torch.tensor([7]),
+        max_drafts=torch.tensor([6]),
+        max_depth=torch.tensor([3]),
+        num_sequences=1,
+    )
+    assert int(tree.num_drafts) == 6
+    assert tree.token_ids[0].tolist().count(3) == 1
+    depth = torch.zeros(1, 6, dtype=torch.int64)
+    for i in range(6):
+        parent = int(tree.parents[0, i])
+        depth[0, i] = 1 + (int(depth[0, parent - 1]) if parent else 0)
+    is_accepted = torch.zeros(1, 6, dtype=torch.bool)
+    is_accepted[0, tree.token_ids[0].tolist().index(3)] = True
+    drafted, accepted = drafter.counts(slots, depth, is_accepted, tree.num_drafts)[0]
+    assert int(drafted.sum()) == 6
+    assert accepted.tolist()[Method.NGRAM_AND_MEDUSA - 1] == [1, 0, 0]
+    assert int(accepted.sum()) == 1
+    assert drafted.tolist()[Method.NGRAM - 1][1] == 1
+
+
+def test_drafts_that_were_not_checked_are_not_counted() -> None:
+    drafter = make_drafter(lookup=False)
+    counts = drafter.counts(
+        torch.tensor([0]), torch.tensor([[1, 1, 2]]), torch.ones(1, 3, dtype=torch.bool), torch.tensor([0])
+    )
+    assert int(counts.sum()) == 0
+
+
+def test_a_slot_that_changes_hands_teaches_nothing_of_its_last_owner() -> None:
+    drafter = make_drafter(lookup=False, heads=1, width=1)
+    said = torch.tensor([[[0.5]]])
+    for _ in range(300):
+        drafter.draft(
+            torch.tensor([[1, 2]]),
+            Candidates(torch.tensor([[[5]]]), said),
+            slots=torch.tensor([1]),
+            num_tokens=torch.tensor([2]),
+            max_drafts=torch.tensor([1]),
+            max_depth=torch.tensor([1]),
+            num_sequences=1,
+        )
+        drafter.forget(torch.tensor([1]))
+        drafter.observe(torch.tensor([1]), torch.tensor([[6]]), torch.tensor([1]))
+    assert float(drafter._head_calibration.estimate(said)) == pytest.approx(0.5)
