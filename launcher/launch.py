@@ -31,7 +31,15 @@ class Programs:
 
 def launch(config: LauncherConfig, environ: Mapping[str, str], log: LogWriter, programs: Programs | None = None) -> int:
     """Serves until a signal or a failure; returns the exit code. Raises LaunchError and ConfigError before that."""
-    request = ModelRequest(config.model_id, config.revision, config.dtype, config.huggingface_hub_cache)
+    request = ModelRequest(
+        config.model_id,
+        config.revision,
+        config.dtype,
+        config.huggingface_hub_cache,
+        medusa=config.medusa,
+        medusa_revision=config.medusa_revision,
+        use_heads=config.drafts_with_heads,
+    )
     model = resolve(request, log)
     config = with_model_length(config, model.max_positions)
     started_s = time.monotonic()  # after a download or conversion, which happens once
@@ -74,8 +82,7 @@ def _supervisor(
         host = reachable_host(config.hostname)
         log.info(
             f"ready in {time.monotonic() - started_s:.1f} s: {model.model_id} ({config.dtype}), "
-            f"{config.num_shard} shard{'s' if config.num_shard != 1 else ''}, speculation "
-            f"{f'up to {config.speculate} tokens' if config.speculate else 'off'}; "
+            f"{config.num_shard} shard{'s' if config.num_shard != 1 else ''}, {_speculation(config, model)}; "
             f"gRPC {host}:{config.grpc_port}, HTTP http://{host}:{config.port}"
         )
 
@@ -91,3 +98,13 @@ def _supervisor(
         is_ready=partial(is_healthy, config.hostname, config.port),
         on_ready=announce,
     )
+
+
+def _speculation(config: LauncherConfig, model: ResolvedModel) -> str:
+    """What is known of it here: how many heads there are, and whether the model's weights hold some, the shards log."""
+    if config.speculate == 0:
+        return "speculation off"
+    heads = f" with Medusa heads ({model.medusa_name})" if model.medusa_path else ""
+    if config.speculate is not None:
+        return f"speculation up to {config.speculate} tokens{heads}"
+    return f"speculation{heads}" if heads else "speculation only if the model has heads"

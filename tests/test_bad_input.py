@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.checkpoints import make_checkpoint
 from tests.e2e import START_LIMIT_S, Launch, Stream, prompt
+from tests.medusa_checkpoints import random_heads, write_heads
 
 # --- launches
 
@@ -68,6 +69,35 @@ def without_tokenizer(model: Path) -> None:
     (model / "tokenizer.json").unlink()
 
 
+def with_heads(*, hidden: int = 72, vocab: int = 131, base: str | None = "../model") -> Callable[[Path], None]:
+    """Two heads in a folder beside the model, as --model-id=heads finds it."""
+
+    def write(model: Path) -> None:
+        heads = random_heads(2, 1, hidden, vocab, tied=False)
+        write_heads(model.parent / "heads", heads, "v1", base=base)
+
+    return write
+
+
+def with_heads_that_lack_a_tensor(model: Path) -> None:
+    with_heads()(model)
+    file = model.parent / "heads" / "medusa_lm_head.safetensors"
+    save_file({name: tensor for name, tensor in load_file(file).items() if name != "1.0.linear.bias"}, file)
+
+
+class Code:
+    """Unpickled, it writes a second error to the log."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return print, ("an ERROR because this was run",)
+
+
+def with_code_in_the_heads(model: Path) -> None:
+    folder = write_heads(model.parent / "heads", random_heads(2, 1, 72, 131, tied=False), "v1-pt", base="../model")
+    torch.save({"0.0.linear.weight": Code()}, folder / "medusa_lm_head.pt")
+
+
+HEADS: dict[str, object] = {"model_id": "heads"}
 BAD_LAUNCHES = {
     "unknown folder": BadLaunch(
         ("--model-id /no/such/model", "no such file or folder"), {"model_id": "/no/such/model"}
@@ -86,6 +116,32 @@ BAD_LAUNCHES = {
         {"max_batch_total_tokens": 300, "max_total_tokens": 1000},
     ),
     "longer than the model": BadLaunch(("--max-total-tokens 3000", "2048", "lower it"), {"max_total_tokens": 3000}),
+    "heads of another hidden size": BadLaunch(
+        ("hidden size of 64", "the model has 72", "for another model"), HEADS, with_heads(hidden=64)
+    ),
+    "heads of another vocabulary": BadLaunch(
+        ("vocabulary of 130", "the model has 131", "for another model"), HEADS, with_heads(vocab=130)
+    ),
+    "heads that lack a tensor": BadLaunch(
+        ("medusa_lm_head.safetensors", "the bias of block 0 of head 1 is missing"),
+        HEADS,
+        with_heads_that_lack_a_tensor,
+    ),
+    "code in the heads": BadLaunch(
+        ("medusa_lm_head.pt cannot be loaded", "never unpickled"), HEADS, with_code_in_the_heads
+    ),
+    "heads without a base": BadLaunch(
+        ("does not say for which model", "--model-id BASE --medusa heads"), HEADS, with_heads(base=None)
+    ),
+    "heads whose base has moved": BadLaunch(
+        ("../moved", "no such file or folder", "--model-id BASE --medusa heads"), HEADS, with_heads(base="../moved")
+    ),
+    "more heads than there are": BadLaunch(
+        ("--speculate 4", "heads has 2", "lower it"), {"medusa": "heads", "speculate": 4}, with_heads()
+    ),
+    "drafting by heads without any": BadLaunch(
+        ("--speculation-method medusa needs Medusa heads",), {"speculation_method": "medusa"}
+    ),
     "too many drafts": BadLaunch(("'--speculate'", "17"), {"speculate": 17}),
     "taken http port": BadLaunch(("choose another with --port",), {"port": None}),
     "taken grpc port": BadLaunch(("choose another with --grpc-port",), {"grpc_port": None}),

@@ -1,4 +1,5 @@
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from launcher.commands import RunPaths, agent_spec, router_spec
@@ -29,6 +30,25 @@ def test_a_shard_is_told_everything_on_its_command_line() -> None:
         "--weights-note=dequantized from Q4_1",
     } <= set(shard)
     assert not any(word.startswith("--json-output") for word in shard)
+
+
+def test_a_shard_is_told_where_its_heads_are_and_how_to_draft() -> None:
+    model = replace(MODEL, medusa_path=Path("/models/heads"), medusa_name="heads")
+    flags = config(speculate=4, speculation_method="hybrid", tree_size=16, tree_width=1, max_batch_draft_tokens=48)
+    assert {
+        "--medusa-path=/models/heads",
+        "--speculate=4",
+        "--speculation-method=hybrid",
+        "--tree-size=16",
+        "--tree-width=1",
+        "--max-batch-draft-tokens=48",
+    } <= set(agent_spec(flags, model, PATHS, {}, ["shard"]).command)
+
+
+def test_drafting_is_left_to_the_shard_where_nothing_is_said_of_it() -> None:
+    command = agent_spec(config(), MODEL, PATHS, {}, ["shard"]).command
+    assert not any(word.startswith(("--medusa", "--speculate", "--tree")) for word in command)
+    assert "--speculate=0" in agent_spec(config(speculate=0), MODEL, PATHS, {}, ["shard"]).command
 
 
 def test_unset_flags_are_left_to_the_child_and_switches_carry_no_value() -> None:

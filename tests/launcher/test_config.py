@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 
 from launcher.config import ConfigError, LauncherConfig, settled, with_model_length
@@ -15,6 +17,25 @@ def test_more_shards_than_gpus_are_refused_but_not_without_any_gpu() -> None:
     with pytest.raises(ConfigError, match="--num-shard 3"):
         settled(LauncherConfig(num_shard=3), Machine(num_gpus=2, num_cores=8))
     assert settled(LauncherConfig(num_shard=3), CPU).num_shard == 3
+
+
+def test_a_step_has_room_for_every_sequence_all_drafts_and_a_block() -> None:
+    config = settled(LauncherConfig(max_batch_size=200, max_batch_draft_tokens=300, block_size=32), CPU)
+    assert config.max_batch_prefill_tokens == 200 + 300 + 32
+    assert settled(LauncherConfig(speculate=16), CPU).max_batch_prefill_tokens == 256
+
+
+def test_more_drafts_fit_a_step_with_a_gpu() -> None:
+    assert settled(LauncherConfig(), CPU).max_batch_draft_tokens == 96
+    assert settled(LauncherConfig(), Machine(num_gpus=1, num_cores=8)).max_batch_draft_tokens == 256
+
+
+@pytest.mark.parametrize(
+    ("flags", "uses_heads"),
+    [({}, True), ({"speculate": 3}, True), ({"speculate": 0}, False), ({"speculation_method": "ngram"}, False)],
+)
+def test_heads_are_idle_without_speculation_and_with_lookup_alone(flags: dict[str, Any], uses_heads: bool) -> None:
+    assert LauncherConfig(**flags).drafts_with_heads is uses_heads
 
 
 def test_the_length_follows_the_model_up_to_a_bound() -> None:

@@ -113,7 +113,7 @@ def launched(tmp_path: Path) -> Iterator[Callable[..., Launched]]:
 def test_a_launch_gets_ready_survives_a_killed_shard_and_stops_cleanly(launched: Callable[..., Launched]) -> None:
     service = launched()
     service.wait_ready()
-    assert "2 shards, speculation off" in service.log()
+    assert "2 shards, speculation only if the model has heads" in service.log()
     assert "shard 0: started with 2 thread" in service.log()
     assert "shard 1: started with 2 thread" in service.log()
     first = service.shard_pids()

@@ -26,10 +26,12 @@ def run(*flags: str, env: dict[str, str] | None = None) -> Result:
     return CliRunner().invoke(entry.main, list(flags), env=env)
 
 
-def test_without_flags_the_default_model_is_served_unsplit_and_without_drafts(launched: list[LauncherConfig]) -> None:
+def test_without_flags_the_default_model_is_served_unsplit_with_the_drafts_of_its_heads(
+    launched: list[LauncherConfig],
+) -> None:
     assert run().exit_code == 0
     (config,) = launched
-    assert (config.model_id, config.num_shard, config.speculate, config.dtype) == (None, 1, 0, "bfloat16")
+    assert (config.model_id, config.num_shard, config.speculate, config.dtype) == (None, 1, None, "bfloat16")
 
 
 def test_a_flag_wins_over_its_environment_variable(launched: list[LauncherConfig]) -> None:
@@ -50,6 +52,12 @@ def test_help_names_every_flag_and_its_variable() -> None:
     [
         (["--speculate", "17"], "--speculate"),
         (["--speculate", "-1"], "--speculate"),
+        (["--tree-size", "65"], "--tree-size"),
+        (["--tree-width", "0"], "--tree-width"),
+        (["--speculation-method", "eagle"], "--speculation-method"),
+        (["--speculation-method", "ngram"], "--speculation-method ngram needs --speculate"),
+        (["--tree-size", "20", "--max-batch-draft-tokens", "16"], "--tree-size 20"),
+        (["--medusa-revision", "v2"], "--medusa-revision needs --medusa"),
         (["--dtype", "int8"], "--dtype"),
         (["--num-shard", "0"], "--num-shard"),
         (["--port", "70000"], "--port"),

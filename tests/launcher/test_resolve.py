@@ -76,7 +76,7 @@ def test_a_hub_that_cannot_be_reached_is_said_so(
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (hub.RepositoryNotFoundError, "nor a model on the hub"),
+        (hub.RepositoryNotFoundError, "nor a repository on the hub"),
         (hub.GatedRepoError, "gated.*HF_TOKEN"),
         (hub.RevisionNotFoundError, "--revision v9: some/model has no such"),
         (hub.HFValidationError, "nor a valid hub id"),
@@ -99,6 +99,7 @@ def test_a_hub_repository_without_safetensors_is_refused(
 ) -> None:
     write_model(tmp_path / "model")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **kwargs: str(tmp_path / "model"))
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda *args, **kwargs: ["config.json", "model.bin"])
     with pytest.raises(LaunchError, match="no safetensors"):
         resolve(ask("some/model"), log)
 

@@ -1,0 +1,174 @@
+"""Models and heads on a hub that is a folder of repositories here: what is asked of it, and how often."""
+
+import fnmatch
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+from huggingface_hub import errors as hub
+
+from launcher.errors import LaunchError
+from launcher.resolve import ModelRequest, ResolvedModel, resolve
+from tests.launcher.conftest import RecordingLog
+
+BASE = {"model_type": "mistral", "max_position_embeddings": 4096}
+HEADS = {"base_model_name_or_path": "org/base", "medusa_num_heads": 3, "medusa_num_layers": 1}
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+MODEL_FILES = ("model.safetensors", "consolidated.safetensors", "pytorch_model.bin", "onnx/model.safetensors")
+
+
+class FakeHub:
+    """Stands in for the functions of huggingface_hub; `fetched` has each repository's files that were brought here."""
+
+    def __init__(self, folder: Path) -> None:
+        self.remote, self.cache = folder / "remote", folder / "cache"
+        self.offline = False
+        self.revisions: dict[str, set[str | None]] = {}
+
+    def add(self, name: str, config: dict[str, Any], *files: str) -> None:
+        for file in ("config.json", *files):
+            path = self.remote / name / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(config) if file == "config.json" else "")
+
+    def fetched(self, name: str) -> set[str]:
+        return {path.name for path in (self.cache / name).iterdir()} if (self.cache / name).is_dir() else set()
+
+    def list_repo_files(self, name: str, *, revision: str | None = None) -> list[str]:
+        if self.offline:
+            raise hub.OfflineModeIsEnabled("offline")
+        self.revisions.setdefault(name, set()).add(revision)
+        return [str(path.relative_to(self.remote / name)) for path in (self.remote / name).rglob("*") if path.is_file()]
+
+    def snapshot_download(
+        self,
+        name: str,
+        *,
+        revision: str | None,
+        cache_dir: object,
+        allow_patterns: list[str],
+        ignore_patterns: list[str],
+    ) -> str:
+        folder = self.cache / name
+        if self.offline:
+            if not folder.is_dir():
+                raise hub.LocalEntryNotFoundError("not cached")
+            return str(folder)
+        if not (self.remote / name).is_dir():
+            raise hub.RepositoryNotFoundError.__new__(hub.RepositoryNotFoundError)
+        for file in self.list_repo_files(name, revision=revision):
+            wanted = any(fnmatch.fnmatch(file, pattern) for pattern in allow_patterns)
+            if wanted and not any(fnmatch.fnmatch(file, pattern) for pattern in ignore_patterns):
+                folder.mkdir(parents=True, exist_ok=True)
+                shutil.copy(self.remote / name / file, folder / file)
+        return str(folder)
+
+
+@pytest.fixture
+def fake_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
+    fake = FakeHub(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fake.snapshot_download)
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", fake.list_repo_files)
+    monkeypatch.chdir(tmp_path)
+    fake.add("org/base", BASE, *MODEL_FILES, *TOKENIZER)
+    return fake
+
+
+def serve(log: RecordingLog, model_id: str, **request: Any) -> ResolvedModel:
+    return resolve(ModelRequest(model_id, request.pop("revision", None), "bfloat16", None, **request), log)
+
+
+def test_of_a_model_only_what_serving_needs_is_fetched(fake_hub: FakeHub, log: RecordingLog) -> None:
+    model = serve(log, "org/base")
+    assert (model.path, model.model_id, model.medusa_path) == (fake_hub.cache / "org/base", "org/base", None)
+    assert fake_hub.fetched("org/base") == {"config.json", "model.safetensors", *TOKENIZER}
+
+
+@pytest.mark.parametrize(
+    ("files", "needed"),
+    [
+        (("medusa_lm_head.safetensors", "medusa_lm_head.pt"), {"medusa_lm_head.safetensors"}),
+        (("medusa_lm_head.pt",), {"medusa_lm_head.pt"}),
+        (
+            ("medusa_lm_head.safetensors", "drafthouse_medusa.json"),
+            {"medusa_lm_head.safetensors", "drafthouse_medusa.json"},
+        ),
+    ],
+)
+def test_of_heads_only_the_heads_are_fetched(
+    fake_hub: FakeHub, log: RecordingLog, files: tuple[str, ...], needed: set[str]
+) -> None:
+    fake_hub.add("org/heads", HEADS | {"architectures": ["MistralForCausalLM"]}, *files, *TOKENIZER)
+    model = serve(log, "org/heads")
+    assert (model.path, model.medusa_path) == (fake_hub.cache / "org/base", fake_hub.cache / "org/heads")
+    assert (model.model_id, model.medusa_name, model.max_positions) == ("org/heads", "org/heads", 4096)
+    assert fake_hub.fetched("org/heads") == {"config.json"} | needed
+
+
+def test_heads_in_vllms_format_have_a_models_file_names(fake_hub: FakeHub, log: RecordingLog) -> None:
+    fake_hub.add("org/heads", {"model_type": "medusa", "num_heads": 3}, "model.safetensors", "tokenizer.json")
+    with pytest.raises(LaunchError, match="--model-id BASE --medusa org/heads"):
+        serve(log, "org/heads")
+    assert serve(log, "org/base", medusa="org/heads").medusa_path == fake_hub.cache / "org/heads"
+    assert fake_hub.fetched("org/heads") == {"config.json", "model.safetensors"}
+
+
+def test_a_revision_belongs_to_the_repository_that_the_user_named(fake_hub: FakeHub, log: RecordingLog) -> None:
+    fake_hub.add("org/heads", HEADS, "medusa_lm_head.safetensors")
+    serve(log, "org/heads", revision="v2")
+    assert fake_hub.revisions == {"org/heads": {"v2"}, "org/base": {None}}
+    fake_hub.revisions.clear()
+    serve(log, "org/base", revision="v1", medusa="org/heads", medusa_revision="v3")
+    assert fake_hub.revisions == {"org/base": {"v1"}, "org/heads": {"v3"}}
+
+
+def test_a_base_that_has_gone_from_the_hub_can_be_named(fake_hub: FakeHub, log: RecordingLog) -> None:
+    fake_hub.add("org/heads", HEADS | {"base_model_name_or_path": "org/gone"}, "medusa_lm_head.safetensors")
+    with pytest.raises(LaunchError, match=r"org/gone, named by .*org/heads.*--model-id BASE --medusa org/heads"):
+        serve(log, "org/heads")
+    model = serve(log, "org/base", medusa="org/heads")
+    assert (model.path, model.medusa_path) == (fake_hub.cache / "org/base", fake_hub.cache / "org/heads")
+
+
+def test_a_path_in_heads_from_the_hub_is_not_looked_for_in_the_cache(fake_hub: FakeHub, log: RecordingLog) -> None:
+    fake_hub.add("org/heads", HEADS | {"base_model_name_or_path": "../base"}, "medusa_lm_head.safetensors")
+    serve(log, "org/base")
+    with pytest.raises(LaunchError, match=r"base model \.\./base.*no such file or folder.*--medusa org/heads"):
+        serve(log, "org/heads")
+
+
+def test_local_heads_bring_their_base_from_the_hub(tmp_path: Path, fake_hub: FakeHub, log: RecordingLog) -> None:
+    heads = tmp_path / "heads"
+    heads.mkdir()
+    (heads / "config.json").write_text(json.dumps(HEADS))
+    (heads / "medusa_lm_head.pt").touch()
+    model = serve(log, str(heads))
+    assert (model.path, model.medusa_path) == (fake_hub.cache / "org/base", heads)
+
+
+def test_heads_that_are_not_used_are_not_fetched(fake_hub: FakeHub, log: RecordingLog) -> None:
+    fake_hub.add("org/heads", HEADS, "medusa_lm_head.safetensors")
+    fake_hub.add("org/both", BASE, "model.safetensors", "medusa_lm_head.safetensors")
+    assert serve(log, "org/heads", use_heads=False).medusa_path is None
+    assert serve(log, "org/both", use_heads=False).medusa_path is None
+    assert fake_hub.fetched("org/heads") == {"config.json"}
+    assert fake_hub.fetched("org/both") == {"config.json", "model.safetensors"}
+
+
+@pytest.mark.parametrize("file", ["medusa_lm_head.safetensors", "medusa_lm_head.pt"])
+def test_heads_beside_the_weights_of_their_model_are_served(fake_hub: FakeHub, log: RecordingLog, file: str) -> None:
+    fake_hub.add("org/both", BASE | {"medusa_num_heads": 2}, "model.safetensors", file)
+    model = serve(log, "org/both")
+    assert model.path == model.medusa_path == fake_hub.cache / "org/both"
+    assert fake_hub.fetched("org/both") == {"config.json", "model.safetensors", file}
+
+
+def test_offline_heads_and_base_come_from_the_cache(fake_hub: FakeHub, log: RecordingLog) -> None:
+    fake_hub.add("org/heads", HEADS, "medusa_lm_head.safetensors")
+    online = serve(log, "org/heads")
+    fake_hub.offline = True
+    assert serve(log, "org/heads") == online
+    assert "the hub does not answer: org/heads is taken from the cache" in log.text
