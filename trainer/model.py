@@ -1,0 +1,44 @@
+"""Which base, and where it is computed: from the flags to a folder, a name that servers find it by, and a device."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from launcher.logs import LogWriter
+from launcher.resolve import ModelRequest, resolve
+from trainer.config import TrainConfig
+from trainer.errors import TrainError
+
+
+@dataclass(frozen=True, slots=True)
+class BaseModel:
+    """`name`: for the heads' config, a hub id or an absolute path. `dtype`: of the service and of the features."""
+
+    folder: Path
+    name: str
+    device: torch.device
+    dtype: str
+
+
+def resolved_base(config: TrainConfig) -> BaseModel:
+    """Downloads and converts where needed. Raises TrainError and the launcher's LaunchError."""
+    device = _chosen_device(config.device)
+    dtype = "bfloat16" if device.type == "cuda" else "float32"
+    log = LogWriter(level="info", json_output=False, stream=sys.stderr)
+    # Without heads that the base may have already.
+    request = ModelRequest(config.model_id, config.revision, dtype, hub_cache=None, use_heads=False)
+    folder = resolve(request, log).path
+    if config.model_id is None or Path(config.model_id).expanduser().is_dir():
+        return BaseModel(folder, str(folder), device, dtype)
+    file = Path(config.model_id).expanduser()
+    return BaseModel(folder, str(file.resolve()) if file.is_file() else config.model_id, device, dtype)
+
+
+def _chosen_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise TrainError("--device cuda: there is no CUDA device here")
+    return torch.device(name)

@@ -1,0 +1,63 @@
+"""The folder of finished heads: Medusa's own file names and keys, the base's tokenizer beside them, and our figures."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import nn
+
+from trainer.evaluate import Evaluation
+from trainer.files import write_json
+from trainer.heads import head_tensors, to_bfloat16
+
+# Servers that take a heads repo for the model look for its tokenizer in it.
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+
+
+def write_heads(
+    output: Path,
+    heads: nn.ModuleList,
+    *,
+    base_name: str,
+    base_folder: Path,
+    version: str,
+    num_layers: int,
+    evaluation: Evaluation,
+    token_ids: list[int] | None,
+) -> None:
+    """`base_name`: the hub id or path that servers find the base by. `token_ids`: all that the heads may propose."""
+    output.mkdir(parents=True, exist_ok=True)
+    for name in _TOKENIZER_FILES:
+        if (base_folder / name).is_file():
+            shutil.copyfile(base_folder / name, output / name)
+    figures: dict[str, Any] = {} if token_ids is None else {"token_ids": token_ids}
+    figures |= {
+        "acceptance": evaluation.acceptance,
+        "probability": evaluation.probability,
+        "accuracy": {"held_out_tokens": evaluation.num_tokens, "base": evaluation.base, "heads": evaluation.accuracy},
+    }
+    # One list a line: thousands of numbers are no reading matter.
+    lines = ",\n".join(f'"{key}": {json.dumps(value)}' for key, value in figures.items())
+    (output / "drafthouse_medusa.json").write_text("{\n" + lines + "\n}\n", encoding="utf-8")
+    partial = output / "medusa_lm_head.safetensors.partial"
+    save_file(to_bfloat16(head_tensors(heads)), partial, metadata={"format": "pt"})
+    os.replace(partial, output / "medusa_lm_head.safetensors")
+    config: dict[str, Any] = {
+        "base_model_name_or_path": base_name,
+        "medusa_num_heads": len(heads),
+        "medusa_num_layers": num_layers,
+    }
+    # Last: without it the folder is not one of heads.
+    write_json(output / "config.json", config | ({"version": "2"} if version == "v2" else {}))
