@@ -42,7 +42,7 @@ async def _run(config: BenchConfig) -> None:
     bandwidths = [measured_bandwidth(weights_bytes, config.threads)]
     prompts = load_prompts(config.prompts_per_workload)
     with (
-        launched(config) as server,
+        launched(model_id=config.model_id, threads=config.threads, flags=[f"--speculate={config.speculate}"]) as server,
         transformers_peer(folder, dtype=_DTYPE, threads=config.threads, max_new_tokens=config.max_new_tokens) as peer,
     ):
         async with Client(server.grpc_address, max_new_tokens=config.max_new_tokens) as client:

@@ -29,10 +29,10 @@ def parse_args(argv: list[str]) -> BenchConfig:
     )
     parser.add_argument("--model-id", help="as the launcher's; unset: its default model")
     parser.add_argument(
-        "--threads", type=_positive, default=usable_cores(), help="of the shard and of transformers (%(default)s)"
+        "--threads", type=positive, default=usable_cores(), help="of the shard and of transformers (%(default)s)"
     )
-    parser.add_argument("--rounds", type=_positive, default=3, help="times that everything is measured (%(default)s)")
-    parser.add_argument("--speculate", type=_positive, default=3, help="drafts per step where it is on (%(default)s)")
+    parser.add_argument("--rounds", type=positive, default=3, help="times that everything is measured (%(default)s)")
+    parser.add_argument("--speculate", type=positive, default=3, help="drafts per step where it is on (%(default)s)")
     parser.add_argument("--quick", action="store_true", help="one round, fewer prompts and tokens: about two minutes")
     parser.add_argument("--output", type=Path, help="write the report to this file too, as Markdown")
     options = parser.parse_args(argv)
@@ -55,7 +55,7 @@ def child_environ(threads: int) -> dict[str, str]:
     return {**kept, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
     return int(text)

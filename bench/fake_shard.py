@@ -41,8 +41,17 @@ class _Slot:
             token_ids=token_ids,
             drafted=drafted,
             accepted=accepted,
-            method=sampling_pb2.SPECULATION_METHOD_NGRAM,
+            draft_counts=[_counts(drafted, accepted)] if drafted else [],
         )
+
+
+def _counts(drafted: int, accepted: int) -> shard_pb2.DraftCounts:
+    """Those of a chain."""
+    return shard_pb2.DraftCounts(
+        method=sampling_pb2.SPECULATION_METHOD_NGRAM,
+        drafted=[1] * drafted,
+        accepted=[1] * accepted + [0] * (drafted - accepted),
+    )
 
 
 class FakeShard(shard_pb2_grpc.ShardServiceServicer):
@@ -68,6 +77,8 @@ class FakeShard(shard_pb2_grpc.ShardServiceServicer):
             num_blocks=(MAX_BATCH_SIZE + 1) * MAX_TOTAL_TOKENS // _BLOCK_SIZE,
             block_size=_BLOCK_SIZE,
             speculate=SPECULATE,
+            tree_size=SPECULATE,
+            max_batch_draft_tokens=MAX_BATCH_SIZE * SPECULATE,
             speculation_methods=[sampling_pb2.SPECULATION_METHOD_NGRAM],
         )
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO
 
-from bench.config import BenchConfig, child_environ
+from bench.config import child_environ
 from bench.errors import BenchError
 from bench.processes import child_running, free_ports, running
 from launcher.readiness import is_healthy
@@ -30,18 +30,18 @@ class Server:
 
 
 @contextmanager
-def launched(config: BenchConfig) -> Iterator[Server]:
-    """Raises BenchError with the end of the log if the service does not become ready."""
+def launched(*, model_id: str | None, threads: int, flags: list[str]) -> Iterator[Server]:
+    """`flags` are more of the launcher's. BenchError with the end of the log if the service does not become ready."""
     port, grpc_port = free_ports(2)
-    command = [sys.executable, "-m", "launcher", "--num-shard=1", f"--speculate={config.speculate}"]
-    command += [f"--threads={config.threads}", f"--hostname={_HOST}", f"--port={port}", f"--grpc-port={grpc_port}"]
+    command = [sys.executable, "-m", "launcher", "--num-shard=1", *flags]
+    command += [f"--threads={threads}", f"--hostname={_HOST}", f"--port={port}", f"--grpc-port={grpc_port}"]
     # Every prompt is measured several times; answered from the cache it would be another measurement.
     command += ["--disable-prefix-caching"]
-    if config.model_id is not None:
-        command += [f"--model-id={config.model_id}"]
+    if model_id is not None:
+        command += [f"--model-id={model_id}"]
     with tempfile.TemporaryFile() as log:
         start_s = time.monotonic()
-        with running(command, environ=child_environ(config.threads), log=log) as process:
+        with running(command, environ=child_environ(threads), log=log) as process:
             _wait_until_healthy(process, port, deadline_s=start_s + _START_TIMEOUT_S, log=log)
             yield Server(
                 grpc_address=f"{_HOST}:{grpc_port}",
