@@ -63,10 +63,10 @@ class Service:
         assert value is not None, name
         return value
 
-    def total(self, name: str) -> float:
-        """Over all labels."""
+    def total(self, name: str, **labels: str) -> float:
+        """Over the labels that are not given."""
         samples = [s for metric in self.metrics.registry.collect() for s in metric.samples if s.name == name]
-        return sum(sample.value for sample in samples)
+        return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
 
 
 @contextlib.asynccontextmanager

@@ -16,7 +16,8 @@ def free_port() -> int:
 
 
 class ShardProcesses:
-    """Ranks listen on `folder`/s-r; their output goes to `folder`/rank-r.log. Flags are those of `python -m shard`."""
+    """Ranks listen on `folder`/s-r; their output goes to `folder`/rank-r.log. Flags are those of `python -m shard`;
+    None is one that is not given."""
 
     def __init__(self, folder: Path, checkpoint: Path, *, num_ranks: int = 1, **flags: object) -> None:
         self.folder = folder
@@ -24,7 +25,7 @@ class ShardProcesses:
         values = {"dtype": "float64", "max_total_tokens": 256} | flags
         self._command = [sys.executable, "-m", "shard", f"--model-path={checkpoint}", f"--uds-path={folder}/s"]
         self._command += [f"--run-dir={folder}"]
-        self._command += [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
+        self._command += [f"--{name.replace('_', '-')}={value}" for name, value in values.items() if value is not None]
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> "ShardProcesses":
