@@ -53,16 +53,24 @@ def build_drafter(
     """None if there is nothing to draft."""
     if not methods:
         return None
-    lookup = NgramLookup(num_speculative_tokens=sizes.num_speculative_tokens) if Method.NGRAM in methods else None
     drafter = Drafter(
         sizes,
-        lookup=lookup,
+        lookup=_lookup(sizes) if Method.NGRAM in methods else None,
         head_factors=_factors(figures, sizes) if figures else None,
         num_slots=num_slots,
         device=device,
     )
     drafter.least_probability = config.draft_min_probability
     return drafter
+
+
+def _lookup(sizes: SpeculationSizes) -> NgramLookup:
+    """Beside heads a match of one token is looked at too: what it is worth is learned, and it takes a place in the tree
+    only where that is more than the heads' next best guess."""
+    depth = sizes.num_speculative_tokens
+    if sizes.num_heads:
+        return NgramLookup(num_speculative_tokens=depth, min_match=1)
+    return NgramLookup(num_speculative_tokens=depth)
 
 
 def _factors(figures: HeadFigures, sizes: SpeculationSizes) -> Tensor:

@@ -70,8 +70,7 @@ def best_tree(
     Heads guess a place each and know nothing of the tokens between, so the probability of a path is the product of its
     candidates' `probabilities` (here calibrated, [S, H, W]). A continuation is one path with probabilities
     [S, at least H], each given that the path so far is right. Where it agrees with a head the two are one draft; where
-    not, it is believed first and the heads share what is left. Drafts below `least_probability` are left out, but for
-    those of a continuation, which abstains by itself.
+    not, it is believed first and the heads share what is left. Drafts below `least_probability` are left out.
     """
     least_log_p = math.log(least_probability) if least_probability > 0 else -math.inf
     levels: list[_Level] = []
@@ -144,7 +143,7 @@ def _extend_hybrid(
         log_p = torch.where(has_guess, on_path, off_path)
         is_continuation = is_guess
     log_p, is_continuation = log_p.reshape(num_sequences, -1), is_continuation.reshape(num_sequences, -1)
-    log_p = torch.where((log_p < least_log_p) & ~is_continuation, -math.inf, log_p)
+    log_p = torch.where(log_p < least_log_p, -math.inf, log_p)
     best, index = log_p.topk(min(size, log_p.shape[1]), dim=1)
     column, parent = index % (width + 1), index // (width + 1)
     is_continuation = is_continuation.gather(1, index)

@@ -97,8 +97,8 @@ def test_the_tree_holds_the_most_probable_paths(
         # The small amount by which a child is below its parent is part of the order.
         wanted = [
             path
-            for path, (p, method) in sorted(every.items(), key=lambda e: -e[1][0] * 0.999 ** len(e[0]))
-            if len(path) <= max_depth[s] and (p * 0.999 ** len(path) >= least or method & Method.NGRAM)
+            for path, (p, _) in sorted(every.items(), key=lambda e: -e[1][0] * 0.999 ** len(e[0]))
+            if len(path) <= max_depth[s] and p * 0.999 ** len(path) >= least
         ]
         wanted = wanted[: int(max_drafts[s])]
         got = paths_of(marked, s)
