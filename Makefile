@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 TORCH := torch==2.13.0
 RUN := PYTHONPATH=.:proto
 
-.PHONY: install serve test check format proto bench tools clean
+.PHONY: install serve test check format proto bench bench-speculation tools clean
 
 install: $(STAMP)
 
@@ -44,6 +44,10 @@ proto: install
 
 bench: install
 	$(RUN) $(BIN)/python -m bench $(ARGS)
+
+# What each way of drafting brings, on Spec-Bench's questions (a JSONL file, not part of this project).
+bench-speculation: install
+	$(RUN) $(BIN)/python -m bench.speculation --spec-bench $(SPEC_BENCH) $(ARGS)
 
 # promtool, for the test of the metrics' names: from PATH, else Debian's package, unpacked here without root.
 tools: .tools/promtool

@@ -19,7 +19,7 @@ from launcher.resolve import ModelRequest, resolve
 from shard.config import ShardConfig, parse_args
 from shard.model_runner import ModelRunner
 from shard.plan import NewSequence, Sampling, SequenceStep, StepPlan
-from shard.rank import build_rank
+from shard.rank import Rank, build_rank
 from shard.speculation import DraftTree
 
 SIZES = (0, 1, 2, 4, 8, 16, 32, 64)
@@ -29,8 +29,9 @@ _BRANCHES = 3
 class Steps:
     """Steps of one sequence, whose drafts are ours and always wrong."""
 
-    def __init__(self, runner: ModelRunner, *, context: int, max_tokens: int, block_size: int) -> None:
+    def __init__(self, runner: ModelRunner, *, vocab_size: int, context: int, max_tokens: int, block_size: int) -> None:
         self._runner = runner
+        self._vocab_size = vocab_size
         self._step_id = 0
         new = NewSequence(
             slot=0,
@@ -46,8 +47,8 @@ class Steps:
     def duration_ms(self, num_drafts: int) -> float:
         if num_drafts:
             states = self._runner.states
-            # No model says its last token again at once, or the step would be a token longer: nothing else changes.
-            wrong = states.token_ids[0, states.num_tokens[0] - 1].expand(1, num_drafts)
+            # The last of the vocabulary, which no text asks for; one that were right would make the sequence longer.
+            wrong = self._vocab_size - 1 - torch.arange(num_drafts)[None]
             parents = torch.tensor([[i // _BRANCHES for i in range(num_drafts)]])
             pad = states.draft_token_ids.shape[1] - num_drafts
             states.set_drafts(
@@ -65,9 +66,15 @@ class Steps:
         return self._runner.execute(StepPlan(self._step_id, [], new, [step])).duration_ns * 1e-6
 
 
-def measure(runner: ModelRunner, config: ShardConfig, *, context: int, rounds: int) -> dict[int, float]:
+def measure(rank: Rank, config: ShardConfig, *, context: int, rounds: int) -> dict[int, float]:
     """Milliseconds of a step by number of drafts."""
-    steps = Steps(runner, context=context, max_tokens=config.max_total_tokens, block_size=config.block_size)
+    steps = Steps(
+        rank.runner,
+        vocab_size=rank.info.vocab_size,
+        context=context,
+        max_tokens=config.max_total_tokens,
+        block_size=config.block_size,
+    )
     times: dict[int, list[float]] = {size: [] for size in SIZES}
     for _ in range(rounds):
         for size in SIZES:
@@ -124,7 +131,7 @@ def main() -> None:
             ]
         )
         rank = build_rank(config)
-        curves[dtype] = measure(rank.runner, config, context=options.context, rounds=options.rounds)
+        curves[dtype] = measure(rank, config, context=options.context, rounds=options.rounds)
         plain = curves[dtype][0]
         kernels = ", ".join(sorted(set(rank.info.kernels.values())))
         print(f"{dtype} ({kernels}), context {options.context}: plain step {plain:.1f} ms")

@@ -19,9 +19,11 @@ from shard.forward_batch import ForwardBatch
 from shard.kv_cache import KVCache
 
 
-def kernel_name(dtype: torch.dtype, device: torch.device) -> str:
-    """What attends decoding rows; prompt chunks always take torch's kernel."""
-    return cpu.NAME if kernels_for(dtype, device) else "torch-sdpa"
+def kernel_name(dtype: torch.dtype, device: torch.device, *, softcap: float | None) -> str:
+    """What attends decoding rows; prompt chunks always take torch's operations."""
+    if kernels_for(dtype, device):
+        return cpu.NAME
+    return "torch-sdpa" if softcap is None else "torch"
 
 
 def attend(qkv: Tensor, *, layer: int, batch: ForwardBatch, cache: KVCache, spec: AttentionSpec) -> Tensor:

@@ -115,7 +115,10 @@ class Decoder(Module):
     @property
     def kernels(self) -> dict[str, str]:
         """Names of the live kernels, by purpose."""
-        return {"linear": self.lm_head.product.kernel, "attention": attention.kernel_name(self.dtype, self.device)}
+        return {
+            "linear": self.lm_head.product.kernel,
+            "attention": attention.kernel_name(self.dtype, self.device, softcap=self.config.attention_softcap),
+        }
 
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch, cache: KVCache) -> Tensor:

@@ -205,6 +205,43 @@ def test_windows_and_caps_are_those_of_dense_attention(window: int | None, softc
     torch.testing.assert_close(out, torch.cat(expected), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("spec", [AttentionSpec(0.3), AttentionSpec(0.3, window=3, softcap=0.7)])
+def test_the_compiled_kernel_attends_the_trees_that_torch_does(spec: AttentionSpec) -> None:
+    """Two trees of different sizes and a chunk, in bfloat16 and, from the same numbers, in float32."""
+    generator = torch.Generator().manual_seed(1)
+    qkv = torch.randn(16, 6 + 4, 64, generator=generator).to(torch.bfloat16)
+    committed = torch.randn(20, 4, 64, generator=generator).to(torch.bfloat16)
+    parents = [[0, 0, 1, 1, 2, 3], [0, 0, 0]]
+    ancestors = torch.zeros(2, 7, 7, dtype=torch.bool)
+    for s, tree in enumerate(parents):
+        for row in range(len(tree) + 1):
+            ancestors[s, row, path(tree, row)] = True
+    depths = [len(path(tree, row)) - 1 for tree in parents for row in range(len(tree) + 1)]
+    out = []
+    for dtype in (torch.float32, torch.bfloat16):
+        cache = KVCache(
+            num_layers=1,
+            num_blocks=9,
+            block_size=4,
+            num_kv_heads=2,
+            head_dim=64,
+            dtype=dtype,
+            device=torch.device("cpu"),
+            max_step_rows=16,
+        )
+        cache.write(0, cache.token_index(torch.arange(4, 24)), committed.to(dtype))
+        batch = ForwardBatch.build(
+            token_ids=torch.zeros(16, dtype=torch.int64),
+            positions=torch.tensor([*(10 + d for d in depths[:7]), *(3 + d for d in depths[7:]), *range(5)]),
+            spans=[Span(7, [1, 2, 3, 6], False), Span(4, [4, 5], False), Span(5, [7, 8], True)],
+            cache=cache,
+            ancestors=ancestors,
+        )
+        assert (batch.steps is not None) == (dtype == torch.bfloat16)
+        out.append(attend(qkv.to(dtype), layer=0, batch=batch, cache=cache, spec=spec).float())
+    torch.testing.assert_close(out[1], out[0], rtol=2**-7, atol=1e-2)
+
+
 def test_spans_are_grouped_by_powers_of_two_and_chunks_alone() -> None:
     lengths = [1, 2, 3, 4, 5, 8, 9, 16, 2]
     spans = [Span(1, list(range(n)), direct=False) for n in lengths]
