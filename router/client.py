@@ -42,11 +42,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code: 1 after an error, 130 after Ctrl-C, which also cancels the request."""
     options = _parser().parse_args(arguments)
     with grpc.insecure_channel(options.address) as channel:
-        call = generation_pb2_grpc.GenerationServiceStub(channel).Generate(_request(options))
+        # Closing the channel cancels the call, also where the interrupt comes before there is a name for it.
         try:
+            call = generation_pb2_grpc.GenerationServiceStub(channel).Generate(_request(options))
             summary = _stream(call, sys.stdout)
         except KeyboardInterrupt:
-            call.cancel()
             print("\ncancelled", file=sys.stderr)
             return _INTERRUPTED
         except grpc.RpcError as error:
