@@ -45,7 +45,7 @@ def built_library() -> Path:
 
 def _run(command: list[str]) -> str:
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout
     except (OSError, subprocess.SubprocessError) as error:
         detail = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
         raise BuildError(f"{Path(command[0]).name} failed: {detail[-1] if detail else error}") from error

@@ -89,7 +89,7 @@ typedef struct {
 
 // Scores to weights that sum to one. The scores are those of `paged` committed keys, of which a row sees those from
 // `from` on, then of the step's own rows, of which it sees those that are `visible`; it sees at least one of them.
-INLINE void softmax(float *scores, long from, long paged, const uint8_t *visible, long rows, float softcap) {
+static void softmax(float *scores, long from, long paged, const uint8_t *visible, long rows, float softcap) {
     float *own = scores + paged, most = -FLT_MAX, sum = 0;
     if (softcap > 0)
         for (long t = from; t < paged + rows; t++) {
