@@ -6,7 +6,7 @@ ever unpickled. Knows no model.
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -17,6 +17,16 @@ SINGLE_FILE = "model.safetensors"
 
 class CheckpointError(Exception):
     """The weights cannot be loaded; the message names the file or tensor and what is wrong with it."""
+
+
+class Tensors(Protocol):
+    """What is asked of files of tensors; `Checkpoint` says what the methods do."""
+
+    def names(self) -> set[str]: ...
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+    def read(self, name: str, *, dim: int, start: int, stop: int) -> Tensor: ...
 
 
 class Checkpoint:

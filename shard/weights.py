@@ -6,24 +6,12 @@ them. Patterns match whole path components: `*` stands for one of them, `**` for
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
 
 import torch
 from torch import nn
 
-from shard.checkpoint import CheckpointError
+from shard.checkpoint import CheckpointError, Tensors
 from shard.layers.sharded import Piece, ShardedModule
-
-
-class Tensors(Protocol):
-    """What is asked of a checkpoint; `Checkpoint` says what the methods do."""
-
-    def names(self) -> set[str]: ...
-
-    def shape(self, name: str) -> tuple[int, ...]: ...
-
-    def read(self, name: str, *, dim: int, start: int, stop: int) -> torch.Tensor: ...
-
 
 # (bytes of parameters filled so far, bytes in all), this rank's
 Progress = Callable[[int, int], None]

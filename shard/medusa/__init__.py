@@ -10,7 +10,7 @@ from shard.distributed import TPGroup
 from shard.layers.embedding import ParallelLMHead
 from shard.medusa.checkpoint import MedusaCheckpoint, open_heads
 from shard.medusa.figures import HeadFigures, read_figures
-from shard.medusa.heads import FrequentRows, MedusaHeads
+from shard.medusa.heads import MedusaHeads
 from shard.models import lm_head_tensor
 from shard.models.decoder import Decoder
 from shard.weights import Progress, fill_model
@@ -48,7 +48,7 @@ def load_heads(
     num_rows, token_ids = _projected_tokens(found, vocab_size)
     _check_sizes(found, hidden_size=hidden_size, vocab_size=vocab_size)
     figures = read_figures(path, vocab_size=vocab_size)
-    shared: ParallelLMHead | FrequentRows | None = None
+    shared: ParallelLMHead | None = None
     if found.is_tied and figures is not None and figures.token_ids:
         token_ids = torch.tensor(figures.token_ids)
         num_rows = len(token_ids)
@@ -116,9 +116,9 @@ def _check_sizes(found: MedusaCheckpoint, *, hidden_size: int, vocab_size: int) 
 
 def _frequent_rows(
     model: Decoder, base_path: Path, token_ids: list[int], *, group: TPGroup, dtype: torch.dtype, device: torch.device
-) -> FrequentRows:
+) -> ParallelLMHead:
     """This rank's share of the LM head's rows of these tokens, read again: the model may keep them in another form."""
-    layer = FrequentRows(len(token_ids), model.config.hidden_size, group=group, dtype=dtype)
+    layer = ParallelLMHead(len(token_ids), model.config.hidden_size, group=group, dtype=dtype, tied_to=None)
     checkpoint, name = Checkpoint(base_path), lm_head_tensor(model.config)
     weight = torch.zeros(layer.rows.size, model.config.hidden_size, dtype=dtype)
     for row, token_id in enumerate(token_ids[layer.rows.start : layer.rows.stop]):

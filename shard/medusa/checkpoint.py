@@ -17,12 +17,12 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from shard.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint, CheckpointError, SafetensorsFile
+from shard.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint, CheckpointError, SafetensorsFile, Tensors
 
 SAFETENSORS_FILE = "medusa_lm_head.safetensors"
 PICKLED_FILE = "medusa_lm_head.pt"
@@ -40,14 +40,6 @@ _VLLM = (
 )
 
 
-class _Tensors(Protocol):
-    def names(self) -> set[str]: ...
-
-    def shape(self, name: str) -> tuple[int, ...]: ...
-
-    def read(self, name: str, *, dim: int, start: int, stop: int) -> Tensor: ...
-
-
 @dataclass(frozen=True, slots=True)
 class MedusaCheckpoint:
     """Heads under names of one form: blocks.{i}.{j}.weight and .bias, projections.{i}.weight, token_map.
@@ -60,7 +52,7 @@ class MedusaCheckpoint:
     num_heads: int
     num_layers: int
     original: dict[str, str]
-    tensors: _Tensors
+    tensors: Tensors
 
     @property
     def is_tied(self) -> bool:
@@ -96,7 +88,7 @@ def open_heads(folder: Path) -> MedusaCheckpoint | None:
     return _normal(folder, tensors, folder) if _is_vllm(tensors.names()) else None
 
 
-def _normal(folder: Path, tensors: _Tensors, source: Path, *, prefix: str = "") -> MedusaCheckpoint:
+def _normal(folder: Path, tensors: Tensors, source: Path, *, prefix: str = "") -> MedusaCheckpoint:
     names = sorted(name for name in tensors.names() if name.startswith(prefix))
     is_vllm = not prefix and _is_vllm(names)
     original: dict[str, str] = {}

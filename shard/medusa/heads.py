@@ -12,7 +12,7 @@ from shard.layers.matmul import Product
 from shard.layers.sharded import Module, Piece, ShardedModule
 from shard.medusa.best import best_columns, log_sum_exp
 from shard.medusa.figures import HeadFigures
-from shard.partition import split, whole
+from shard.partition import whole
 from shard.speculation import Candidates
 
 
@@ -39,27 +39,6 @@ class ResidualBlock(ShardedModule):
         return x + F.silu(self.product(x))
 
 
-class FrequentRows(ShardedModule):
-    """The LM head's rows of some tokens, split evenly: hidden [M, size] -> logits of this rank's share of them."""
-
-    weight: Tensor
-
-    def __init__(self, num_tokens: int, hidden_size: int, *, group: TPGroup, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.rows = split(num_tokens, parts=group.size, index=group.rank)
-        self.logits_dtype = torch.float64 if dtype == torch.float64 else torch.float32
-        self.declare("weight", (Piece((num_tokens, hidden_size), 0, self.rows),), dtype)
-
-    def finish(self) -> None:
-        self.product = Product(self.weight, None)
-        self.drop("weight")
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        logits = self.product(hidden).to(self.logits_dtype)
-        logits[:, self.rows.stop - self.rows.start :] = -torch.inf
-        return logits
-
-
 class MedusaHeads(Module):
     """H heads. Each projects with a matrix of its own, or all with the base's LM head or with some of its rows."""
 
@@ -71,7 +50,7 @@ class MedusaHeads(Module):
         num_layers: int,
         bias: bool,
         projections: list[ParallelLMHead],
-        shared: ParallelLMHead | FrequentRows | None,
+        shared: ParallelLMHead | None,
         num_rows: int,
         token_ids: Tensor | None,
         figures: HeadFigures | None,

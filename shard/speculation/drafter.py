@@ -36,14 +36,15 @@ class Drafter:
         head_factors: Tensor | None,
         num_slots: int,
         device: torch.device,
+        least_probability: float | None = None,
     ) -> None:
-        """`head_factors` [num_heads, tree_width] is where calibration starts (see HeadCalibration)."""
+        """`head_factors` [num_heads, tree_width] is where calibration starts (see HeadCalibration). Drafts below
+        `least_probability` are not checked; None: below what the row cost says."""
         self.sizes = sizes
         self._lookup = lookup
         # What a row adds to a step's time, relative to a step of one row: measured by the warm-up.
         self.row_cost = 0.0
-        # Bound below which no head's draft is checked; None: what the row cost says.
-        self.least_probability: float | None = None
+        self._least_probability = least_probability
         self._head_factors = torch.ones(sizes.num_heads, sizes.tree_width) if head_factors is None else head_factors
         depth, heads, width = sizes.num_speculative_tokens, sizes.num_heads, sizes.tree_width
 
@@ -132,7 +133,7 @@ class Drafter:
         if continuation is not None:
             self._pending_continuation.token_ids[slots] = continuation.token_ids
             self._pending_continuation.match_length[slots] = continuation.match_length
-        least = self.least_probability
+        least = self._least_probability
         return best_tree(
             Candidates(candidates.token_ids, self._head_calibration.estimate(candidates.probabilities)),
             continuation,
