@@ -3,7 +3,7 @@
 Per group: blocks are gathered into scratch laid out by absolute position, the step's own rows are put behind them, and
 one fused kernel does the rest. What a row must not see is finite and hidden by the mask. Scores with a soft cap have no
 fused kernel: their products are taken one by one. Where a compiled kernel reads the pages itself (bfloat16 on CPU), it
-takes the decoding rows and the groups are the chunks.
+takes all rows and there are no groups.
 Knows nothing of weights, rotary positions or who owns a block.
 """
 
@@ -20,7 +20,6 @@ from shard.kv_cache import KVCache
 
 
 def kernel_name(dtype: torch.dtype, device: torch.device, *, softcap: float | None) -> str:
-    """What attends decoding rows; prompt chunks always take torch's operations."""
     if kernels_for(dtype, device):
         return cpu.NAME
     return "torch-sdpa" if softcap is None else "torch"
@@ -29,13 +28,22 @@ def kernel_name(dtype: torch.dtype, device: torch.device, *, softcap: float | No
 def attend(qkv: Tensor, *, layer: int, batch: ForwardBatch, cache: KVCache, spec: AttentionSpec) -> Tensor:
     """Rotated [N, q heads + 2 * kv heads, head_dim] -> [N, q heads * head_dim]; keys and values are stored."""
     num_rows, num_heads = qkv.shape[0], qkv.shape[1] - 2 * cache.num_kv_heads
-    q, kv = qkv[:, :num_heads], qkv[:, num_heads:]
     out = qkv.new_empty((num_rows, num_heads, cache.head_dim))
     step_rows = cache.step_rows(layer)
-    if batch.steps is not None and (kernels := kernels_for(qkv.dtype, qkv.device)):
-        pages = cache.pages(layer)
-        kernels.attend(qkv, pages, batch.steps, out=out, step_rows=step_rows, block_size=cache.block_size, spec=spec)
-    elif batch.num_step_rows:
+    if batch.paged is not None and (kernels := kernels_for(qkv.dtype, qkv.device)):
+        kernels.attend(
+            qkv,
+            cache.pages(layer),
+            batch.paged,
+            out=out,
+            step_rows=step_rows,
+            physical_slots=batch.physical_slots,
+            block_size=cache.block_size,
+            spec=spec,
+        )
+        return out.view(num_rows, -1)
+    q, kv = qkv[:, :num_heads], qkv[:, num_heads:]
+    if batch.num_step_rows:
         step_rows[: batch.num_step_rows].copy_(kv[: batch.num_step_rows])
     if batch.direct_index is not None:
         cache.write(layer, batch.direct_index, kv[batch.num_step_rows :])

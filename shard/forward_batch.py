@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from shard.attention_groups import AttentionGroup, Span, build_group, plan_groups
-from shard.cpu.kernels import PagedSteps, kernels_for
+from shard.cpu.kernels import PagedSpans, kernels_for
 from shard.kv_cache import KVCache
 
 __all__ = ["ForwardBatch", "Span"]
@@ -31,8 +31,8 @@ class ForwardBatch:
     # where the direct rows' keys and values lie in the cache; None without direct rows
     direct_index: Tensor | None
     groups: tuple[AttentionGroup, ...]
-    # The step rows, where a kernel attends them that needs no group; then groups hold the chunks only.
-    steps: PagedSteps | None
+    # All spans, where a kernel attends them that reads the pages itself; then there are no groups.
+    paged: PagedSpans | None
 
     @classmethod
     def build(
@@ -59,36 +59,41 @@ class ForwardBatch:
         assert num_step_rows <= cache.max_step_rows, f"{num_step_rows} step rows, room for {cache.max_step_rows}"
         assert [span.direct for span in spans] == sorted(span.direct for span in spans), "step spans come first"
         physical_slots = _physical_slots(positions, spans, cache)
-        first_rows = [0, *accumulate(span.num_rows for span in spans)]
-        has_kernel = kernels_for(cache.dtype, cache.device) is not None
-        steps = [i for i, span in enumerate(spans) if not span.direct]
-        if not steps:
-            ancestors = None
-        elif ancestors is None:
-            num_rows = max(spans[i].num_rows for i in steps)
+        num_steps = sum(not span.direct for span in spans)
+        if num_steps and ancestors is None:
+            num_rows = max(span.num_rows for span in spans[:num_steps])
             ancestors = torch.ones(1, num_rows, num_rows, dtype=torch.bool, device=cache.device).tril()
-        grouped = [i for i, span in enumerate(spans) if span.direct or not has_kernel]
+        elif not num_steps:
+            ancestors = None
+        if kernels_for(cache.dtype, cache.device):
+            paged = PagedSpans(
+                tables=[span.block_ids for span in spans],
+                num_rows=[span.num_rows for span in spans],
+                num_steps=num_steps,
+                positions=positions,
+                ancestors=ancestors,
+            )
+            return cls(token_ids, positions, physical_slots, num_step_rows, direct_index=None, groups=(), paged=paged)
+        first_rows = [0, *accumulate(span.num_rows for span in spans)]
         return cls(
-            token_ids=token_ids,
-            positions=positions,
-            physical_slots=physical_slots,
-            num_step_rows=num_step_rows,
+            token_ids,
+            positions,
+            physical_slots,
+            num_step_rows,
             direct_index=cache.token_index(physical_slots[num_step_rows:])
             if num_step_rows < token_ids.numel()
             else None,
             groups=tuple(
                 build_group(
-                    [spans[grouped[i]] for i in members],
-                    [first_rows[grouped[i]] for i in members],
+                    [spans[i] for i in members],
+                    [first_rows[i] for i in members],
                     positions,
                     cache,
-                    ancestors=_members_of(ancestors, [grouped[i] for i in members], len(steps)),
+                    ancestors=_members_of(ancestors, members, num_steps),
                 )
-                for members in plan_groups([spans[i] for i in grouped])
+                for members in plan_groups(spans)
             ),
-            steps=_paged_steps([spans[i] for i in steps], [first_rows[i] for i in steps], positions, ancestors)
-            if has_kernel and ancestors is not None
-            else None,
+            paged=None,
         )
 
 
@@ -99,17 +104,6 @@ def _members_of(ancestors: Tensor | None, members: list[int], num_steps: int) ->
     if len(ancestors) == 1 or len(members) == num_steps:
         return ancestors
     return ancestors.index_select(0, torch.tensor(members).to(ancestors.device, non_blocking=True))
-
-
-def _paged_steps(spans: list[Span], first_rows: list[int], positions: Tensor, ancestors: Tensor) -> PagedSteps:
-    return PagedSteps(
-        tables=[span.block_ids for span in spans],
-        first_rows=first_rows,
-        num_rows=[span.num_rows for span in spans],
-        # A sequence's first row is its last committed token, at the position behind the cached ones.
-        lengths=positions[first_rows],
-        ancestors=ancestors,
-    )
 
 
 def _physical_slots(positions: Tensor, spans: list[Span], cache: KVCache) -> Tensor:

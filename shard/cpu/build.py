@@ -12,7 +12,9 @@ import tempfile
 from pathlib import Path
 
 SOURCES = tuple(sorted(Path(__file__).parent.glob("*.c")))
-_COMPILE = ("-O3", "-march=native", "-ffast-math", "-fopenmp", "-fPIC", "-c")
+HEADERS = tuple(sorted(Path(__file__).parent.glob("*.h")))
+# Not -ffast-math: sums are to be taken in the order in which they are written (vectors.h).
+_COMPILE = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-c")
 
 
 class BuildError(Exception):
@@ -25,7 +27,7 @@ def built_library() -> Path:
     if compiler is None:
         raise BuildError("no C compiler was found")
     version = _run([compiler, "--version"])
-    sources = [source.read_text() for source in SOURCES]
+    sources = [source.read_text() for source in (*SOURCES, *HEADERS)]
     key = hashlib.sha256("\n".join([*sources, version, _processor(), *_COMPILE]).encode()).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "drafthouse"
     library = cache / f"kernels-{key}.so"

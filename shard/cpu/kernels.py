@@ -19,13 +19,31 @@ log = logging.getLogger(__name__)
 
 NAME: Final = "drafthouse-c"
 
-# What linear.c takes of a row at once; its scratch holds whole blocks.
-_LINEAR_BLOCK = 16
-
 # Longer than any sequence.
 _NO_WINDOW = 1 << 40
+# Rows of a prompt chunk that are attended at once: they share one pass over the keys.
+_CHUNK_ROWS = 16
 
 _long, _float, _pointer = ctypes.c_long, ctypes.c_float, ctypes.c_void_p
+
+
+class SpansStruct(ctypes.Structure):
+    """`Spans` of attention.h."""
+
+    _fields_ = [
+        *((name, _pointer) for name in ("tables", "firsts", "counts", "lengths", "trees", "ancestors")),
+        *((name, _long) for name in ("n", "table_stride", "most_rows")),
+    ]
+
+
+class _CacheStruct(ctypes.Structure):
+    """`Cache` of attention.h."""
+
+    _fields_ = [
+        *((name, _pointer) for name in ("pages", "step_rows")),
+        *((name, _long) for name in ("value_offset", "heads", "kv_heads", "dim", "block_size", "window")),
+        *((name, _float) for name in ("scale", "softcap")),
+    ]
 
 
 class CpuKernels:
@@ -39,9 +57,14 @@ class CpuKernels:
         self._rotate = library.rotate
         self._rotate.argtypes = [_pointer, _pointer, _pointer, _long, _long, _long, _long]
         self._linear = library.linear
-        self._linear.argtypes = [_pointer] * 5 + [_long] * 3
+        self._linear.argtypes = [_pointer] * 6 + [_long] * 3
         self._attend = library.attend
-        self._attend.argtypes = [_pointer] * 9 + [_long] * 10 + [_float] * 2
+        self._attend.argtypes = [ctypes.POINTER(_CacheStruct), ctypes.POINTER(SpansStruct)] + [_pointer] * 4 + [_long] * 2
+        self.run_halves = library.run_halves
+        self.run_halves.argtypes = [_pointer] * 3 + [_long] * 2
+        self._lanes = int(library.lanes())
+        # Outputs of a packed weight that lie together.
+        self.panel = 2 * self._lanes
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """x [N, size] over the last dimension."""
@@ -61,8 +84,19 @@ class CpuKernels:
         num_rows, num_heads, dim = x.shape
         self._rotate(x.data_ptr(), cos.data_ptr(), sin.data_ptr(), num_rows, x.stride(0), num_heads, dim)
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """x [N, in], weight [out, in], bias [out] -> [N, out]; summed in float32, rounded once.
+    def pack(self, weight: Tensor) -> Tensor:
+        """A weight [out, in] as `linear` reads it (linear.c): [panels, in, lanes, 2], outputs padded with zeros."""
+        padded = torch.nn.functional.pad(weight, (0, 0, 0, -len(weight) % self.panel))
+        return padded.view(-1, 2, self._lanes, weight.shape[1]).permute(0, 3, 2, 1).contiguous()
+
+    def pack_bias(self, bias: Tensor) -> Tensor:
+        """[out] -> float32, as long as the padded outputs."""
+        return torch.nn.functional.pad(bias.float(), (0, -len(bias) % self.panel))
+
+    def linear(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, *, num_outputs: int, dtype: torch.dtype = torch.bfloat16
+    ) -> Tensor:
+        """x [N, in], packed weight and bias -> [N, num_outputs], summed in float32; `dtype` is that or bfloat16.
 
         ValueError: x is not what the weight asks for. Unlike the other shapes this one comes from a caller's tensor.
         """
@@ -70,82 +104,124 @@ class CpuKernels:
         if num_inputs != weight.shape[1] or x.dtype != torch.bfloat16 or not x.is_contiguous():
             message = f"{x.dtype} [{num_rows}, {num_inputs}] with strides {x.stride()}"
             raise ValueError(f"a product needs contiguous bfloat16 rows of {weight.shape[1]}, not {message}")
-        out = x.new_empty((num_rows, weight.shape[0]))
-        scratch = x.new_empty((num_rows, -(-num_inputs // _LINEAR_BLOCK) * _LINEAR_BLOCK), dtype=torch.float32)
+        wide_x = torch.empty(x.shape, dtype=torch.float32)
+        wide = torch.empty((num_rows, weight.shape[0] * self.panel), dtype=torch.float32)
+        out = x.new_empty((num_rows, num_outputs)) if dtype == torch.bfloat16 else None
         self._linear(
             x.data_ptr(),
             weight.data_ptr(),
             None if bias is None else bias.data_ptr(),
-            out.data_ptr(),
-            scratch.data_ptr(),
+            None if out is None else out.data_ptr(),
+            wide_x.data_ptr(),
+            wide.data_ptr(),
             num_rows,
             num_inputs,
-            weight.shape[0],
+            num_outputs,
         )
-        return out
+        return wide[:, :num_outputs] if out is None else out
 
     def attend(
         self,
         qkv: Tensor,
         pages: Tensor,
-        steps: "PagedSteps",
+        spans: "PagedSpans",
         *,
         out: Tensor,
         step_rows: Tensor,
+        physical_slots: Tensor,
         block_size: int,
         spec: AttentionSpec,
     ) -> None:
-        """Writes the rows of `steps` in `out` [N, q heads, dim] and their keys and values in `step_rows`.
+        """Writes out [N, q heads, dim], and the rows' keys and values to `step_rows` or to the pages.
 
-        step_rows is [at least N, 2 * kv heads, dim]; qkv is [N, q heads + 2 * kv heads, dim], rotated; pages are a
-        layer's, [K or V, block, kv head, place, dim].
+        The first rows of the step, as many as `spans` says, go to step_rows [at least so many, 2 * kv heads, dim], the
+        others to their physical slots [N] int64. qkv is [N, q heads + 2 * kv heads, dim], rotated; pages are a layer's,
+        [K or V, block, kv head, place, dim].
         """
-        num_heads, dim = out.shape[1], out.shape[2]
-        self._attend(
-            qkv.data_ptr(),
+        num_rows, num_heads, dim = out.shape
+        wide = torch.empty(2 * out.numel(), dtype=torch.float32)
+        cache = _CacheStruct(
             pages.data_ptr(),
-            out.data_ptr(),
             step_rows.data_ptr(),
-            *steps.pointers,
-            *steps.sizes,
             pages.numel() // 2,
             num_heads,
             (qkv.shape[1] - num_heads) // 2,
             dim,
             block_size,
-            _NO_WINDOW if spec.window is None else spec.window,
+            window_of(spec),
             spec.scale,
             spec.softcap or 0.0,
         )
+        self._attend(
+            cache,
+            spans.struct,
+            qkv.data_ptr(),
+            out.data_ptr(),
+            wide.data_ptr(),
+            physical_slots.data_ptr(),
+            num_rows,
+            spans.num_step_rows,
+        )
 
 
-class PagedSteps:
-    """Where the sequences of a step stand: their block tables, rows and committed lengths, as the kernel reads them."""
+def round_up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
+
+
+def window_of(spec: AttentionSpec) -> int:
+    """How many positions a row sees."""
+    return _NO_WINDOW if spec.window is None else spec.window
+
+
+class PagedSpans:
+    """Where the spans of a step stand: their block tables, rows and committed lengths, as the kernels read them.
+
+    Step spans come first. Prompt chunks are cut into spans of a few rows, so that threads share them and the scores of
+    one fit the cache.
+    """
 
     def __init__(
         self,
         *,
         tables: list[list[int]],
-        first_rows: list[int],
         num_rows: list[int],
-        lengths: Tensor,
-        ancestors: Tensor,
+        num_steps: int,
+        positions: Tensor,
+        ancestors: Tensor | None,
     ) -> None:
-        """`lengths` [S] int64: positions committed before each sequence's first row. `ancestors` [S or 1, R, R] bool:
-        row j of a sequence is row r or lies on its way from the first row."""
+        """Spans of `num_rows` rows each, one after another; the first `num_steps` are trees, the others prompt chunks.
+
+        positions [N] int64. `ancestors` [num_steps or 1, R, R] bool: row j of a span is row r or lies on its way from
+        the first row; None if there is no tree.
+        """
         width = max(len(table) for table in tables)
-        ancestors = ancestors.contiguous()
+        most_rows = 0 if ancestors is None else ancestors.shape[1]
+        tree = 0 if ancestors is None or len(ancestors) == 1 else most_rows * most_rows
+        lines: list[list[int]] = []
+        padded: list[list[int]] = []
+        first = 0
+        for index, (table, count) in enumerate(zip(tables, num_rows, strict=True)):
+            table = table + [0] * (width - len(table))
+            is_step = index < num_steps
+            for start in [0] if is_step else range(0, count, _CHUNK_ROWS):
+                rows = count if is_step else min(_CHUNK_ROWS, count - start)
+                lines.append([first + start, rows, index * tree if is_step else -1])
+                padded.append(table)
+            first += count
+        firsts, counts, trees = torch.tensor(lines, dtype=torch.int32).T.contiguous()
         # Kept alive with the addresses that point into them.
         self._tensors = (
-            torch.tensor([table + [0] * (width - len(table)) for table in tables], dtype=torch.int32),
-            torch.tensor(first_rows, dtype=torch.int32),
-            torch.tensor(num_rows, dtype=torch.int32),
-            lengths.to(torch.int32),
-            ancestors,
+            torch.tensor(padded, dtype=torch.int32),
+            firsts,
+            counts,
+            # A span's first row stands behind what is committed.
+            positions[firsts].to(torch.int32),
+            trees,
+            *([] if ancestors is None else [ancestors.contiguous()]),
         )
-        self.pointers = tuple(tensor.data_ptr() for tensor in self._tensors)
-        most_rows = ancestors.shape[1]
-        self.sizes = (len(tables), width, 0 if len(ancestors) == 1 else most_rows * most_rows, most_rows)
+        pointers = [tensor.data_ptr() for tensor in self._tensors]
+        self.num_step_rows = sum(num_rows[:num_steps])
+        self.struct = SpansStruct(*pointers[:5], *(pointers[5:] or [None]), len(lines), width, most_rows)
 
 
 def kernels_for(dtype: torch.dtype, device: torch.device) -> CpuKernels | None:

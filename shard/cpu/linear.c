@@ -1,128 +1,108 @@
-// x @ weight.T + bias in bfloat16 with float32 sums, for processors that have no bfloat16 arithmetic of their own.
-// The weight stays as the checkpoint has it, [out, in]: it is read once, two bytes a value, and widened in registers.
-// Compiled for the machine at hand by build.py; called through kernels.py, which checks shapes and layouts.
+// x @ weight.T + bias in float32 with the weight in bfloat16, for processors that have no bfloat16 arithmetic of their
+// own. Compiled for the machine at hand by build.py; called through kernels.py and decoder.c.
+//
+// The weight is packed once, in panels of two vectors of outputs: for each input a panel holds LANES words, each with the
+// value of output j in its low half and that of output j + LANES in its high half. A shift makes floats of the first, a
+// mask of the second. So a step reads each weight once, two bytes a value, one after another.
 
 #include <omp.h>
-#include <stdint.h>
-#include <string.h>
 
-typedef uint16_t bf16;
-typedef float Floats __attribute__((vector_size(32), may_alias));
-typedef float Half __attribute__((vector_size(16)));
-typedef uint32_t Words __attribute__((vector_size(32), may_alias));
-typedef uint32_t LooseWords __attribute__((vector_size(32), may_alias, aligned(2)));
-// Without this -ffast-math sums the two halves of a word first: three operations in place of two fused ones.
-#pragma GCC optimize("no-associative-math")
-#define INLINE static inline __attribute__((always_inline))
+#include "linear.h"
 
-// A register holds eight words of two values each. A shift makes floats of the low halves, a mask of the high ones; so
-// x is kept in that order too: of each block of 16 values the even ones, then the odd ones.
-#define BLOCK 16
-// One tile of the result: 2 x 4 registers of sums are enough to hide the latency of a fused multiply-add, and with the
-// weights in both halves they fit the 16 registers of AVX2.
-#define OUTPUTS 2
-#define ROWS 4
-// Weights that meet four rows of x before the next four: they are to stay in the second-level cache, x in the first.
+// Weights that meet all rows before the next ones: they are to stay in the second-level cache.
 #define GROUP_BYTES 131072
+// How far ahead the weights are asked for, in inputs.
+#define AHEAD 32
+// Registers for sums: what the shapes of `strips` need at most.
+#define MOST_PANELS 4
+#define MOST_ROWS 6
 
-typedef union { uint32_t bits; float number; } Value;
-
-INLINE float widen(bf16 value) {
-    return ((Value){.bits = (uint32_t)value << 16}).number;
-}
-
-// To the nearest, ties to even; finite numbers only.
-INLINE bf16 narrow(float value) {
-    const uint32_t bits = ((Value){.number = value}).bits;
-    return (bf16)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-
-INLINE float total(Floats v) {
-    const union { Floats all; Half half[2]; } parts = {v};
-    const Half sum = parts.half[0] + parts.half[1];
-    return (sum[0] + sum[2]) + (sum[1] + sum[3]);
-}
-
-typedef struct {
-    const float *x;
-    const bf16 *weight, *bias;
-    bf16 *out;
-    long in, padded, num_out;
-} Product;
-
-// The share that one block of the inputs has in a tile.
-INLINE void add_block(Floats sums[OUTPUTS][ROWS], const float *x, long padded, const bf16 *weights, long stride, const int outputs,
-                      const int rows) {
-    Floats even[OUTPUTS], odd[OUTPUTS];
-    for (int o = 0; o < outputs; o++) {
-        const Words words = *(const LooseWords *)(weights + o * stride);
-        even[o] = (Floats)(words << 16);
-        odd[o] = (Floats)(words & 0xffff0000u);
+// `panels` x `rows` of the result; both are constants, so that the sums stay in registers. Each output is one sum over
+// the inputs in their order, whatever the shape: a row's result does not depend on the number of rows.
+INLINE void tile(const Product *p, long panel, long row, const int panels, const int rows) {
+    const float *x = p->x + row * p->x_stride;
+    const bf16 *weight = p->weight + panel * PANEL * p->in;
+    Floats low[MOST_PANELS][MOST_ROWS], high[MOST_PANELS][MOST_ROWS];
+    UNROLL for (int q = 0; q < panels; q++)
+        UNROLL for (int r = 0; r < rows; r++) low[q][r] = high[q][r] = (Floats){0};
+    for (long k = 0; k < p->in; k++) {
+        Floats even[MOST_PANELS], odd[MOST_PANELS];
+        UNROLL for (int q = 0; q < panels; q++) {
+            const bf16 *at = weight + q * PANEL * p->in + k * PANEL;
+            __builtin_prefetch(at + AHEAD * PANEL);
+            const Words words = *(const Words *)at;
+            even[q] = (Floats)(words << 16);
+            odd[q] = (Floats)(words & 0xffff0000u);
+        }
+        UNROLL for (int r = 0; r < rows; r++) {
+            const float value = x[r * p->x_stride + k];
+            UNROLL for (int q = 0; q < panels; q++) {
+                low[q][r] += even[q] * value;
+                high[q][r] += odd[q] * value;
+            }
+        }
     }
-    for (int r = 0; r < rows; r++) {
-        const Floats x_even = *(const Floats *)(x + r * padded), x_odd = *(const Floats *)(x + r * padded + BLOCK / 2);
-        for (int o = 0; o < outputs; o++) sums[o][r] += even[o] * x_even;
-        for (int o = 0; o < outputs; o++) sums[o][r] += odd[o] * x_odd;
-    }
-}
-
-// outputs x rows of the result; both are constants, so that the sums stay in registers.
-INLINE void tile(const Product *p, long output, long row, const int outputs, const int rows) {
-    const long whole = p->in / BLOCK * BLOCK;
-    const float *x = p->x + row * p->padded;
-    const bf16 *weights = p->weight + output * p->in;
-    Floats sums[OUTPUTS][ROWS];
-    for (int o = 0; o < outputs; o++)
-        for (int r = 0; r < rows; r++) sums[o][r] = (Floats){0};
-    for (long i = 0; i < whole; i += BLOCK) {
-        // The same place of the next tile: left to the processor, 1 to 8 rows take a quarter longer.
-        for (int o = 0; o < outputs; o++) __builtin_prefetch(weights + (outputs + o) * p->in + i);
-        add_block(sums, x + i, p->padded, weights + i, p->in, outputs, rows);
-    }
-    if (whole < p->in) {
-        bf16 ends[OUTPUTS][BLOCK] = {{0}};
-        for (int o = 0; o < outputs; o++) memcpy(ends[o], weights + o * p->in + whole, sizeof(bf16) * (size_t)(p->in - whole));
-        add_block(sums, x + whole, p->padded, ends[0], BLOCK, outputs, rows);
-    }
-    for (int o = 0; o < outputs; o++) {
-        const float bias = p->bias ? widen(p->bias[output + o]) : 0;
-        for (int r = 0; r < rows; r++) p->out[(row + r) * p->num_out + output + o] = narrow(total(sums[o][r]) + bias);
+    UNROLL for (int q = 0; q < panels; q++) {
+        const long output = (panel + q) * PANEL;
+        Floats bias[2] = {{0}};
+        if (p->bias) memcpy(bias, p->bias + output, sizeof bias);
+        UNROLL for (int r = 0; r < rows; r++) {
+            Floats *out = (Floats *)(p->out + (row + r) * p->out_stride + output);
+            out[0] = low[q][r] + bias[0];
+            out[1] = high[q][r] + bias[1];
+        }
     }
 }
 
-// The outputs from `first` to `last` of `rows` rows.
-INLINE void strip(const Product *p, long first, long last, long row, const int rows) {
-    long output = first;
-    for (; output + OUTPUTS <= last; output += OUTPUTS) tile(p, output, row, OUTPUTS, rows);
-    for (; output < last; output++) tile(p, output, row, 1, rows);
+// Panels from `first` to `last` of `rows` rows, so many panels at a time that there are sums enough to hide the latency
+// of a multiply-add.
+INLINE void strip(const Product *p, long first, long last, long row, const int panels, const int rows) {
+    for (; first + panels <= last; first += panels) tile(p, first, row, panels, rows);
+    for (; first < last; first++) tile(p, first, row, 1, rows);
 }
 
-// x [n, in], weight [num_out, in], bias [num_out] or null -> out [n, num_out]. scratch: n * (in rounded up to BLOCK)
-// floats, aligned to 32 bytes.
-void linear(const bf16 *x, const bf16 *weight, const bf16 *bias, bf16 *out, float *scratch, long n, long in, long num_out) {
-    const long padded = (in + BLOCK - 1) / BLOCK * BLOCK;
-    const Product product = {scratch, weight, bias, out, in, padded, num_out};
-    const long tiles = (num_out + OUTPUTS - 1) / OUTPUTS;
-    const long group = GROUP_BYTES / (2 * OUTPUTS * in) * OUTPUTS + OUTPUTS;
-    // Few rows are widened by one thread: to meet the others once more costs more, above all beside other processes.
-    #pragma omp parallel for if (n * in > 65536)
-    for (long row = 0; row < n; row++)
-        for (long i = 0; i < padded; i++)
-            scratch[row * padded + i / BLOCK * BLOCK + i % 2 * (BLOCK / 2) + i % BLOCK / 2] = i < in ? widen(x[row * in + i]) : 0;
+static void strips(const Product *p, long first, long last) {
+    long row = 0;
+    for (; row + 6 <= p->n; row += 6) strip(p, first, last, row, 1, 6);
+    switch (p->n - row) {
+    case 5: strip(p, first, last, row, 1, 5); break;
+    case 4: strip(p, first, last, row, 1, 4); break;
+    case 3: strip(p, first, last, row, 2, 3); break;
+    case 2: strip(p, first, last, row, 3, 2); break;
+    case 1: strip(p, first, last, row, 4, 1); break;
+    }
+}
+
+void product(const Product *p, long thread, long threads) {
+    const long panels = round_up(p->num_out, PANEL) / PANEL;
+    const long group = round_up(GROUP_BYTES / (2 * PANEL * p->in) + 1, MOST_PANELS);
+    // Each thread has one run of outputs: groups dealt out would leave one thread waiting.
+    const long end = panels * (thread + 1) / threads;
+    for (long first = panels * thread / threads; first < end; first += group)
+        strips(p, first, first + group < end ? first + group : end);
+}
+
+// For whom packs weights.
+long lanes(void) {
+    return LANES;
+}
+
+// x [n, in] in bfloat16 -> out [n, num_out], in float32 or rounded to bfloat16. wide_x and wide_out are scratch of
+// [n, in] and [n, num_out rounded up to a panel] floats; out may be null: then wide_out is the result.
+void linear(const bf16 *x, const bf16 *weight, const float *bias, bf16 *out, float *wide_x, float *wide_out, long n, long in,
+            long num_out) {
+    const long stride = round_up(num_out, PANEL);
+    const Product p = {wide_x, weight, bias, wide_out, n, in, num_out, in, stride};
     #pragma omp parallel if (n * in * num_out > 65536)
     {
-        // Each thread has one run of outputs, equal to a tile: groups dealt out would leave one thread waiting.
-        const long threads = omp_get_num_threads(), thread = omp_get_thread_num();
-        const long stop = tiles * (thread + 1) / threads * OUTPUTS, end = stop < num_out ? stop : num_out;
-        for (long first = tiles * thread / threads * OUTPUTS; first < end; first += group) {
-            const long last = first + group < end ? first + group : end;
-            long row = 0;
-            for (; row + ROWS <= n; row += ROWS) strip(&product, first, last, row, ROWS);
-            switch (n - row) {
-            case 3: strip(&product, first, last, row, 3); break;
-            case 2: strip(&product, first, last, row, 2); break;
-            case 1: strip(&product, first, last, row, 1); break;
-            }
+        const long thread = omp_get_thread_num(), threads = omp_get_num_threads();
+        for (long i = n * in * thread / threads; i < n * in * (thread + 1) / threads; i++) wide_x[i] = widen(x[i]);
+        #pragma omp barrier
+        product(&p, thread, threads);
+        if (out) {
+            #pragma omp barrier
+            for (long row = n * thread / threads; row < n * (thread + 1) / threads; row++)
+                for (long i = 0; i < num_out; i++) out[row * num_out + i] = narrow(wide_out[row * stride + i]);
         }
     }
 }

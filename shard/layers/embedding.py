@@ -64,7 +64,6 @@ class ParallelLMHead(ShardedModule):
         self.tied_to = (tied_to,)  # in a tuple, so that it is not registered as a child of this layer
         self.rows = split(vocab_size, parts=group.size, index=group.rank)
         self.vocab_start = group.rank * self.rows.size
-        self.logits_dtype = torch.float64 if dtype == torch.float64 else torch.float32
         if tied_to is None:
             self.declare("weight", (Piece((vocab_size, hidden_size), 0, self.rows),), dtype)
 
@@ -77,7 +76,7 @@ class ParallelLMHead(ShardedModule):
         self.drop("weight")
 
     def forward(self, hidden: Tensor) -> Tensor:
-        logits = self.product(hidden).to(self.logits_dtype)
+        logits = self.product(hidden, wide=True)
         if self.softcap is not None:
             logits.div_(self.softcap).tanh_().mul_(self.softcap)
         num_real = self.rows.stop - self.rows.start

@@ -24,21 +24,32 @@ class Product:
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.kernel = choose_kernel(weight.dtype, weight.device)
-        self._bias = bias
-        self._weight: Tensor = weight
+        self.bias = bias
+        # In the form that the kernel reads.
+        self.weight: Tensor = weight
+        self._num_outputs = len(weight)
         self._compiled = kernels_for(weight.dtype, weight.device) if self.kernel == NAME else None
-        if self.kernel == "onednn-packed":
-            self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, PACK_ROWS)
-        elif self._compiled:
-            self._weight = weight.contiguous()
-
-    def __call__(self, x: Tensor) -> Tensor:
         if self._compiled:
-            return self._compiled.linear(x.contiguous(), self._weight, self._bias)
+            self.weight = self._compiled.pack(weight)
+            self._packed_bias = None if bias is None else self._compiled.pack_bias(bias)
+        elif self.kernel == "onednn-packed":
+            self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, PACK_ROWS)
+
+    def __call__(self, x: Tensor, *, wide: bool = False) -> Tensor:
+        """[N, in] -> [N, out]; `wide`: at least float32, and what is summed in it is not rounded where that is free."""
+        if self._compiled:
+            return self._compiled.linear(
+                x.contiguous(),
+                self.weight,
+                self._packed_bias,
+                num_outputs=self._num_outputs,
+                dtype=torch.float32 if wide else torch.bfloat16,
+            )
         if self.kernel == "torch":
-            return F.linear(x, self._weight, self._bias)
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
-        return out
+            out = F.linear(x, self.weight, self.bias)
+        else:
+            out = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        return out.to(torch.promote_types(out.dtype, torch.float32)) if wide else out
 
 
 def choose_kernel(dtype: torch.dtype, device: torch.device) -> KernelName:

@@ -22,6 +22,11 @@ class RMSNorm(ShardedModule):
         self._eps = torch.tensor([eps], dtype=self._wide)
         self.declare("weight", (Piece((size,), 0, whole(size)),), dtype)
 
+    @property
+    def factor(self) -> Tensor:
+        """What the normalised values are multiplied with, [size]."""
+        return self.weight
+
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() == 2 and (kernels := kernels_for(x.dtype, x.device)):
             return kernels.rms_norm(x, self.weight, self.eps)
@@ -46,6 +51,10 @@ class OffsetRMSNorm(RMSNorm):
     def finish(self) -> None:
         self._factor = 1 + self.weight.to(self._wide)
         self.drop("weight")
+
+    @property
+    def factor(self) -> Tensor:
+        return self._factor
 
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu":

@@ -45,6 +45,7 @@ def load_model(
     with torch.inference_mode():
         model = Decoder(config, family, group=group, dtype=dtype, device=device)
         fill_model(model, checkpoint, names=family.names, ignored=ignored, device=device, progress=progress)
+        model.finish()
     return model.eval()
 
 

@@ -58,6 +58,15 @@ class Attention(Module):
         out: Tensor = self.o_proj(attend(qkv, layer=self.layer, batch=batch, cache=cache, spec=self.spec))
         return out
 
+    def parts(self) -> dict[str, Tensor | None]:
+        """As `LayerParts` names them."""
+        return {
+            "qkv": self.qkv_proj.product.weight,
+            "qkv_bias": self.qkv_proj.bias,
+            "o": self.o_proj.product.weight,
+            "o_bias": self.o_proj.bias,
+        }
+
     def normalise_(self, q: Tensor, k: Tensor) -> None:
         """What happens to queries and keys [N, heads, head_dim], in place, before they are rotated."""
 
@@ -71,6 +80,9 @@ class QKNormAttention(Attention):
         super().__init__(config, layer, group=group, dtype=dtype)
         self.q_norm = self.norm(config.head_dim, eps=config.rms_norm_eps, dtype=dtype)
         self.k_norm = self.norm(config.head_dim, eps=config.rms_norm_eps, dtype=dtype)
+
+    def parts(self) -> dict[str, Tensor | None]:
+        return {**super().parts(), "q_norm": self.q_norm.factor, "k_norm": self.k_norm.factor}
 
     def normalise_(self, q: Tensor, k: Tensor) -> None:
         q.copy_(self.q_norm(q))
@@ -90,6 +102,7 @@ class MLP(Module):
 
     def __init__(self, config: ModelConfig, *, group: TPGroup, dtype: torch.dtype) -> None:
         super().__init__()
+        self.width = split(config.intermediate_size, parts=group.size, index=group.rank).size
         self.gate_up_proj = ColumnParallelLinear.gate_up(
             config.hidden_size, config.intermediate_size, group=group, bias=config.mlp_bias, dtype=dtype
         )
@@ -101,6 +114,15 @@ class MLP(Module):
             bias=config.mlp_bias,
             dtype=dtype,
         )
+
+    def parts(self) -> dict[str, Tensor | None]:
+        """As `LayerParts` names them."""
+        return {
+            "gate_up": self.gate_up_proj.product.weight,
+            "gate_up_bias": self.gate_up_proj.bias,
+            "down": self.down_proj.product.weight,
+            "down_bias": self.down_proj.bias,
+        }
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.down_proj(self.activation(self.gate_up_proj(x)))

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from shard import attention
+from shard.cpu.decoder import CompiledLayers, DecoderSizes, LayerParts
+from shard.cpu.kernels import NAME, kernels_for
 from shard.distributed import TPGroup
 from shard.forward_batch import ForwardBatch
 from shard.kv_cache import KVCache
@@ -20,7 +22,7 @@ from shard.layers.norm import RMSNorm
 from shard.layers.rotary import Rotary, Rotation
 from shard.layers.sharded import Module
 from shard.model_config import ModelConfig
-from shard.models.blocks import MLP, Attention
+from shard.models.blocks import MLP, Attention, GeluMLP
 from shard.partition import split_heads
 
 
@@ -43,6 +45,11 @@ class Layer(Module):
         self.mlp_norm = norm()
         self.mlp = family.mlp(config, group=group, dtype=dtype)
 
+    def parts(self) -> dict[str, Tensor | None]:
+        """As `LayerParts` names them; the MLP is a dense one."""
+        norms = {"input_norm": self.input_norm.factor, "mlp_norm": self.mlp_norm.factor}
+        return {**norms, **self.attention.parts(), **self.mlp.parts()}
+
     def forward(self, x: Tensor, rotation: Rotation, batch: ForwardBatch, cache: KVCache) -> Tensor:
         x = x + self.attention(self.input_norm(x), rotation, batch, cache)
         out: Tensor = x.add_(self.mlp(self.mlp_norm(x)))
@@ -58,6 +65,10 @@ class SandwichLayer(Layer):
         super().__init__(config, index, family, group=group, dtype=dtype)
         self.attention_out_norm = family.norm(config.hidden_size, eps=config.rms_norm_eps, dtype=dtype)
         self.mlp_out_norm = family.norm(config.hidden_size, eps=config.rms_norm_eps, dtype=dtype)
+
+    def parts(self) -> dict[str, Tensor | None]:
+        norms = {"attention_out_norm": self.attention_out_norm.factor, "mlp_out_norm": self.mlp_out_norm.factor}
+        return {**super().parts(), **norms}
 
     def forward(self, x: Tensor, rotation: Rotation, batch: ForwardBatch, cache: KVCache) -> Tensor:
         x = x + self.attention_out_norm(self.attention(self.input_norm(x), rotation, batch, cache))
@@ -84,6 +95,7 @@ class Decoder(Module):
     ) -> None:
         super().__init__()
         self.config = config
+        self.group = group
         self.dtype = dtype
         self.device = device
         # what this rank's cache must hold, padding included
@@ -111,20 +123,46 @@ class Decoder(Module):
         )
         # the token id of the first column of this rank's logits
         self.vocab_start = self.lm_head.vocab_start
+        self._compiled: CompiledLayers | None = None
+
+    def finish(self) -> None:
+        """All layers are filled: they become one call where there are kernels for all that they do."""
+        kernels = kernels_for(self.dtype, self.device)
+        mlps = [layer.mlp for layer in self.layers]
+        if kernels is None or self.lm_head.product.kernel != NAME or not all(isinstance(mlp, MLP) for mlp in mlps):
+            return
+        parts = [
+            LayerParts(spec=layer.attention.spec, rotation=rotary, **layer.parts())
+            for layer, rotary in zip(self.layers, self.rotary_of_layer, strict=True)
+        ]
+        sizes = DecoderSizes(
+            hidden=self.config.hidden_size,
+            heads=self.layers[0].attention.num_q_heads,
+            kv_heads=self.num_kv_heads,
+            head_dim=self.config.head_dim,
+            width=mlps[0].width,
+            gelu=isinstance(mlps[0], GeluMLP),
+            eps=self.config.rms_norm_eps,
+        )
+        self._compiled = CompiledLayers(kernels, parts, self.norm.factor, sizes, self.group)
 
     @property
     def kernels(self) -> dict[str, str]:
         """Names of the live kernels, by purpose."""
         return {
             "linear": self.lm_head.product.kernel,
+            "layers": NAME if self._compiled else "one by one",
             "attention": attention.kernel_name(self.dtype, self.device, softcap=self.config.attention_softcap),
         }
 
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch, cache: KVCache) -> Tensor:
         """Rows of the step -> final hidden states [N, hidden], normalised. Stores keys and values in the cache."""
-        rotations = [rotary.rotation(batch.positions) for rotary in self.rotaries]
         x = self.embed_tokens(batch.token_ids)
+        if self._compiled is not None:
+            cos, sin = zip(*(rotary.wide(batch.positions) for rotary in self.rotaries), strict=True)
+            return self._compiled(x, torch.stack(cos), torch.stack(sin), batch, cache)
+        rotations = [rotary.rotation(batch.positions) for rotary in self.rotaries]
         for layer, rotary in zip(self.layers, self.rotary_of_layer, strict=True):
             x = layer(x, rotations[rotary], batch, cache)
         out: Tensor = self.norm(x)

@@ -1,0 +1,204 @@
+// Attention of a step's rows over their pages and over each other, in float32 over keys and values in bfloat16.
+//
+// A row's weights lie in the order of its text: what is committed, then its own path through the draft tree. So they are
+// summed in the same order whether a token was committed or is still a draft, and the result is the same to the last bit.
+
+#include <float.h>
+#include <stdlib.h>
+
+#include "attention.h"
+
+typedef float Quad __attribute__((vector_size(16), may_alias, aligned(4)));
+
+#if LANES == 8
+#define LOW(a, b) __builtin_shuffle(a, b, (Ints){0, 8, 1, 9, 4, 12, 5, 13})
+#define HIGH(a, b) __builtin_shuffle(a, b, (Ints){2, 10, 3, 11, 6, 14, 7, 15})
+#define LOW_PAIRS(a, b) __builtin_shuffle(a, b, (Ints){0, 1, 8, 9, 4, 5, 12, 13})
+#define HIGH_PAIRS(a, b) __builtin_shuffle(a, b, (Ints){2, 3, 10, 11, 6, 7, 14, 15})
+#endif
+
+// The sums of four vectors.
+INLINE void totals(const Floats v[4], float *out) {
+#if LANES == 8
+    const Floats first = LOW(v[0], v[1]) + HIGH(v[0], v[1]), second = LOW(v[2], v[3]) + HIGH(v[2], v[3]);
+    const union { Floats all; Quad half[2]; } sums = {LOW_PAIRS(first, second) + HIGH_PAIRS(first, second)};
+    *(Quad *)out = sums.half[0] + sums.half[1];
+#else
+    for (int i = 0; i < 4; i++) out[i] = total(v[i]);
+#endif
+}
+
+// Some rows of keys or values, `stride` apart.
+typedef struct {
+    const bf16 *at;
+    long stride;
+} Rows;
+
+// Scores of `count` queries for n keys, four keys at a time: `count` is a constant, so that the sums stay in registers.
+// What lies between n and the next multiple of four is written too.
+INLINE void score_some(const float *queries, Rows keys, long n, float *scores, long width, const long dim, const int count) {
+    for (long t = 0; t < n; t += 4) {
+        Floats sums[3][4] = {{{0}}};
+        const bf16 *key[4];
+        UNROLL for (int j = 0; j < 4; j++) key[j] = keys.at + (t + j < n ? t + j : n - 1) * keys.stride;
+        for (long i = 0; i < dim; i += LANES) {
+            UNROLL for (int j = 0; j < 4; j++) {
+                const Floats k = widen_all(key[j] + i);
+                UNROLL for (int q = 0; q < count; q++) sums[q][j] += *(const Floats *)(queries + q * dim + i) * k;
+            }
+        }
+        UNROLL for (int q = 0; q < count; q++) totals(sums[q], scores + q * width + t);
+    }
+}
+
+INLINE void score(const float *queries, long m, Rows keys, long n, float *scores, long width, const long dim) {
+    long q = 0;
+    for (; q + 3 <= m; q += 3) score_some(queries + q * dim, keys, n, scores + q * width, width, dim, 3);
+    if (m - q == 2) score_some(queries + q * dim, keys, n, scores + q * width, width, dim, 2);
+    if (m - q == 1) score_some(queries + q * dim, keys, n, scores + q * width, width, dim, 1);
+}
+
+// sums += the weighted values of n places for `count` queries, `vectors` of each value; both are constants.
+INLINE void add_part(float *sums, const float *weights, long width, Rows values, long n, const long dim, const int vectors, const int count) {
+    Floats local[3][4];
+    UNROLL for (int q = 0; q < count; q++)
+        UNROLL for (int i = 0; i < vectors; i++) local[q][i] = *(const Floats *)(sums + q * dim + i * LANES);
+    for (long t = 0; t < n; t++)
+        UNROLL for (int i = 0; i < vectors; i++) {
+            const Floats value = widen_all(values.at + t * values.stride + i * LANES);
+            UNROLL for (int q = 0; q < count; q++) local[q][i] += weights[q * width + t] * value;
+        }
+    UNROLL for (int q = 0; q < count; q++)
+        UNROLL for (int i = 0; i < vectors; i++) *(Floats *)(sums + q * dim + i * LANES) = local[q][i];
+}
+
+INLINE void add_some(float *sums, const float *weights, long width, Rows values, long n, const long dim, const int count) {
+    long i = 0;
+    for (; i + 4 * LANES <= dim; i += 4 * LANES)
+        add_part(sums + i, weights, width, (Rows){values.at + i, values.stride}, n, dim, 4, count);
+    for (; i < dim; i += LANES) add_part(sums + i, weights, width, (Rows){values.at + i, values.stride}, n, dim, 1, count);
+}
+
+INLINE void add_values(float *sums, long m, const float *weights, long width, Rows values, long n, const long dim) {
+    long q = 0;
+    for (; q + 3 <= m; q += 3) add_some(sums + q * dim, weights + q * width, width, values, n, dim, 3);
+    if (m - q == 2) add_some(sums + q * dim, weights + q * width, width, values, n, dim, 2);
+    if (m - q == 1) add_some(sums + q * dim, weights + q * width, width, values, n, dim, 1);
+}
+
+// Rows whose length is no multiple of a vector's are copied to where zeros follow them.
+INLINE Rows padded_rows(Rows rows, long n, bf16 *scratch, const long dim, const long padded) {
+    if (dim == padded) return rows;
+    for (long t = 0; t < n; t++) memcpy(scratch + t * padded, rows.at + t * rows.stride, sizeof(bf16) * (size_t)dim);
+    return (Rows){scratch, padded};
+}
+
+// Scores [from, to) to weights, all others before `end` to zero; returns one over their sum. A vector behind `to` is
+// written too.
+static float softmax(float *scores, long from, long to, long end, float softcap) {
+    for (int i = 0; i < LANES; i++) scores[to + i] = -FLT_MAX;
+    Floats most = all(-FLT_MAX), sum = {0};
+    for (long t = from; t < to; t += LANES) {
+        Floats s = *(Floats *)(scores + t);
+        // What is behind the end stays the least there is.
+        if (softcap > 0) *(Floats *)(scores + t) = s = choose(s == -FLT_MAX, s, softcap * tanh_all(s / softcap));
+        most = choose(s > most, s, most);
+    }
+    float top = most[0];
+    for (int i = 1; i < LANES; i++) top = most[i] > top ? most[i] : top;
+    for (long t = from; t < to; t += LANES) sum += *(Floats *)(scores + t) = exp_negative(*(Floats *)(scores + t) - top);
+    memset(scores, 0, sizeof(float) * (size_t)from);
+    if (to < end) memset(scores + to, 0, sizeof(float) * (size_t)(end - to));
+    return 1 / total(sum);
+}
+
+// Grows and stays with its thread: a step must not ask the system for memory.
+static float *scratch(size_t floats) {
+    static _Thread_local float *held;
+    static _Thread_local size_t size;
+    if (floats > size) {
+        free(held);
+        size = floats + floats / 2;
+        held = aligned_alloc(64, (sizeof(float) * size + 63) / 64 * 64);
+        memset(held, 0, sizeof(float) * size);
+    }
+    return held;
+}
+
+// The page of a span's block, K or V as `offset` says. Pages lie anywhere, so the processor does not see the next one coming:
+// it is asked for when this one is begun.
+INLINE Rows page_rows(const Cache *c, const int32_t *table, long block, long last, long kv_head, long offset) {
+    if (block < last) {
+        const bf16 *next = page_of(c, (long)table[block + 1] * c->block_size, kv_head) + offset;
+        for (long i = 0; i < c->block_size * c->dim; i += 32) __builtin_prefetch(next + i);
+    }
+    return (Rows){page_of(c, (long)table[block] * c->block_size, kv_head) + offset, c->dim};
+}
+
+// One span and kv head: all heads of the kv group and all rows share one pass over the keys and one over the values.
+INLINE void attend_one(const Cache *c, const Spans *spans, long span, long kv_head, const float *queries, long query_stride, float *out,
+                       const long dim) {
+    const long first = spans->firsts[span], rows = spans->counts[span], length = spans->lengths[span], tree = spans->trees[span];
+    const long group = c->heads / c->kv_heads, m = rows * group, padded = round_up(dim, LANES), block_size = c->block_size;
+    // The first row reaches back farthest: blocks that it does not see are not read.
+    const long begin = c->window > length ? 0 : (length - c->window + 1) / block_size * block_size;
+    const int32_t *table = spans->tables + span * spans->table_stride + begin / block_size;
+    const long paged = (tree < 0 ? length + rows : length) - begin, own = tree < 0 ? 0 : rows, last = (paged - 1) / block_size;
+    const long width = round_up(paged + own, 4) + 2 * LANES, places = block_size > own ? block_size : own;
+    const Rows own_keys = {step_row_of(c, first, kv_head), 2 * c->kv_heads * dim};
+    const Rows own_values = {step_row_of(c, first, c->kv_heads + kv_head), 2 * c->kv_heads * dim};
+
+    float *q = scratch((size_t)(2 * m * padded + m * width + places * padded));
+    float *sums = q + m * padded, *scores = sums + m * padded;
+    bf16 *copies = (bf16 *)(scores + m * width), *path = copies + places * padded;
+    memset(q, 0, sizeof(float) * (size_t)(2 * m * padded));
+    if (padded > dim) memset(copies, 0, sizeof(bf16) * (size_t)(2 * places * padded));
+    for (long i = 0; i < m; i++) {
+        const float *in = queries + (first + i / group) * query_stride + (kv_head * group + i % group) * dim;
+        for (long d = 0; d < dim; d++) q[i * padded + d] = in[d] * c->scale;
+    }
+    for (long block = 0, left = paged; left > 0; block++, left -= block_size) {
+        const long n = left < block_size ? left : block_size;
+        const Rows keys = padded_rows(page_rows(c, table, block, last, kv_head, 0), n, copies, dim, padded);
+        score(q, m, keys, n, scores + block * block_size, width, padded);
+    }
+    float scale[m];
+    for (long r = 0; r < rows; r++) {
+        float *own_scores = scores + r * group * width;
+        long depth = own ? -1 : r;
+        for (long j = 0; j < own; j++)
+            if (spans->ancestors[tree + r * spans->most_rows + j])
+                memcpy(path + ++depth * padded, own_keys.at + j * own_keys.stride, sizeof(bf16) * (size_t)dim);
+        if (own) score(q + r * group * padded, group, (Rows){path, padded}, depth + 1, own_scores + paged, width, padded);
+        const long position = length + depth - begin, from = position >= c->window ? position - c->window + 1 : 0;
+        for (long i = 0; i < group; i++) scale[r * group + i] = softmax(own_scores + i * width, from, position + 1, paged, c->softcap);
+    }
+    for (long block = 0, left = paged; left > 0; block++, left -= block_size) {
+        const long n = left < block_size ? left : block_size;
+        const Rows values = padded_rows(page_rows(c, table, block, last, kv_head, c->value_offset), n, copies, dim, padded);
+        add_values(sums, m, scores + block * block_size, width, values, n, padded);
+    }
+    for (long r = 0; r < own; r++) {
+        long depth = -1;
+        for (long j = 0; j < own; j++)
+            if (spans->ancestors[tree + r * spans->most_rows + j])
+                memcpy(path + ++depth * padded, own_values.at + j * own_values.stride, sizeof(bf16) * (size_t)dim);
+        add_values(sums + r * group * padded, group, scores + r * group * width + paged, width, (Rows){path, padded}, depth + 1, padded);
+    }
+    for (long i = 0; i < m; i++) {
+        float *to = out + ((first + i / group) * c->heads + kv_head * group + i % group) * dim;
+        for (long d = 0; d < dim; d++) to[d] = sums[i * padded + d] * scale[i];
+    }
+}
+
+void attend_spans(const Cache *c, const Spans *spans, const float *queries, long query_stride, float *out) {
+    #pragma omp for schedule(dynamic)
+    for (long task = 0; task < spans->n * c->kv_heads; task++) {
+        const long span = task / c->kv_heads, kv_head = task % c->kv_heads;
+        switch (c->dim) {
+        case 64: attend_one(c, spans, span, kv_head, queries, query_stride, out, 64); break;
+        case 128: attend_one(c, spans, span, kv_head, queries, query_stride, out, 128); break;
+        default: attend_one(c, spans, span, kv_head, queries, query_stride, out, c->dim);
+        }
+    }
+}

@@ -1,0 +1,154 @@
+// The layers of a decoder for one step, in one call and one parallel region: between two matrix products a thread waits
+// for the other threads and for nothing else. Compiled for the machine at hand by build.py; called through decoder.py, which
+// says where the weights are.
+//
+// Activations are float32; weights, keys and values are bfloat16. Every row is computed as if it were alone: a token does
+// not depend on the rows beside it, on drafts or on how its prompt was cut.
+
+#include <omp.h>
+
+#include "attention.h"
+#include "linear.h"
+#include "norm.h"
+
+// Rows whose gates are held at once.
+#define MLP_ROWS 256
+
+// One layer; norms and biases that a family does not have are null. Biases are as long as the padded outputs.
+typedef struct {
+    const float *input_norm, *q_norm, *k_norm, *attention_out_norm, *mlp_norm, *mlp_out_norm;
+    const bf16 *qkv, *o, *gate_up, *down;
+    const float *qkv_bias, *o_bias, *gate_up_bias, *down_bias;
+    bf16 *pages, *step_rows;
+    // Which of the step's rotations, and how far a row sees.
+    long rotation, window;
+} Layer;
+
+typedef struct {
+    const Layer *layers;
+    const float *final_norm;
+    long num_layers, hidden, heads, kv_heads, dim, width, block_size, value_offset, gelu;
+    float eps, scale, softcap;
+} Decoder;
+
+// The n rows of a step: the first num_step_rows keep their keys and values in the step buffer, the others write them to
+// their physical slots. cos and sin: [rotation, n, dim], sin signed.
+typedef struct {
+    long n, num_step_rows;
+    const int64_t *physical_slots;
+    const float *cos, *sin;
+    Spans spans;
+} Step;
+
+// x: the residual stream. y: what a half of a layer adds to it, of this rank. Both [n, hidden]; y's rows y_stride apart.
+// normed [n, hidden]; wide: room for n rows of qkv and of attention, and for MLP_ROWS rows of gate_up; products write whole
+// panels.
+typedef struct {
+    float *x, *y, *normed, *wide;
+    bf16 *out;
+    long y_stride;
+} Buffers;
+
+static void add_half(const Decoder *d, const Buffers *b, long half, long row) {
+    const Layer *layer = d->layers + half / 2;
+    const float *bias = half % 2 ? layer->down_bias : layer->o_bias, *norm = half % 2 ? layer->mlp_out_norm : layer->attention_out_norm;
+    float *x = b->x + row * d->hidden, *y = b->y + row * b->y_stride;
+    if (bias)
+        for (long i = 0; i < d->hidden; i++) y[i] += bias[i];
+    if (norm) norm_row(y, norm, y, d->hidden, d->eps);
+    for (long i = 0; i < d->hidden; i++) x[i] += y[i];
+}
+
+// Queries and keys are normalised and rotated, keys and values stored.
+static void store(const Decoder *d, const Layer *layer, const Cache *cache, const Step *step, float *qkv, long row) {
+    const float *cos = step->cos + (layer->rotation * step->n + row) * d->dim, *sin = step->sin + (layer->rotation * step->n + row) * d->dim;
+    const int is_step = row < step->num_step_rows;
+    for (long head = 0; head < d->heads + d->kv_heads; head++) {
+        float *x = qkv + head * d->dim;
+        const float *norm = head < d->heads ? layer->q_norm : layer->k_norm;
+        if (norm) norm_row(x, norm, x, d->dim, d->eps);
+        rotate_head(x, cos, sin, d->dim);
+    }
+    for (long head = 0; head < d->kv_heads; head++) {
+        const float *key = qkv + (d->heads + head) * d->dim, *value = key + d->kv_heads * d->dim;
+        bf16 *to = is_step ? step_row_of(cache, row, head) : page_of(cache, step->physical_slots[row], head);
+        const long offset = is_step ? d->kv_heads * d->dim : d->value_offset;
+        for (long i = 0; i < d->dim; i++) to[i] = narrow(key[i]), to[offset + i] = narrow(value[i]);
+    }
+}
+
+static void attention_half(const Decoder *d, const Layer *layer, const Step *step, const Buffers *b, long thread, long threads) {
+    const long num_heads = d->heads + 2 * d->kv_heads, stride = round_up(num_heads * d->dim, PANEL), attended = d->heads * d->dim;
+    const Cache cache = {layer->pages, layer->step_rows, d->value_offset, d->heads, d->kv_heads, d->dim, d->block_size,
+                         layer->window, d->scale, d->softcap};
+    float *qkv = b->wide, *out = qkv + step->n * stride;
+    const Product project = {b->normed, layer->qkv, layer->qkv_bias, qkv, step->n, d->hidden, num_heads * d->dim, d->hidden, stride};
+    product(&project, thread, threads);
+    #pragma omp barrier
+    for (long row = step->n * thread / threads; row < step->n * (thread + 1) / threads; row++)
+        store(d, layer, &cache, step, qkv + row * stride, row);
+    #pragma omp barrier
+    attend_spans(&cache, &step->spans, qkv, stride, out);
+    const Product leave = {out, layer->o, 0, b->y, step->n, attended, d->hidden, attended, b->y_stride};
+    product(&leave, thread, threads);
+}
+
+// gate and up -> silu(gate) * up, or gelu(gate) * up by the tanh approximation, in place of the gate.
+static void activate(const Decoder *d, float *gate_up, long first, long last) {
+    float *gate = gate_up, *up = gate_up + d->width;
+    for (long i = first; i < last; i += LANES) {
+        Floats g, u;
+        const size_t size = sizeof(float) * (size_t)(last - i < LANES ? last - i : LANES);
+        memcpy(&g, gate + i, size);
+        memcpy(&u, up + i, size);
+        if (d->gelu) g *= 0.5f * (1 + tanh_all(0.7978845608f * (g + 0.044715f * g * g * g)));
+        else g *= sigmoid(g);
+        g *= u;
+        memcpy(gate + i, &g, size);
+    }
+}
+
+static void mlp_half(const Decoder *d, const Layer *layer, const Step *step, const Buffers *b, long thread, long threads) {
+    const long stride = round_up(2 * d->width, PANEL), part = round_up(round_up(d->width, threads) / threads, LANES);
+    const long first = part * thread < d->width ? part * thread : d->width, last = first + part < d->width ? first + part : d->width;
+    for (long start = 0; start < step->n; start += MLP_ROWS) {
+        const long n = step->n - start < MLP_ROWS ? step->n - start : MLP_ROWS;
+        const Product enter = {b->normed + start * d->hidden, layer->gate_up, layer->gate_up_bias, b->wide, n, d->hidden,
+                               2 * d->width, d->hidden, stride};
+        product(&enter, thread, threads);
+        #pragma omp barrier
+        for (long row = 0; row < n; row++) activate(d, b->wide + row * stride, first, last);
+        #pragma omp barrier
+        const Product leave = {b->wide, layer->down, 0, b->y + start * b->y_stride, n, d->width, d->hidden, stride, b->y_stride};
+        product(&leave, thread, threads);
+        if (start + MLP_ROWS < step->n) {
+            #pragma omp barrier
+        }
+    }
+}
+
+// The halves of layers from `first` on, before `last`; half 2i is the attention of layer i, 2i + 1 its MLP. A half's result
+// stays in y, so that ranks can sum it, and is added when the next one begins. With last beyond the last half the final
+// norm is taken: out [n, hidden].
+void run_halves(const Decoder *d, const Step *step, const Buffers *b, long first, long last) {
+    #pragma omp parallel
+    {
+        const long thread = omp_get_thread_num(), threads = omp_get_num_threads();
+        for (long half = first; half < last; half++) {
+            const Layer *layer = d->layers + half / 2;
+            const int is_end = half == 2 * d->num_layers;
+            const float *norm = is_end ? d->final_norm : half % 2 ? layer->mlp_norm : layer->input_norm;
+            for (long row = step->n * thread / threads; row < step->n * (thread + 1) / threads; row++) {
+                if (half > 0) add_half(d, b, half - 1, row);
+                norm_row(b->x + row * d->hidden, norm, b->normed + row * d->hidden, d->hidden, d->eps);
+                if (is_end)
+                    for (long i = 0; i < d->hidden; i++) b->out[row * d->hidden + i] = narrow(b->normed[row * d->hidden + i]);
+            }
+            #pragma omp barrier
+            if (is_end) break;
+            if (half % 2) mlp_half(d, layer, step, b, thread, threads);
+            else attention_half(d, layer, step, b, thread, threads);
+            #pragma omp barrier
+        }
+    }
+}
