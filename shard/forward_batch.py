@@ -58,14 +58,13 @@ class ForwardBatch:
         assert sum(span.num_rows for span in spans) == token_ids.numel() == positions.numel()
         assert num_step_rows <= cache.max_step_rows, f"{num_step_rows} step rows, room for {cache.max_step_rows}"
         assert [span.direct for span in spans] == sorted(span.direct for span in spans), "step spans come first"
-        physical_slots = _physical_slots(positions, spans, cache)
         num_steps = sum(not span.direct for span in spans)
         if num_steps and ancestors is None:
             num_rows = max(span.num_rows for span in spans[:num_steps])
             ancestors = torch.ones(1, num_rows, num_rows, dtype=torch.bool, device=cache.device).tril()
         elif not num_steps:
             ancestors = None
-        if kernels_for(cache.dtype, cache.device):
+        if kernels := kernels_for(cache.dtype, cache.device):
             paged = PagedSpans(
                 tables=[span.block_ids for span in spans],
                 num_rows=[span.num_rows for span in spans],
@@ -73,7 +72,9 @@ class ForwardBatch:
                 positions=positions,
                 ancestors=ancestors,
             )
-            return cls(token_ids, positions, physical_slots, num_step_rows, direct_index=None, groups=(), paged=paged)
+            slots = kernels.find_slots(paged, cache.block_size)
+            return cls(token_ids, positions, slots, num_step_rows, direct_index=None, groups=(), paged=paged)
+        physical_slots = _physical_slots(positions, spans, cache)
         first_rows = [0, *accumulate(span.num_rows for span in spans)]
         return cls(
             token_ids,

@@ -14,6 +14,8 @@ values that are contiguous per sequence and head is a single index_select.
 import torch
 from torch import Tensor
 
+from shard.cpu.kernels import kernels_for
+
 
 class KVCache:
     """Blocks 1..num_blocks of `block_size` tokens for the kv heads of this rank, and room for `max_step_rows`."""
@@ -41,6 +43,7 @@ class KVCache:
         pages = torch.zeros(
             (num_layers, 2, num_blocks + 1, num_kv_heads, block_size, head_dim), dtype=dtype, device=device
         )
+        self._pages = pages
         self._page_tokens = pages.view(num_layers, -1, head_dim)
         self._steps = torch.zeros((num_layers, max_step_rows, 2 * num_kv_heads, head_dim), dtype=dtype, device=device)
         # views by layer are made once: a view costs a microsecond, and a step needs them in every layer
@@ -85,6 +88,9 @@ class KVCache:
 
     def commit(self, rows: Tensor, physical_slots: Tensor) -> None:
         """Copy step rows [M] of all layers to their physical slots [M]; a row that was rejected goes to slot 0."""
+        if kernels := kernels_for(self.dtype, self.device):
+            kernels.commit(self._steps, self._pages, rows.contiguous(), physical_slots.contiguous())
+            return
         kept = self._steps.index_select(1, rows).view(self.num_layers, -1, self.head_dim)
         self._page_tokens.index_copy_(1, self.token_index(physical_slots), kept)
 

@@ -6,6 +6,7 @@ A token is a pure function of its row's logits, parameters, seed and position. W
 ranks only for rows with a filter; for all others each rank sends four numbers.
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -14,6 +15,10 @@ from torch import Tensor
 
 from shard.filters import cpu_parts, filtered_choice
 from shard.gumbel import gumbel, row_key
+
+# Columns of a row that a maximum is looked for in at once; a power of two, and the least that pays.
+_BLOCK = 256
+_LEAST_BLOCK = 32
 
 
 class Group(Protocol):
@@ -58,6 +63,9 @@ def choose_tokens(logits: Tensor, *, vocab_start: int, vocab_size: int, rows: Sa
     Every rank calls it. Rank r holds the ids from `vocab_start` = r * ceil(vocab_size / size) on; columns beyond the
     vocabulary are -inf. Equal scores go to the lowest id.
     """
+    if group.size == 1 and not (rows.any_sampled or rows.any_logprobs):
+        # Nothing to agree on: of what follows this is all that is left.
+        return Chosen(first_max(logits)[1], logits.new_zeros(len(logits)))
     parts = group.all_gather(reduce_slice(logits, vocab_start=vocab_start, rows=rows))
     token_ids, raw, normalizer = merge_slices(parts)
     if rows.filtered_rows:
@@ -82,7 +90,7 @@ def reduce_slice(logits: Tensor, *, vocab_start: int, rows: SamplingRows) -> Ten
 
     The log-sum-exp is 0 if no log-probability is asked for. Rows with a filter get a greedy entry, which is not used.
     """
-    score, column = logits.max(-1)  # the first of equals
+    score, column = first_max(logits)
     if rows.any_sampled and logits.device.type == "cpu":
         is_sampled = rows.temperature > 0
         is_sampled[rows.filtered_rows] = False
@@ -97,6 +105,18 @@ def reduce_slice(logits: Tensor, *, vocab_start: int, rows: SamplingRows) -> Ten
     raw = logits.gather(1, column[:, None])[:, 0]
     normalizer = logits.logsumexp(-1) if rows.any_logprobs else torch.zeros_like(raw)
     return torch.stack([score.double(), (column + vocab_start).double(), raw.double(), normalizer.double()], dim=1)
+
+
+def first_max(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """The greatest of each row of [M, N] and its index, the first of equals."""
+    # On CPU the library finds a maximum over ten times as fast as its place: so the place is looked for in one block.
+    block = math.gcd(scores.shape[1], _BLOCK)
+    if scores.device.type != "cpu" or block < _LEAST_BLOCK:
+        return scores.max(-1)
+    blocks = scores.view(len(scores), -1, block)
+    first_block = blocks.amax(-1).max(-1).indices
+    best, place = blocks[torch.arange(len(scores)), first_block].max(-1)
+    return best, first_block * block + place
 
 
 def merge_slices(parts: Tensor) -> tuple[Tensor, Tensor, Tensor]:

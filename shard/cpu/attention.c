@@ -138,7 +138,7 @@ INLINE Rows page_rows(const Cache *c, const int32_t *table, long block, long las
 // One span and kv head: all heads of the kv group and all rows share one pass over the keys and one over the values.
 INLINE void attend_one(const Cache *c, const Spans *spans, long span, long kv_head, const float *queries, long query_stride, float *out,
                        const long dim) {
-    const long first = spans->firsts[span], rows = spans->counts[span], length = spans->lengths[span], tree = spans->trees[span];
+    const long first = spans->firsts[span], rows = spans->counts[span], length = spans->positions[first], tree = spans->trees[span];
     const long group = c->heads / c->kv_heads, m = rows * group, padded = round_up(dim, LANES), block_size = c->block_size;
     // The first row reaches back farthest: blocks that it does not see are not read.
     const long begin = c->window > length ? 0 : (length - c->window + 1) / block_size * block_size;

@@ -24,19 +24,26 @@ typedef struct {
     long rotation, window;
 } Layer;
 
+// Radians per position of each pair of a head's values, [dim / 2], and what their cosine and sine are multiplied with.
+typedef struct {
+    const float *frequencies;
+    double scale;
+} Rotation;
+
 typedef struct {
     const Layer *layers;
+    const Rotation *rotations;
     const float *final_norm;
-    long num_layers, hidden, heads, kv_heads, dim, width, block_size, value_offset, gelu;
+    long num_layers, num_rotations, hidden, heads, kv_heads, dim, width, block_size, value_offset, gelu;
     float eps, scale, softcap;
 } Decoder;
 
 // The n rows of a step: the first num_step_rows keep their keys and values in the step buffer, the others write them to
-// their physical slots. cos and sin: [rotation, n, dim], sin signed.
+// their physical slots. cos and sin: room for [rotation, n, dim]; the sine is signed.
 typedef struct {
     long n, num_step_rows;
     const int64_t *physical_slots;
-    const float *cos, *sin;
+    float *cos, *sin;
     Spans spans;
 } Step;
 
@@ -48,6 +55,20 @@ typedef struct {
     bf16 *out;
     long y_stride;
 } Buffers;
+
+static void rotation(const Decoder *d, const Step *step, long row) {
+    const long half = d->dim / 2;
+    for (long r = 0; r < d->num_rotations; r++) {
+        const float scale = (float)d->rotations[r].scale;
+        float *cos = step->cos + (r * step->n + row) * d->dim, *sin = step->sin + (r * step->n + row) * d->dim;
+        for (long i = 0; i < half; i++) {
+            const float angle = (float)step->spans.positions[row] * d->rotations[r].frequencies[i];
+            cos[i] = cos[half + i] = cosf(angle) * scale;
+            sin[half + i] = sinf(angle) * scale;
+            sin[i] = -sin[half + i];
+        }
+    }
+}
 
 static void add_half(const Decoder *d, const Buffers *b, long half, long row) {
     const Layer *layer = d->layers + half / 2;
@@ -140,6 +161,7 @@ void run_halves(const Decoder *d, const Step *step, const Buffers *b, long first
             const float *norm = is_end ? d->final_norm : half % 2 ? layer->mlp_norm : layer->input_norm;
             for (long row = step->n * thread / threads; row < step->n * (thread + 1) / threads; row++) {
                 if (half > 0) add_half(d, b, half - 1, row);
+                else rotation(d, step, row);
                 norm_row(b->x + row * d->hidden, norm, b->normed + row * d->hidden, d->hidden, d->eps);
                 if (is_end)
                     for (long i = 0; i < d->hidden; i++) b->out[row * d->hidden + i] = narrow(b->normed[row * d->hidden + i]);

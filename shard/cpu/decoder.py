@@ -29,13 +29,29 @@ class _Layer(ctypes.Structure):
     ]
 
 
+class _Rotation(ctypes.Structure):
+    _fields_ = [("frequencies", _pointer), ("scale", ctypes.c_double)]
+
+
 class _Decoder(ctypes.Structure):
     _fields_ = [
         ("layers", ctypes.POINTER(_Layer)),
+        ("rotations", ctypes.POINTER(_Rotation)),
         ("final_norm", _pointer),
         *(
             (name, _long)
-            for name in ("num_layers", "hidden", "heads", "kv_heads", "dim", "width", "block_size", "value_offset", "gelu")
+            for name in (
+                "num_layers",
+                "num_rotations",
+                "hidden",
+                "heads",
+                "kv_heads",
+                "dim",
+                "width",
+                "block_size",
+                "value_offset",
+                "gelu",
+            )
         ),
         *((name, _float) for name in ("eps", "scale", "softcap")),
     ]
@@ -95,19 +111,31 @@ class CompiledLayers:
     """All layers and the norm behind them: embeddings [N, hidden] -> hidden states [N, hidden]."""
 
     def __init__(
-        self, kernels: CpuKernels, layers: list[LayerParts], final_norm: Tensor, sizes: DecoderSizes, group: TPGroup
+        self,
+        kernels: CpuKernels,
+        layers: list[LayerParts],
+        rotations: list[tuple[Tensor, float]],
+        final_norm: Tensor,
+        sizes: DecoderSizes,
+        group: TPGroup,
     ) -> None:
+        """`rotations`: radians per position of each pair [head_dim / 2], and the factor of their cosine and sine."""
         self._kernels, self._sizes, self._group = kernels, sizes, group
         self._panel = kernels.panel
         self._cache: KVCache | None = None
         # Kept alive with the addresses that point into them.
         self._held: list[Tensor] = []
         self._layers = (_Layer * len(layers))(*map(self._layer, layers))
+        self._rotations = (_Rotation * len(rotations))(
+            *(_Rotation(self._address(frequencies, torch.float32), scale) for frequencies, scale in rotations)
+        )
         spec = layers[0].spec
         self._decoder = _Decoder(
             layers=self._layers,
+            rotations=self._rotations,
             final_norm=self._address(final_norm.float()),
             num_layers=len(layers),
+            num_rotations=len(rotations),
             hidden=sizes.hidden,
             heads=sizes.heads,
             kv_heads=sizes.kv_heads,
@@ -119,8 +147,8 @@ class CompiledLayers:
             softcap=spec.softcap or 0.0,
         )
 
-    def __call__(self, embedded: Tensor, cos: Tensor, sin: Tensor, batch: ForwardBatch, cache: KVCache) -> Tensor:
-        """cos and sin: float32 [rotations, N, head_dim], sin signed. Stores keys and values."""
+    def __call__(self, embedded: Tensor, batch: ForwardBatch, cache: KVCache) -> Tensor:
+        """Stores keys and values."""
         assert batch.paged is not None
         if self._cache is not cache:
             self._enter(cache)
@@ -130,19 +158,16 @@ class CompiledLayers:
         y = torch.empty(num_rows, round_up(hidden, self._panel))
         out = torch.empty_like(embedded)
         wide = torch.empty(self._wide_size(num_rows))
-        cos, sin = cos.contiguous(), sin.contiguous()
-        slots = batch.physical_slots.contiguous()
+        cos, sin = torch.empty(2, len(self._rotations), num_rows, self._sizes.head_dim)
         step = _Step(
             num_rows,
             batch.num_step_rows,
-            slots.data_ptr(),
+            batch.physical_slots.data_ptr(),
             cos.data_ptr(),
             sin.data_ptr(),
             batch.paged.struct,
         )
-        buffers = _Buffers(
-            x.data_ptr(), y.data_ptr(), normed.data_ptr(), wide.data_ptr(), out.data_ptr(), y.shape[1]
-        )
+        buffers = _Buffers(x.data_ptr(), y.data_ptr(), normed.data_ptr(), wide.data_ptr(), out.data_ptr(), y.shape[1])
         end = 2 * len(self._layers)
         if self._group.size == 1:
             self._run(step, buffers, 0, end + 1)

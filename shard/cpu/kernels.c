@@ -55,6 +55,32 @@ void rotate(bf16 *x, const bf16 *cos, const bf16 *sin, long n, long stride, long
         }
 }
 
+// The physical slot of each row of the spans, block id * block_size + place in the block.
+void find_slots(const Spans *spans, long block_size, int64_t *physical_slots) {
+    for (long s = 0; s < spans->n; s++)
+        for (long row = spans->firsts[s]; row < spans->firsts[s] + spans->counts[s]; row++) {
+            const long position = spans->positions[row];
+            physical_slots[row] = spans->tables[s * spans->table_stride + position / block_size] * block_size + position % block_size;
+        }
+}
+
+// Copies n rows of the step buffer, steps [layer, max_rows, 2 * kv_heads, dim], to their slots in the pages of each layer,
+// which are layer_stride elements apart and of which the values are value_offset behind the keys.
+void commit(const bf16 *steps, bf16 *pages, const int64_t *rows, const int64_t *slots, long n, long layers, long max_rows, long layer_stride,
+            long value_offset, long kv_heads, long dim, long block_size) {
+    #pragma omp parallel for if (n * layers > 256)
+    for (long layer = 0; layer < layers; layer++) {
+        const Cache cache = {.pages = pages + layer * layer_stride, .kv_heads = kv_heads, .dim = dim, .block_size = block_size};
+        for (long i = 0; i < n; i++)
+            for (long head = 0; head < kv_heads; head++) {
+                const bf16 *from = steps + ((layer * max_rows + rows[i]) * 2 * kv_heads + head) * dim;
+                bf16 *to = page_of(&cache, slots[i], head);
+                memcpy(to, from, sizeof(bf16) * (size_t)dim);
+                memcpy(to + value_offset, from + kv_heads * dim, sizeof(bf16) * (size_t)dim);
+            }
+    }
+}
+
 // Attention of n rows, qkv [n, heads + 2 * kv_heads, dim], rotated -> out [n, heads, dim]. The first num_step_rows keep
 // their keys and values in the step buffer, the others write them to their physical slots. wide: room for [n, 2 * heads,
 // dim] floats.

@@ -31,7 +31,7 @@ class SpansStruct(ctypes.Structure):
     """`Spans` of attention.h."""
 
     _fields_ = [
-        *((name, _pointer) for name in ("tables", "firsts", "counts", "lengths", "trees", "ancestors")),
+        *((name, _pointer) for name in ("tables", "firsts", "counts", "trees", "positions", "ancestors")),
         *((name, _long) for name in ("n", "table_stride", "most_rows")),
     ]
 
@@ -59,7 +59,12 @@ class CpuKernels:
         self._linear = library.linear
         self._linear.argtypes = [_pointer] * 6 + [_long] * 3
         self._attend = library.attend
-        self._attend.argtypes = [ctypes.POINTER(_CacheStruct), ctypes.POINTER(SpansStruct)] + [_pointer] * 4 + [_long] * 2
+        structs = ctypes.POINTER(_CacheStruct), ctypes.POINTER(SpansStruct)
+        self._attend.argtypes = [*structs, *[_pointer] * 4, *[_long] * 2]
+        self._find_slots = library.find_slots
+        self._find_slots.argtypes = [ctypes.POINTER(SpansStruct), _long, _pointer]
+        self._commit = library.commit
+        self._commit.argtypes = [_pointer] * 4 + [_long] * 8
         self.run_halves = library.run_halves
         self.run_halves.argtypes = [_pointer] * 3 + [_long] * 2
         self._lanes = int(library.lanes())
@@ -119,6 +124,32 @@ class CpuKernels:
             num_outputs,
         )
         return wide[:, :num_outputs] if out is None else out
+
+    def find_slots(self, spans: "PagedSpans", block_size: int) -> Tensor:
+        """Block id * block_size + place in the block of each row, [N] int64."""
+        out = torch.empty_like(spans.positions)
+        self._find_slots(spans.struct, block_size, out.data_ptr())
+        return out
+
+    def commit(self, steps: Tensor, pages: Tensor, rows: Tensor, slots: Tensor) -> None:
+        """Copies step rows [M] of all layers to physical slots [M], both int64.
+
+        steps is [layers, max rows, 2 * kv heads, dim], pages [layers, K or V, block, kv head, place, dim].
+        """
+        self._commit(
+            steps.data_ptr(),
+            pages.data_ptr(),
+            rows.data_ptr(),
+            slots.data_ptr(),
+            len(rows),
+            len(steps),
+            steps.shape[1],
+            pages.stride(0),
+            pages.stride(1),
+            pages.shape[3],
+            pages.shape[5],
+            pages.shape[4],
+        )
 
     def attend(
         self,
@@ -197,31 +228,31 @@ class PagedSpans:
         width = max(len(table) for table in tables)
         most_rows = 0 if ancestors is None else ancestors.shape[1]
         tree = 0 if ancestors is None or len(ancestors) == 1 else most_rows * most_rows
-        lines: list[list[int]] = []
-        padded: list[list[int]] = []
+        padded: list[int] = []
+        firsts: list[int] = []
+        counts: list[int] = []
+        trees: list[int] = []
         first = 0
         for index, (table, count) in enumerate(zip(tables, num_rows, strict=True)):
-            table = table + [0] * (width - len(table))
             is_step = index < num_steps
             for start in [0] if is_step else range(0, count, _CHUNK_ROWS):
-                rows = count if is_step else min(_CHUNK_ROWS, count - start)
-                lines.append([first + start, rows, index * tree if is_step else -1])
-                padded.append(table)
+                padded += table
+                padded += [0] * (width - len(table))
+                firsts.append(first + start)
+                counts.append(count if is_step else min(_CHUNK_ROWS, count - start))
+                trees.append(index * tree if is_step else -1)
             first += count
-        firsts, counts, trees = torch.tensor(lines, dtype=torch.int32).T.contiguous()
-        # Kept alive with the addresses that point into them.
-        self._tensors = (
-            torch.tensor(padded, dtype=torch.int32),
-            firsts,
-            counts,
-            # A span's first row stands behind what is committed.
-            positions[firsts].to(torch.int32),
-            trees,
-            *([] if ancestors is None else [ancestors.contiguous()]),
-        )
-        pointers = [tensor.data_ptr() for tensor in self._tensors]
         self.num_step_rows = sum(num_rows[:num_steps])
-        self.struct = SpansStruct(*pointers[:5], *(pointers[5:] or [None]), len(lines), width, most_rows)
+        self.positions = positions.contiguous()
+        # Kept alive with the addresses that point into them.
+        self._numbers = torch.tensor(padded + firsts + counts + trees, dtype=torch.int32)
+        self._ancestors = None if ancestors is None else ancestors.contiguous()
+        num_spans, address = len(firsts), self._numbers.data_ptr()
+        lists = [address + 4 * (len(padded) + i * num_spans) for i in range(3)]
+        trees_address = None if self._ancestors is None else self._ancestors.data_ptr()
+        self.struct = SpansStruct(
+            address, *lists, self.positions.data_ptr(), trees_address, num_spans, width, most_rows
+        )
 
 
 def kernels_for(dtype: torch.dtype, device: torch.device) -> CpuKernels | None:

@@ -41,14 +41,11 @@ class Rotary:
 
     def rotation(self, positions: Tensor) -> Rotation:
         """For positions [N], int64."""
-        cos, sin = self.wide(positions)
-        return Rotation(cos=cos.to(self.dtype), sin=sin.to(self.dtype))
-
-    def wide(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine and signed sine for positions [N], int64, before they are rounded: [N, 1, head_dim] each."""
         angles = positions[:, None, None] * self.frequencies
         cos, sin = angles.cos() * self.scale, angles.sin() * self.scale
-        return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+        return Rotation(
+            cos=torch.cat((cos, cos), dim=-1).to(self.dtype), sin=torch.cat((-sin, sin), dim=-1).to(self.dtype)
+        )
 
 
 def inverse_frequencies(config: RopeConfig, head_dim: int) -> Tensor:

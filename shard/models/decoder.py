@@ -6,7 +6,7 @@ Reads as the model on one device; the layers shard themselves. Sizes and constan
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -45,8 +45,9 @@ class Layer(Module):
         self.mlp_norm = norm()
         self.mlp = family.mlp(config, group=group, dtype=dtype)
 
-    def parts(self) -> dict[str, Tensor | None]:
+    def parts(self) -> dict[str, Any]:
         """As `LayerParts` names them; the MLP is a dense one."""
+        assert isinstance(self.mlp, MLP)
         norms = {"input_norm": self.input_norm.factor, "mlp_norm": self.mlp_norm.factor}
         return {**norms, **self.attention.parts(), **self.mlp.parts()}
 
@@ -66,7 +67,7 @@ class SandwichLayer(Layer):
         self.attention_out_norm = family.norm(config.hidden_size, eps=config.rms_norm_eps, dtype=dtype)
         self.mlp_out_norm = family.norm(config.hidden_size, eps=config.rms_norm_eps, dtype=dtype)
 
-    def parts(self) -> dict[str, Tensor | None]:
+    def parts(self) -> dict[str, Any]:
         norms = {"attention_out_norm": self.attention_out_norm.factor, "mlp_out_norm": self.mlp_out_norm.factor}
         return {**super().parts(), **norms}
 
@@ -128,30 +129,32 @@ class Decoder(Module):
     def finish(self) -> None:
         """All layers are filled: they become one call where there are kernels for all that they do."""
         kernels = kernels_for(self.dtype, self.device)
-        mlps = [layer.mlp for layer in self.layers]
-        if kernels is None or self.lm_head.product.kernel != NAME or not all(isinstance(mlp, MLP) for mlp in mlps):
+        layers = [layer for layer in self.layers if isinstance(layer, Layer)]
+        mlps = [layer.mlp for layer in layers if isinstance(layer.mlp, MLP)]
+        if kernels is None or self.lm_head.product.kernel != NAME or len(mlps) < len(layers):
             return
         parts = [
             LayerParts(spec=layer.attention.spec, rotation=rotary, **layer.parts())
-            for layer, rotary in zip(self.layers, self.rotary_of_layer, strict=True)
+            for layer, rotary in zip(layers, self.rotary_of_layer, strict=True)
         ]
         sizes = DecoderSizes(
             hidden=self.config.hidden_size,
-            heads=self.layers[0].attention.num_q_heads,
+            heads=layers[0].attention.num_q_heads,
             kv_heads=self.num_kv_heads,
             head_dim=self.config.head_dim,
             width=mlps[0].width,
             gelu=isinstance(mlps[0], GeluMLP),
             eps=self.config.rms_norm_eps,
         )
-        self._compiled = CompiledLayers(kernels, parts, self.norm.factor, sizes, self.group)
+        rotations = [(rotary.frequencies, rotary.scale) for rotary in self.rotaries]
+        self._compiled = CompiledLayers(kernels, parts, rotations, self.norm.factor, sizes, self.group)
 
     @property
     def kernels(self) -> dict[str, str]:
         """Names of the live kernels, by purpose."""
         return {
             "linear": self.lm_head.product.kernel,
-            "layers": NAME if self._compiled else "one by one",
+            "layers": NAME if self._compiled else "torch",
             "attention": attention.kernel_name(self.dtype, self.device, softcap=self.config.attention_softcap),
         }
 
@@ -160,8 +163,7 @@ class Decoder(Module):
         """Rows of the step -> final hidden states [N, hidden], normalised. Stores keys and values in the cache."""
         x = self.embed_tokens(batch.token_ids)
         if self._compiled is not None:
-            cos, sin = zip(*(rotary.wide(batch.positions) for rotary in self.rotaries), strict=True)
-            return self._compiled(x, torch.stack(cos), torch.stack(sin), batch, cache)
+            return self._compiled(x, batch, cache)
         rotations = [rotary.rotation(batch.positions) for rotary in self.rotaries]
         for layer, rotary in zip(self.layers, self.rotary_of_layer, strict=True):
             x = layer(x, rotations[rotary], batch, cache)

@@ -237,7 +237,7 @@ def test_the_compiled_kernel_attends_the_trees_that_torch_does(spec: AttentionSp
             cache=cache,
             ancestors=ancestors,
         )
-        assert (batch.steps is not None) == (dtype == torch.bfloat16)
+        assert (batch.paged is not None) == (dtype == torch.bfloat16)
         out.append(attend(qkv.to(dtype), layer=0, batch=batch, cache=cache, spec=spec).float())
     torch.testing.assert_close(out[1], out[0], rtol=2**-7, atol=1e-2)
 

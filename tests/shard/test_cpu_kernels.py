@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from shard.attention_spec import AttentionSpec
 from shard.cpu import build
-from shard.cpu.kernels import CpuKernels, PagedSteps, cpu_kernels
+from shard.cpu.kernels import CpuKernels, PagedSpans, cpu_kernels
 
 BFLOAT16 = torch.bfloat16
 # A result is rounded once, to 8 bits.
@@ -71,6 +71,7 @@ def random_tree(num_rows: int, rng: random.Random) -> list[list[int]]:
     window=st.none() | st.integers(1, 100),
     softcap=st.none() | st.sampled_from([0.05, 1.0, 50.0]),
     trees=st.booleans(),
+    chunk=st.tuples(st.integers(0, 40), st.integers(0, 50)),
     seed=st.integers(0, 99),
 )
 def test_attention_over_pages_in_any_order(
@@ -82,14 +83,16 @@ def test_attention_over_pages_in_any_order(
     window: int | None,
     softcap: float | None,
     trees: bool,
+    chunk: tuple[int, int],
     seed: int,
 ) -> None:
-    """Sequences of (committed length, rows); a stray row before and after them must stay untouched."""
+    """Sequences of (committed length, rows), then a prompt chunk; a stray row behind them must stay untouched."""
     kernels, rng = cpu_kernels(), random.Random(seed)
     assert kernels is not None
     spec = AttentionSpec(scale=0.2, window=window, softcap=softcap)
-    heads, num_rows = kv_heads * group, sum(rows for _, rows in sequences) + 2
-    num_blocks = [-(-(length + rows) // block_size) for length, rows in sequences]
+    spans = [*sequences, chunk] if chunk[1] else sequences
+    heads, num_rows = kv_heads * group, sum(rows for _, rows in spans)
+    num_blocks = [-(-(length + rows) // block_size) for length, rows in spans]
     order = rng.sample(range(1, sum(num_blocks) + 1), sum(num_blocks))
     tables = [[order.pop() for _ in range(count)] for count in num_blocks]
     qkv = draw(num_rows, heads + 2 * kv_heads, dim, seed=seed + 1)
@@ -97,17 +100,19 @@ def test_attention_over_pages_in_any_order(
     most_rows = max(rows for _, rows in sequences)
     ancestors = torch.zeros(len(sequences) if trees else 1, most_rows, most_rows, dtype=torch.bool)
     out = torch.full((num_rows, heads, dim), 777.0, dtype=BFLOAT16)
-    step_rows = torch.full((num_rows, 2 * kv_heads, dim), 777.0, dtype=BFLOAT16)
+    step_rows = torch.full((num_rows + 1, 2 * kv_heads, dim), 777.0, dtype=BFLOAT16)
     expected = torch.full_like(out, 777.0).float()
-    first, firsts = 1, []
+    first, positions = 0, []
     chain = [list(range(row + 1)) for row in range(most_rows)]
-    for s, ((length, rows), table) in enumerate(zip(sequences, tables, strict=True)):
+    for s, ((length, rows), table) in enumerate(zip(spans, tables, strict=True)):
+        is_chunk = s == len(sequences)
         committed = draw(length, 2, kv_heads, dim, seed=seed + 2 + s)
         for position in range(length):
             pages[:, table[position // block_size], :, position % block_size] = committed[position]
-        paths = random_tree(rows, rng) if trees else chain[:rows]
-        for row, path in enumerate(paths if trees else chain):
+        paths = random_tree(rows, rng) if trees and not is_chunk else [list(range(row + 1)) for row in range(rows)]
+        for row, path in enumerate([] if is_chunk else paths if trees else chain):
             ancestors[s if trees else 0, row, path] = True
+        positions += [length + len(path) - 1 for path in paths]
         for row, path in enumerate(paths):
             # What the row sees, in the order of its text: what a chain would be.
             own = qkv[[first + r for r in path], heads:].view(-1, 2, kv_heads, dim)
@@ -116,20 +121,30 @@ def test_attention_over_pages_in_any_order(
             scores = spec.scale * torch.einsum("hd,khd->hk", qkv[first + row, :heads].float(), keys)
             scores = softcap * torch.tanh(scores / softcap) if softcap else scores
             expected[first + row] = torch.einsum("hk,khd->hd", scores.softmax(-1), values)
-        firsts.append(first)
         first += rows
-    steps = PagedSteps(
+    steps = PagedSpans(
         tables=tables,
-        first_rows=firsts,
-        num_rows=[rows for _, rows in sequences],
-        lengths=torch.tensor([length for length, _ in sequences]),
+        num_rows=[rows for _, rows in spans],
+        num_steps=len(sequences),
+        positions=torch.tensor(positions),
         ancestors=ancestors,
     )
-    kernels.attend(qkv, pages, steps, out=out, step_rows=step_rows, block_size=block_size, spec=spec)
+    slots = kernels.find_slots(steps, block_size)
+    assert slots.tolist() == [
+        table[position // block_size] * block_size + position % block_size
+        for table, position in zip(
+            [table for table, (_, rows) in zip(tables, spans, strict=True) for _ in range(rows)], positions, strict=True
+        )
+    ]
+    kernels.attend(
+        qkv, pages, steps, out=out, step_rows=step_rows, physical_slots=slots, block_size=block_size, spec=spec
+    )
 
-    assert torch.equal(step_rows[1:-1], qkv[1:-1, heads:])
-    assert (step_rows[0] == 777).all()
-    assert (step_rows[-1] == 777).all()
+    num_steps = sum(rows for _, rows in sequences)
+    assert torch.equal(step_rows[:num_steps], qkv[:num_steps, heads:])
+    assert (step_rows[num_steps:] == 777).all()
+    written = pages.movedim(3, 2).reshape(2, -1, kv_heads, dim)[:, slots[num_steps:]].movedim(0, 1)
+    assert torch.equal(written, qkv[num_steps:, heads:].view(-1, 2, kv_heads, dim))
     torch.testing.assert_close(out.float(), expected, **TOLERANCE)
 
 
@@ -148,3 +163,15 @@ def test_a_compiler_that_fails_is_named(monkeypatch: pytest.MonkeyPatch, tmp_pat
     with pytest.raises(build.BuildError, match="cc failed"):
         build.built_library()
     assert not list(tmp_path.rglob("*.so"))
+
+
+@pytest.mark.parametrize("num_kept", [0, 1, 5, 300])
+def test_commit_moves_rows_of_all_layers_to_their_slots(kernels: CpuKernels, num_kept: int) -> None:
+    rng = random.Random(num_kept)
+    steps, pages = draw(3, 310, 4, 8), draw(3, 2, 80, 2, 4, 8, seed=1)
+    rows, slots = torch.tensor(rng.sample(range(310), num_kept)), torch.tensor(rng.sample(range(320), num_kept))
+    expected = pages.clone()
+    for row, slot in zip(rows.tolist(), slots.tolist(), strict=True):
+        expected[:, :, slot // 4, :, slot % 4] = steps[:, row].view(3, 2, 2, 8)
+    kernels.commit(steps, pages, rows.long(), slots.long())
+    assert torch.equal(pages, expected)

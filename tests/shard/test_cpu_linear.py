@@ -24,6 +24,12 @@ def draw(*shape: int, seed: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
 
 
+def multiply(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    found = kernels()
+    packed_bias = None if bias is None else found.pack_bias(bias)
+    return found.linear(x, found.pack(weight), packed_bias, num_outputs=len(weight), dtype=dtype)
+
+
 def exact(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     out = x.double() @ weight.double().T
     return out if bias is None else out + bias.double()
@@ -54,37 +60,44 @@ def test_the_product_equals_the_exact_one_rounded_once(
 ) -> None:
     x, weight = draw(num_rows, num_inputs, seed=seed), draw(num_outputs, num_inputs, seed=seed + 1)
     bias = draw(num_outputs, seed=seed + 2) if with_bias else None
-    assert_rounded_once(kernels().linear(x, weight, bias), exact(x, weight, bias))
+    assert_rounded_once(multiply(x, weight, bias), exact(x, weight, bias))
 
 
 def test_a_weight_of_several_groups_of_outputs_is_multiplied_whole() -> None:
     x, weight = draw(9, 1536, seed=0), draw(501, 1536, seed=1)
-    assert_rounded_once(kernels().linear(x, weight, None), exact(x, weight, None))
+    assert_rounded_once(multiply(x, weight, None), exact(x, weight, None))
 
 
 def test_what_lies_beside_the_tensors_has_no_part_in_the_product() -> None:
-    """A row's last block is cut: what follows it in memory may be anything, and stays as it is."""
+    """What lies around rows and weights in memory may be anything."""
     held, weights = torch.full((7, 21), torch.nan).bfloat16(), torch.full((15, 21), torch.nan).bfloat16()
     held[2:5], weights[4:11] = draw(3, 21, seed=0), draw(7, 21, seed=1)
     x, weight = held[2:5], weights[4:11]
-    assert_rounded_once(kernels().linear(x, weight, None), exact(x, weight, None))
+    assert_rounded_once(multiply(x, weight, None), exact(x, weight, None))
 
 
 def test_a_row_is_the_same_whatever_rows_are_beside_it() -> None:
     """Every row sums its products in one order, so a token does not depend on the size of its batch."""
     x, weight = draw(11, 130, seed=0), draw(33, 130, seed=1)
-    together = kernels().linear(x, weight, None)
-    assert all(torch.equal(together[i : i + 1], kernels().linear(x[i : i + 1], weight, None)) for i in range(11))
+    together = multiply(x, weight, None)
+    assert all(torch.equal(together[i : i + 1], multiply(x[i : i + 1], weight, None)) for i in range(11))
+
+
+def test_sums_are_given_as_they_are_where_that_is_asked_for() -> None:
+    x, weight, bias = draw(7, 130, seed=0), draw(33, 130, seed=1), draw(33, seed=2)
+    out = multiply(x, weight, bias, torch.float32)
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out.double(), exact(x, weight, bias), rtol=1e-5, atol=1e-4)
 
 
 def test_no_rows_are_no_error() -> None:
-    assert kernels().linear(draw(0, 8, seed=0), draw(5, 8, seed=1), None).shape == (0, 5)
+    assert multiply(draw(0, 8, seed=0), draw(5, 8, seed=1), None).shape == (0, 5)
 
 
 @pytest.mark.parametrize("x", [torch.ones(2, 7).bfloat16(), torch.ones(2, 8), torch.ones(8, 2).bfloat16().T])
 def test_rows_that_the_kernel_would_misread_are_refused(x: Tensor) -> None:
     with pytest.raises(ValueError, match="contiguous bfloat16 rows of 8"):
-        kernels().linear(x, torch.ones(3, 8).bfloat16(), None)
+        multiply(x, torch.ones(3, 8).bfloat16(), None)
 
 
 @pytest.mark.usefixtures("no_hardware")
@@ -112,4 +125,4 @@ def test_without_a_compiler_torch_multiplies(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_every_source_is_compiled_and_decides_the_librarys_name() -> None:
-    assert {source.name for source in build.SOURCES} >= {"kernels.c", "linear.c"}
+    assert {source.name for source in build.SOURCES} >= {"attention.c", "decoder.c", "kernels.c", "linear.c"}

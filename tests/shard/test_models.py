@@ -119,7 +119,7 @@ def test_greedy_tokens_of_a_batch_equal_the_reference(folder: Path) -> None:
 def test_kernels_are_named(folder: Path) -> None:
     model = PagedModel(folder).model
     attention = "torch-sdpa" if model.config.attention_softcap is None else "torch"
-    assert model.kernels == {"linear": "torch", "attention": attention}
+    assert model.kernels == {"linear": "torch", "layers": "torch", "attention": attention}
 
 
 @pytest.mark.parametrize("name", ["llama tied", "gemma", "gemma2", "gemma3"])

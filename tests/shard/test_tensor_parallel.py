@@ -30,9 +30,13 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def run_script(folder: Path, group: TPGroup) -> dict[str, torch.Tensor]:
+# Where the compiled layers stop for the sum over the ranks; biases and norms behind it are applied once.
+IN_16_BIT = ("llama tied, biases", "gemma3")
+
+
+def run_script(folder: Path, group: TPGroup, dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
     """A prefill in two chunks, a mixed step and a decode; all logits."""
-    paged = PagedModel(folder, dtype=torch.float64, group=group)
+    paged = PagedModel(folder, dtype=dtype, group=group)
     tokens = random_tokens(40)
     first, second = Sequence(), Sequence()
     return {
@@ -52,6 +56,7 @@ def rank_main(rank: int, size: int, port: int, root: Path) -> None:
         assert torch.equal(group.broadcast(mine.clone()), torch.arange(3).to(dtype))
         assert torch.equal(group.all_reduce(mine), (torch.arange(3) * size + size * (size - 1) // 2).to(dtype))
     results = {name: run_script(root / name, group) for name in MODELS}
+    results |= {f"{name}, bfloat16": run_script(root / name, group, torch.bfloat16) for name in IN_16_BIT}
     if rank == 0:
         torch.save(results, root / f"results-{size}.pt")
     group.close()
@@ -67,7 +72,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(root: Path) -> dict[str, dict[str, torch.Tensor]]:
-    return {name: run_script(root / name, TPGroup()) for name in MODELS}
+    wide = {name: run_script(root / name, TPGroup()) for name in MODELS}
+    return wide | {f"{name}, bfloat16": run_script(root / name, TPGroup(), torch.bfloat16) for name in IN_16_BIT}
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])
@@ -85,9 +91,11 @@ def test_ranks_together_equal_one_alone(size: int, root: Path, alone: dict[str, 
             process.kill()
     assert [process.exitcode for process in ranks] == [0] * size
     together = torch.load(root / f"results-{size}.pt", weights_only=True)
-    for name in MODELS:
-        for step, expected in alone[name].items():
-            torch.testing.assert_close(together[name][step], expected, rtol=0, atol=1e-10, msg=f"{name}, {step}")
+    for name, steps in alone.items():
+        for step, expected in steps.items():
+            # What is rounded to 16 bits may be rounded the other way where sums differ by little.
+            atol = 0.05 * float(expected.abs().max()) if name.endswith("bfloat16") else 1e-10
+            torch.testing.assert_close(together[name][step], expected, rtol=0, atol=atol, msg=f"{name}, {step}")
 
 
 def test_a_group_of_one_changes_nothing() -> None:
