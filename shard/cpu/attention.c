@@ -28,11 +28,17 @@ INLINE void totals(const Floats v[4], float *out) {
 #endif
 }
 
-// Some rows of keys or values, `stride` apart.
+// Some rows of keys or values, `stride` apart, and where those lie that are wanted next: pages lie anywhere, so the
+// processor does not see the next one coming, and it is asked for row by row while this one is read.
 typedef struct {
-    const bf16 *at;
+    const bf16 *at, *next;
     long stride;
 } Rows;
+
+// All lines of the row that follows in `next`.
+INLINE void ask_for(Rows rows, long row, const long dim) {
+    for (long i = 0; i < dim; i += 32) __builtin_prefetch(rows.next + row * rows.stride + i);
+}
 
 // Scores of `count` queries for n keys, four keys at a time: `count` is a constant, so that the sums stay in registers.
 // What lies between n and the next multiple of four is written too.
@@ -41,6 +47,7 @@ INLINE void score_some(const float *queries, Rows keys, long n, float *scores, l
         Floats sums[3][4] = {{{0}}};
         const bf16 *key[4];
         UNROLL for (int j = 0; j < 4; j++) key[j] = keys.at + (t + j < n ? t + j : n - 1) * keys.stride;
+        UNROLL for (int j = 0; j < 4; j++) ask_for(keys, t + j, dim);
         for (long i = 0; i < dim; i += LANES) {
             UNROLL for (int j = 0; j < 4; j++) {
                 const Floats k = widen_all(key[j] + i);
@@ -63,20 +70,26 @@ INLINE void add_part(float *sums, const float *weights, long width, Rows values,
     Floats local[3][4];
     UNROLL for (int q = 0; q < count; q++)
         UNROLL for (int i = 0; i < vectors; i++) local[q][i] = *(const Floats *)(sums + q * dim + i * LANES);
-    for (long t = 0; t < n; t++)
+    for (long t = 0; t < n; t++) {
+        ask_for(values, t, vectors * LANES);
         UNROLL for (int i = 0; i < vectors; i++) {
             const Floats value = widen_all(values.at + t * values.stride + i * LANES);
             UNROLL for (int q = 0; q < count; q++) local[q][i] += weights[q * width + t] * value;
         }
+    }
     UNROLL for (int q = 0; q < count; q++)
         UNROLL for (int i = 0; i < vectors; i++) *(Floats *)(sums + q * dim + i * LANES) = local[q][i];
+}
+
+INLINE Rows behind(Rows rows, long offset) {
+    return (Rows){rows.at + offset, rows.next + offset, rows.stride};
 }
 
 INLINE void add_some(float *sums, const float *weights, long width, Rows values, long n, const long dim, const int count) {
     long i = 0;
     for (; i + 4 * LANES <= dim; i += 4 * LANES)
-        add_part(sums + i, weights, width, (Rows){values.at + i, values.stride}, n, dim, 4, count);
-    for (; i < dim; i += LANES) add_part(sums + i, weights, width, (Rows){values.at + i, values.stride}, n, dim, 1, count);
+        add_part(sums + i, weights, width, behind(values, i), n, dim, 4, count);
+    for (; i < dim; i += LANES) add_part(sums + i, weights, width, behind(values, i), n, dim, 1, count);
 }
 
 INLINE void add_values(float *sums, long m, const float *weights, long width, Rows values, long n, const long dim) {
@@ -90,7 +103,7 @@ INLINE void add_values(float *sums, long m, const float *weights, long width, Ro
 INLINE Rows padded_rows(Rows rows, long n, bf16 *scratch, const long dim, const long padded) {
     if (dim == padded) return rows;
     for (long t = 0; t < n; t++) memcpy(scratch + t * padded, rows.at + t * rows.stride, sizeof(bf16) * (size_t)dim);
-    return (Rows){scratch, padded};
+    return (Rows){scratch, scratch, padded};
 }
 
 // Scores [from, to) to weights, all others before `end` to zero; returns one over their sum. A vector behind `to` is
@@ -125,14 +138,12 @@ static float *scratch(size_t floats) {
     return held;
 }
 
-// The page of a span's block, K or V as `offset` says. Pages lie anywhere, so the processor does not see the next one coming:
-// it is asked for when this one is begun.
-INLINE Rows page_rows(const Cache *c, const int32_t *table, long block, long last, long kv_head, long offset) {
-    if (block < last) {
-        const bf16 *next = page_of(c, (long)table[block + 1] * c->block_size, kv_head) + offset;
-        for (long i = 0; i < c->block_size * c->dim; i += 32) __builtin_prefetch(next + i);
-    }
-    return (Rows){page_of(c, (long)table[block] * c->block_size, kv_head) + offset, c->dim};
+// The keys of a span's block, or its values, and the page that is read next; the values are read after all keys.
+INLINE Rows page_rows(const Cache *c, const int32_t *table, long block, long last, long kv_head, int is_value) {
+    const int turns = block == last && !is_value;
+    const long next = table[block < last ? block + 1 : turns ? 0 : last];
+    return (Rows){page_of(c, (long)table[block] * c->block_size, kv_head) + (is_value ? c->value_offset : 0),
+                  page_of(c, next * c->block_size, kv_head) + (is_value || turns ? c->value_offset : 0), c->dim};
 }
 
 // One span and kv head: all heads of the kv group and all rows share one pass over the keys and one over the values.
@@ -145,8 +156,8 @@ INLINE void attend_one(const Cache *c, const Spans *spans, long span, long kv_he
     const int32_t *table = spans->tables + span * spans->table_stride + begin / block_size;
     const long paged = (tree < 0 ? length + rows : length) - begin, own = tree < 0 ? 0 : rows, last = (paged - 1) / block_size;
     const long width = round_up(paged + own, 4) + 2 * LANES, places = block_size > own ? block_size : own;
-    const Rows own_keys = {step_row_of(c, first, kv_head), 2 * c->kv_heads * dim};
-    const Rows own_values = {step_row_of(c, first, c->kv_heads + kv_head), 2 * c->kv_heads * dim};
+    const long own_stride = 2 * c->kv_heads * dim;
+    const bf16 *own_keys = step_row_of(c, first, kv_head), *own_values = own_keys + c->kv_heads * dim;
 
     float *q = scratch((size_t)(2 * m * padded + m * width + places * padded));
     float *sums = q + m * padded, *scores = sums + m * padded;
@@ -168,22 +179,22 @@ INLINE void attend_one(const Cache *c, const Spans *spans, long span, long kv_he
         long depth = own ? -1 : r;
         for (long j = 0; j < own; j++)
             if (spans->ancestors[tree + r * spans->most_rows + j])
-                memcpy(path + ++depth * padded, own_keys.at + j * own_keys.stride, sizeof(bf16) * (size_t)dim);
-        if (own) score(q + r * group * padded, group, (Rows){path, padded}, depth + 1, own_scores + paged, width, padded);
+                memcpy(path + ++depth * padded, own_keys + j * own_stride, sizeof(bf16) * (size_t)dim);
+        if (own) score(q + r * group * padded, group, (Rows){path, path, padded}, depth + 1, own_scores + paged, width, padded);
         const long position = length + depth - begin, from = position >= c->window ? position - c->window + 1 : 0;
         for (long i = 0; i < group; i++) scale[r * group + i] = softmax(own_scores + i * width, from, position + 1, paged, c->softcap);
     }
     for (long block = 0, left = paged; left > 0; block++, left -= block_size) {
         const long n = left < block_size ? left : block_size;
-        const Rows values = padded_rows(page_rows(c, table, block, last, kv_head, c->value_offset), n, copies, dim, padded);
+        const Rows values = padded_rows(page_rows(c, table, block, last, kv_head, 1), n, copies, dim, padded);
         add_values(sums, m, scores + block * block_size, width, values, n, padded);
     }
     for (long r = 0; r < own; r++) {
         long depth = -1;
         for (long j = 0; j < own; j++)
             if (spans->ancestors[tree + r * spans->most_rows + j])
-                memcpy(path + ++depth * padded, own_values.at + j * own_values.stride, sizeof(bf16) * (size_t)dim);
-        add_values(sums + r * group * padded, group, scores + r * group * width + paged, width, (Rows){path, padded}, depth + 1, padded);
+                memcpy(path + ++depth * padded, own_values + j * own_stride, sizeof(bf16) * (size_t)dim);
+        add_values(sums + r * group * padded, group, scores + r * group * width + paged, width, (Rows){path, path, padded}, depth + 1, padded);
     }
     for (long i = 0; i < m; i++) {
         float *to = out + ((first + i / group) * c->heads + kv_head * group + i % group) * dim;
@@ -191,9 +202,8 @@ INLINE void attend_one(const Cache *c, const Spans *spans, long span, long kv_he
     }
 }
 
-void attend_spans(const Cache *c, const Spans *spans, const float *queries, long query_stride, float *out) {
-    #pragma omp for schedule(dynamic)
-    for (long task = 0; task < spans->n * c->kv_heads; task++) {
+void attend_spans(const Cache *c, const Spans *spans, const float *queries, long query_stride, float *out, Worker *worker) {
+    SHARE(worker, task, spans->n * c->kv_heads) {
         const long span = task / c->kv_heads, kv_head = task % c->kv_heads;
         switch (c->dim) {
         case 64: attend_one(c, spans, span, kv_head, queries, query_stride, out, 64); break;

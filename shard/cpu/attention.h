@@ -1,6 +1,7 @@
 #ifndef DRAFTHOUSE_ATTENTION_H
 #define DRAFTHOUSE_ATTENTION_H
 
+#include "team.h"
 #include "vectors.h"
 
 // Where the n spans of a step stand. Span s has counts[s] rows from row firsts[s] of the step on, the first of them at
@@ -23,9 +24,8 @@ typedef struct {
     float scale, softcap;
 } Cache;
 
-// queries [N, heads, dim], rotated, rows query_stride apart -> out [N, heads, dim]. The share of one thread: all threads of
-// the team call it, and none returns before all are done.
-void attend_spans(const Cache *cache, const Spans *spans, const float *queries, long query_stride, float *out);
+// queries [N, heads, dim], rotated, rows query_stride apart -> out [N, heads, dim]. A phase of its own.
+void attend_spans(const Cache *cache, const Spans *spans, const float *queries, long query_stride, float *out, Worker *worker);
 
 // Where a row's keys of one kv head go; its values are `value_offset` (pages) or kv_heads * dim (step rows) behind.
 INLINE bf16 *page_of(const Cache *c, long physical_slot, long kv_head) {

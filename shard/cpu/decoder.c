@@ -5,14 +5,16 @@
 // Activations are float32; weights, keys and values are bfloat16. Every row is computed as if it were alone: a token does
 // not depend on the rows beside it, on drafts or on how its prompt was cut.
 
-#include <omp.h>
+#include <stdlib.h>
 
 #include "attention.h"
 #include "linear.h"
 #include "norm.h"
 
 // Rows whose gates are held at once.
-#define MLP_ROWS 256
+#define MLP_ROWS 96
+// Gates that are computed at once.
+#define GATES 256
 
 // One layer; norms and biases that a family does not have are null. Biases are as long as the padded outputs.
 typedef struct {
@@ -98,20 +100,17 @@ static void store(const Decoder *d, const Layer *layer, const Cache *cache, cons
     }
 }
 
-static void attention_half(const Decoder *d, const Layer *layer, const Step *step, const Buffers *b, long thread, long threads) {
+static void attention_half(const Decoder *d, const Layer *layer, const Step *step, const Buffers *b, Worker *worker) {
     const long num_heads = d->heads + 2 * d->kv_heads, stride = round_up(num_heads * d->dim, PANEL), attended = d->heads * d->dim;
     const Cache cache = {layer->pages, layer->step_rows, d->value_offset, d->heads, d->kv_heads, d->dim, d->block_size,
                          layer->window, d->scale, d->softcap};
     float *qkv = b->wide, *out = qkv + step->n * stride;
     const Product project = {b->normed, layer->qkv, layer->qkv_bias, qkv, step->n, d->hidden, num_heads * d->dim, d->hidden, stride};
-    product(&project, thread, threads);
-    #pragma omp barrier
-    for (long row = step->n * thread / threads; row < step->n * (thread + 1) / threads; row++)
-        store(d, layer, &cache, step, qkv + row * stride, row);
-    #pragma omp barrier
-    attend_spans(&cache, &step->spans, qkv, stride, out);
+    product(&project, worker);
+    SHARE(worker, row, step->n) store(d, layer, &cache, step, qkv + row * stride, row);
+    attend_spans(&cache, &step->spans, qkv, stride, out, worker);
     const Product leave = {out, layer->o, 0, b->y, step->n, attended, d->hidden, attended, b->y_stride};
-    product(&leave, thread, threads);
+    product(&leave, worker);
 }
 
 // gate and up -> silu(gate) * up, or gelu(gate) * up by the tanh approximation, in place of the gate.
@@ -129,48 +128,57 @@ static void activate(const Decoder *d, float *gate_up, long first, long last) {
     }
 }
 
-static void mlp_half(const Decoder *d, const Layer *layer, const Step *step, const Buffers *b, long thread, long threads) {
-    const long stride = round_up(2 * d->width, PANEL), part = round_up(round_up(d->width, threads) / threads, LANES);
-    const long first = part * thread < d->width ? part * thread : d->width, last = first + part < d->width ? first + part : d->width;
+static void mlp_half(const Decoder *d, const Layer *layer, const Step *step, const Buffers *b, Worker *worker) {
+    const long stride = round_up(2 * d->width, PANEL), parts = round_up(d->width, GATES) / GATES;
     for (long start = 0; start < step->n; start += MLP_ROWS) {
         const long n = step->n - start < MLP_ROWS ? step->n - start : MLP_ROWS;
         const Product enter = {b->normed + start * d->hidden, layer->gate_up, layer->gate_up_bias, b->wide, n, d->hidden,
                                2 * d->width, d->hidden, stride};
-        product(&enter, thread, threads);
-        #pragma omp barrier
-        for (long row = 0; row < n; row++) activate(d, b->wide + row * stride, first, last);
-        #pragma omp barrier
-        const Product leave = {b->wide, layer->down, 0, b->y + start * b->y_stride, n, d->width, d->hidden, stride, b->y_stride};
-        product(&leave, thread, threads);
-        if (start + MLP_ROWS < step->n) {
-            #pragma omp barrier
+        product(&enter, worker);
+        SHARE(worker, piece, n * parts) {
+            const long first = piece % parts * GATES;
+            activate(d, b->wide + piece / parts * stride, first, first + GATES < d->width ? first + GATES : d->width);
         }
+        const Product leave = {b->wide, layer->down, 0, b->y + start * b->y_stride, n, d->width, d->hidden, stride, b->y_stride};
+        product(&leave, worker);
     }
+}
+
+// Kept from step to step; one step runs at a time.
+static Phase *zero_phases(long count) {
+    static Phase *held;
+    static long size;
+    if (count > size) {
+        free(held);
+        size = count;
+        held = aligned_alloc(64, sizeof(Phase) * (size_t)size);
+    }
+    memset(held, 0, sizeof(Phase) * (size_t)count);
+    return held;
 }
 
 // The halves of layers from `first` on, before `last`; half 2i is the attention of layer i, 2i + 1 its MLP. A half's result
 // stays in y, so that ranks can sum it, and is added when the next one begins. With last beyond the last half the final
 // norm is taken: out [n, hidden].
 void run_halves(const Decoder *d, const Step *step, const Buffers *b, long first, long last) {
+    Phase *phases = zero_phases((last - first) * (5 + 3 * (step->n / MLP_ROWS + 1)));
     #pragma omp parallel
     {
-        const long thread = omp_get_thread_num(), threads = omp_get_num_threads();
+        Worker worker = {phases, 0};
         for (long half = first; half < last; half++) {
             const Layer *layer = d->layers + half / 2;
             const int is_end = half == 2 * d->num_layers;
             const float *norm = is_end ? d->final_norm : half % 2 ? layer->mlp_norm : layer->input_norm;
-            for (long row = step->n * thread / threads; row < step->n * (thread + 1) / threads; row++) {
+            SHARE(&worker, row, step->n) {
                 if (half > 0) add_half(d, b, half - 1, row);
                 else rotation(d, step, row);
                 norm_row(b->x + row * d->hidden, norm, b->normed + row * d->hidden, d->hidden, d->eps);
                 if (is_end)
                     for (long i = 0; i < d->hidden; i++) b->out[row * d->hidden + i] = narrow(b->normed[row * d->hidden + i]);
             }
-            #pragma omp barrier
             if (is_end) break;
-            if (half % 2) mlp_half(d, layer, step, b, thread, threads);
-            else attention_half(d, layer, step, b, thread, threads);
-            #pragma omp barrier
+            if (half % 2) mlp_half(d, layer, step, b, &worker);
+            else attention_half(d, layer, step, b, &worker);
         }
     }
 }

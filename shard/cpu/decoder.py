@@ -16,7 +16,7 @@ from shard.kv_cache import KVCache
 
 _long, _float, _pointer = ctypes.c_long, ctypes.c_float, ctypes.c_void_p
 # Rows of an MLP that decoder.c takes at once.
-_MLP_ROWS = 256
+_MLP_ROWS = 96
 
 
 class _Layer(ctypes.Structure):

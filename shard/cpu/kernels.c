@@ -1,8 +1,6 @@
 // What a decode step does on CPU between matrix products that others take, in bfloat16 with float32 arithmetic.
 // Compiled for the machine at hand by build.py; called through kernels.py, which checks shapes and layouts.
 
-#include <omp.h>
-
 #include "attention.h"
 #include "norm.h"
 
@@ -88,11 +86,11 @@ void attend(const Cache *cache, const Spans *spans, const bf16 *qkv, bf16 *out, 
             long num_step_rows) {
     const long query = cache->heads * cache->dim, kv = cache->kv_heads * cache->dim;
     float *attended = wide + n * query;
+    Phase phases[3] = {{0}};
     #pragma omp parallel
     {
-        const long thread = omp_get_thread_num(), threads = omp_get_num_threads();
-        const long first = n * thread / threads, last = n * (thread + 1) / threads;
-        for (long row = first; row < last; row++) {
+        Worker worker = {phases, 0};
+        SHARE(&worker, row, n) {
             const bf16 *in = qkv + row * (query + 2 * kv), *own = in + query;
             for (long i = 0; i < query; i++) wide[row * query + i] = widen(in[i]);
             for (long head = 0; head < cache->kv_heads; head++) {
@@ -103,8 +101,9 @@ void attend(const Cache *cache, const Spans *spans, const bf16 *qkv, bf16 *out, 
                 memcpy(to + offset, own + kv + head * cache->dim, size);
             }
         }
-        #pragma omp barrier
-        attend_spans(cache, spans, wide, query, attended);
-        for (long i = first * query; i < last * query; i++) out[i] = narrow(attended[i]);
+        attend_spans(cache, spans, wide, query, attended, &worker);
+        SHARE(&worker, row, n) {
+            for (long i = row * query; i < (row + 1) * query; i++) out[i] = narrow(attended[i]);
+        }
     }
 }

@@ -5,12 +5,12 @@
 // value of output j in its low half and that of output j + LANES in its high half. A shift makes floats of the first, a
 // mask of the second. So a step reads each weight once, two bytes a value, one after another.
 
-#include <omp.h>
-
 #include "linear.h"
 
 // Weights that meet all rows before the next ones: they are to stay in the second-level cache.
 #define GROUP_BYTES 131072
+// Into so many pieces for each thread a product is cut at least.
+#define PIECES 8
 // How far ahead the weights are asked for, in inputs.
 #define AHEAD 32
 // Registers for sums: what the shapes of `strips` need at most.
@@ -62,24 +62,26 @@ INLINE void strip(const Product *p, long first, long last, long row, const int p
 }
 
 static void strips(const Product *p, long first, long last) {
-    long row = 0;
-    for (; row + 6 <= p->n; row += 6) strip(p, first, last, row, 1, 6);
-    switch (p->n - row) {
-    case 5: strip(p, first, last, row, 1, 5); break;
-    case 4: strip(p, first, last, row, 1, 4); break;
-    case 3: strip(p, first, last, row, 2, 3); break;
-    case 2: strip(p, first, last, row, 3, 2); break;
-    case 1: strip(p, first, last, row, 4, 1); break;
+    // As even as can be: a strip of one or two rows costs nearly as much as one of four.
+    const long count = (p->n + MOST_ROWS - 1) / MOST_ROWS;
+    for (long i = 0; i < count; i++) {
+        const long row = cut(p->n, i, count);
+        switch (cut(p->n, i + 1, count) - row) {
+        case 6: strip(p, first, last, row, 1, 6); break;
+        case 5: strip(p, first, last, row, 1, 5); break;
+        case 4: strip(p, first, last, row, 1, 4); break;
+        case 3: strip(p, first, last, row, 2, 3); break;
+        case 2: strip(p, first, last, row, 3, 2); break;
+        case 1: strip(p, first, last, row, 4, 1); break;
+        }
     }
 }
 
-void product(const Product *p, long thread, long threads) {
+void product(const Product *p, Worker *worker) {
     const long panels = round_up(p->num_out, PANEL) / PANEL;
-    const long group = round_up(GROUP_BYTES / (2 * PANEL * p->in) + 1, MOST_PANELS);
-    // Each thread has one run of outputs: groups dealt out would leave one thread waiting.
-    const long end = panels * (thread + 1) / threads;
-    for (long first = panels * thread / threads; first < end; first += group)
-        strips(p, first, first + group < end ? first + group : end);
+    const long most = GROUP_BYTES / (2 * PANEL * p->in) + 1, share = panels / (PIECES * omp_get_num_threads()) + 1;
+    const long pieces = (panels + (share < most ? share : most) - 1) / (share < most ? share : most);
+    SHARE(worker, piece, pieces) strips(p, cut(panels, piece, pieces), cut(panels, piece + 1, pieces));
 }
 
 // For whom packs weights.
@@ -93,16 +95,18 @@ void linear(const bf16 *x, const bf16 *weight, const float *bias, bf16 *out, flo
             long num_out) {
     const long stride = round_up(num_out, PANEL);
     const Product p = {wide_x, weight, bias, wide_out, n, in, num_out, in, stride};
+    Phase phases[3] = {{0}};
     #pragma omp parallel if (n * in * num_out > 65536)
     {
-        const long thread = omp_get_thread_num(), threads = omp_get_num_threads();
-        for (long i = n * in * thread / threads; i < n * in * (thread + 1) / threads; i++) wide_x[i] = widen(x[i]);
-        #pragma omp barrier
-        product(&p, thread, threads);
+        Worker worker = {phases, 0};
+        SHARE(&worker, row, n) {
+            for (long i = row * in; i < (row + 1) * in; i++) wide_x[i] = widen(x[i]);
+        }
+        product(&p, &worker);
         if (out) {
-            #pragma omp barrier
-            for (long row = n * thread / threads; row < n * (thread + 1) / threads; row++)
+            SHARE(&worker, row, n) {
                 for (long i = 0; i < num_out; i++) out[row * num_out + i] = narrow(wide_out[row * stride + i]);
+            }
         }
     }
 }

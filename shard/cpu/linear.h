@@ -1,6 +1,7 @@
 #ifndef DRAFTHOUSE_LINEAR_H
 #define DRAFTHOUSE_LINEAR_H
 
+#include "team.h"
 #include "vectors.h"
 
 // Outputs of a packed weight that lie together.
@@ -16,7 +17,7 @@ typedef struct {
     long n, in, num_out, x_stride, out_stride;
 } Product;
 
-// The share of one of `threads` threads.
-void product(const Product *p, long thread, long threads);
+// A phase of its own.
+void product(const Product *p, Worker *worker);
 
 #endif
