@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
+from router.budget import BudgetController
 from router.detokenizer import Detokenizer
 from router.errors import DeadlineExceeded, Overloaded, RequestError, Unavailable
 from router.group_info import GroupInfo, ShardGroupLost
@@ -24,6 +25,7 @@ from router.request import GenerationOutput, GenerationRequest, Limits, ModelInf
 from router.scheduler import Progress, Scheduler, SchedulerConfig
 from router.sequence import Sequence
 from router.shard_group import ShardSession
+from router.step_costs import StepCosts
 from router.stream import Stream
 from router.tokenizer import Tokenizer
 
@@ -204,27 +206,26 @@ class Engine:
                     log.debug("waiting for the shards: %s", error)
                     last_reason = str(error)
                 await asyncio.sleep(_RECONNECT_INTERVAL_S)
-        self._adopt(session.info)
+        self._adopt(session.info, session.costs)
         return session
 
-    def _adopt(self, info: GroupInfo) -> None:
+    def _adopt(self, info: GroupInfo, costs: StepCosts) -> None:
         """Begins with nothing on the shards: what was unfinished is planned from its first token."""
         config = SchedulerConfig(
             num_blocks=info.num_blocks,
             block_size=info.block_size,
             max_batch_size=info.max_batch_size,
             max_batch_tokens=info.max_batch_prefill_tokens,
-            max_speculative_tokens=info.speculate,
-            tree_size=info.tree_size,
             max_draft_tokens=info.max_draft_tokens,
             enable_prefix_caching=self._config.enable_prefix_caching,
         )
+        budget = BudgetController(info.budget, costs)
         if self._scheduler is None:
-            self._scheduler = Scheduler(config)
+            self._scheduler = Scheduler(config, budget)
         else:
-            self._scheduler.restart(config)
+            self._scheduler.restart(config, budget)
         is_new_group = self._info is not None and self._info.shard_incarnation != info.shard_incarnation
-        self._observer.note_session(info, is_new_group=is_new_group)
+        self._observer.note_session(info, costs, is_new_group=is_new_group)
         self._info = info
         log.info(
             "serving %s: %s, %s on %s, %d shards, %d blocks of %d tokens, %s, kernels %s",

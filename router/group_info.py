@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 from drafthouse.v1 import shard_pb2
+from router.budget import BudgetConfig
 from router.request import Limits, ModelInfo
 from router.wire import methods_from_proto
 
@@ -32,6 +33,7 @@ class GroupInfo:
     max_batch_draft_tokens: int
     heads: str
     speculation_methods: tuple[str, ...]
+    draft_min_probability: float | None
     kernels: dict[str, str]
 
     @property
@@ -39,6 +41,10 @@ class GroupInfo:
         """Most drafts of a step: every sequence keeps its own row, and a prompt gets on beside them."""
         room = self.max_batch_prefill_tokens - self.max_batch_size - self.block_size
         return max(0, min(self.max_batch_draft_tokens, room))
+
+    @property
+    def budget(self) -> BudgetConfig:
+        return BudgetConfig(self.speculate, self.tree_size, self.speculation_methods, self.draft_min_probability)
 
     @property
     def speculation(self) -> str:
@@ -113,5 +119,6 @@ def agreed_info(infos: list[shard_pb2.GetInfoResponse]) -> GroupInfo:
         max_batch_draft_tokens=first.max_batch_draft_tokens,
         heads=first.heads,
         speculation_methods=methods_from_proto(first.speculation_methods),
+        draft_min_probability=first.draft_min_probability if first.HasField("draft_min_probability") else None,
         kernels=dict(first.kernels),
     )

@@ -10,11 +10,14 @@ import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 from router.plan import DraftCounts
+from router.step_costs import StepCosts
 
 REQUEST_STATUSES = ("stop", "length", "cancelled", "deadline", "invalid", "overloaded", "error")
 SEQUENCE_STATES = ("waiting", "running")
 # free: holds nothing; cached: held only by the prefix cache; used: held by a sequence.
 KV_BLOCK_STATES = ("free", "cached", "used")
+# asked: for drafts; paused: they do not pay for this sequence; too_dear: at this load no draft could pay.
+PROPOSAL_DECISIONS = ("asked", "paused", "too_dear")
 STEP_PHASES = ("prefill", "decode", "verify")
 
 # Seconds. A request lasts from a cache hit with one token to minutes of text.
@@ -99,6 +102,34 @@ class Metrics:
             ["method", "position"],
             registry=registry,
         )
+        self.proposals = Counter(
+            "drafthouse_speculation_proposals_total",
+            "Sequences' steps in which drafts were wanted, by what was decided.",
+            ["decision"],
+            registry=registry,
+        )
+        self.draft_min_probability = Gauge(
+            "drafthouse_speculation_draft_min_probability_ratio",
+            "Probability that a draft must have to pay for its row in the last step; 1 and more: none can.",
+            registry=registry,
+        )
+        self.step_cost_seconds = Gauge(
+            "drafthouse_step_cost_seconds",
+            "Time of a step by its rows, as measured by the warm-up, without the reading of keys and values.",
+            ["rows"],
+            registry=registry,
+        )
+        self.context_token_cost_seconds = Gauge(
+            "drafthouse_context_token_cost_seconds",
+            "Time that each committed token of a step's sequences adds to it, as measured by the warm-up.",
+            registry=registry,
+        )
+        self.proposal_cost_seconds = Gauge(
+            "drafthouse_proposal_cost_seconds",
+            "Time that asking for drafts adds to a step, by who is asked and for how many sequences.",
+            ["proposal", "sequences"],
+            registry=registry,
+        )
         self.shard_up = Gauge(
             "drafthouse_shard_up", "1 while the router is connected to the shard.", ["rank"], registry=registry
         )
@@ -113,6 +144,8 @@ class Metrics:
             self.kv_blocks.labels(state)
         for phase in STEP_PHASES:
             self.step_duration_seconds.labels(phase)
+        for decision in PROPOSAL_DECISIONS:
+            self.proposals.labels(decision)
 
     def prepare(self, *, num_shards: int, speculation_methods: Iterable[str], max_speculative_tokens: int) -> None:
         """Makes the series whose labels are known only once the shards have answered."""
@@ -123,6 +156,17 @@ class Metrics:
             for position in range(1, max_speculative_tokens + 1):
                 self.speculation_drafted_tokens.labels(method, str(position))
                 self.speculation_accepted_tokens.labels(method, str(position))
+
+    def show_costs(self, costs: StepCosts) -> None:
+        """The tables of a session; those of the one before are gone."""
+        self.step_cost_seconds.clear()
+        self.proposal_cost_seconds.clear()
+        for rows, seconds in costs.by_rows:
+            self.step_cost_seconds.labels(str(rows)).set(seconds)
+        for proposal, points in costs.by_proposal.items():
+            for sequences, seconds in points:
+                self.proposal_cost_seconds.labels(proposal.value, str(sequences)).set(seconds)
+        self.context_token_cost_seconds.set(costs.per_context_token)
 
     def count_speculation(self, counts: DraftCounts) -> None:
         """One sequence's verification of one method's drafts in one step."""

@@ -4,9 +4,10 @@ import time
 from collections.abc import Iterable
 
 from router.group_info import GroupInfo
-from router.metrics import KV_BLOCK_STATES, SEQUENCE_STATES, Metrics
+from router.metrics import KV_BLOCK_STATES, PROPOSAL_DECISIONS, SEQUENCE_STATES, Metrics
 from router.plan import Phase, SequenceResult, StepResult
 from router.scheduler import Scheduler
+from router.step_costs import StepCosts
 from router.stream import Stream
 
 
@@ -19,9 +20,13 @@ class Observer:
         self._num_free, self._num_cached, self._num_used = (
             metrics.kv_blocks.labels(state) for state in KV_BLOCK_STATES
         )
+        # What the counters have been told of the controller's own.
+        self._num_decisions = dict.fromkeys(PROPOSAL_DECISIONS, 0)
 
-    def note_session(self, info: GroupInfo, *, is_new_group: bool) -> None:
+    def note_session(self, info: GroupInfo, costs: StepCosts, *, is_new_group: bool) -> None:
         """A session began; `is_new_group` if the shards are others than those of the session before."""
+        self._metrics.show_costs(costs)
+        self._num_decisions = dict.fromkeys(self._num_decisions, 0)
         self._metrics.prepare(
             num_shards=self._num_shards,
             speculation_methods=info.speculation_methods,
@@ -69,3 +74,7 @@ class Observer:
         self._num_free.set(scheduler.blocks.num_free_blocks)
         self._num_cached.set(scheduler.blocks.num_cached_blocks)
         self._num_used.set(scheduler.blocks.num_allocated_blocks)
+        self._metrics.draft_min_probability.set(scheduler.budget.budget.price)
+        for decision, count in scheduler.budget.num_decisions.items():
+            self._metrics.proposals.labels(decision).inc(count - self._num_decisions[decision])
+            self._num_decisions[decision] = count

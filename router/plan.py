@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from enum import Enum
 
+from router.proposal import Proposal
 from router.sequence import SamplingParams
 
 
@@ -46,6 +47,9 @@ class StepPlan:
     released_slots: list[int]
     new_sequences: list[NewSequence]
     sequences: list[SequenceStep]
+    proposal: Proposal = Proposal.NONE
+    # Drafts that are less likely right are not proposed.
+    draft_min_probability: float = 0.0
 
     @property
     def phase(self) -> Phase:

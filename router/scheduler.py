@@ -19,26 +19,24 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 from router.block_manager import BlockManager, extend_prefix_keys
+from router.budget import BudgetController
 from router.plan import NewSequence, SequenceResult, SequenceStep, StepPlan
+from router.proposal import Proposal
 from router.sequence import FinishReason, Sequence, SequenceStatus
 
 _arrival = attrgetter("seq_id")
+_NOBODY = Proposal.NONE
 
 
 @dataclass(frozen=True, slots=True)
 class SchedulerConfig:
-    """`max_batch_tokens` bounds the rows of a step, `max_batch_size` the sequences that hold a slot.
-
-    Drafts of a sequence are a tree of at most `tree_size`, `max_speculative_tokens` deep; `max_draft_tokens` bounds all
-    of a step, and sequences share it evenly.
-    """
+    """`max_batch_tokens` bounds the rows of a step, `max_batch_size` the sequences that hold a slot, `max_draft_tokens`
+    the drafts of a step, which sequences share evenly."""
 
     num_blocks: int
     block_size: int
     max_batch_size: int
     max_batch_tokens: int
-    max_speculative_tokens: int = 0
-    tree_size: int = 0
     max_draft_tokens: int = 0
     enable_prefix_caching: bool = True
 
@@ -56,11 +54,14 @@ class _Outstanding:
     sequence: Sequence
     slot: int
     chunk_end: int  # 0 for a decode
+    # Who had been asked for the drafts that the step checks.
+    proposal: Proposal
 
 
 class Scheduler:
-    def __init__(self, config: SchedulerConfig) -> None:
+    def __init__(self, config: SchedulerConfig, budget: BudgetController) -> None:
         self.config = config
+        self.budget = budget
         self._waiting: list[Sequence] = []
         self._running: list[Sequence] = []
         self._step_id = 0
@@ -116,10 +117,12 @@ class Scheduler:
             self._waiting.remove(sequence)
         sequence.status = SequenceStatus.FINISHED
         sequence.finish_reason = reason
+        self.budget.forget(sequence)
 
-    def restart(self, config: SchedulerConfig) -> None:
+    def restart(self, config: SchedulerConfig, budget: BudgetController) -> None:
         """The shards lost everything: outstanding steps are void and every sequence is prefilled again."""
         self.config = config
+        self.budget = budget
         for sequence in self._running:
             self._reset(sequence)
             insort(self._waiting, sequence, key=_arrival)
@@ -149,6 +152,7 @@ class Scheduler:
         sequence.num_tokens_to_prefill = 0
         sequence.num_proposed_drafts = 0
         sequence.proposed_depth = 0
+        sequence.proposal = _NOBODY
 
     def _preempt(self, sequence: Sequence) -> None:
         self.num_preemptions += 1
@@ -171,12 +175,19 @@ class Scheduler:
         budget = self.config.max_batch_tokens
         for sequence in self._running:
             self._register(sequence)
+        drafting = self.budget.begin_step(self._running or self._waiting[:1])
         decoding = [sequence for sequence in self._running if not sequence.is_prefilling]
+        num_drafts, checked = self.config.max_draft_tokens, dict[int, Proposal]()
         for index, sequence in enumerate(decoding):
             # Who was preempted for an older one is gone; each that follows keeps a row.
             if sequence.status is SequenceStatus.RUNNING:
-                rows = budget - (len(decoding) - index - 1)
-                budget -= self._plan_decode(sequence, rows, len(decoding), steps)
+                rows = min(budget - (len(decoding) - index - 1), 1 + num_drafts)
+                proposal = sequence.proposal
+                planned = self._plan_decode(sequence, rows, self.config.max_draft_tokens // len(decoding), steps)
+                budget -= planned
+                if planned > 1 and sequence.slot is not None:
+                    num_drafts -= planned - 1
+                    checked[sequence.slot] = proposal
         for sequence in self._running:
             if sequence.is_prefilling and budget > 0:
                 budget -= self._plan_chunk(sequence, budget, steps, new_block_ids=[])
@@ -188,21 +199,29 @@ class Scheduler:
             return None
         self._step_id += 1
         self._outstanding[self._step_id] = [
-            _Outstanding(s, s.slot, steps[s.slot].chunk_start + steps[s.slot].chunk_length)
+            _Outstanding(
+                s, s.slot, steps[s.slot].chunk_start + steps[s.slot].chunk_length, checked.get(s.slot, _NOBODY)
+            )
             for s in self._running
             if s.slot is not None and s.slot in steps
         ]
-        plan = StepPlan(self._step_id, self._released_slots, new_sequences, list(steps.values()))
+        plan = StepPlan(
+            self._step_id,
+            self._released_slots,
+            new_sequences,
+            list(steps.values()),
+            proposal=drafting.proposal,
+            draft_min_probability=drafting.price,
+        )
         self._released_slots = []
         return plan
 
-    def _plan_decode(self, sequence: Sequence, budget: int, num_decoding: int, steps: dict[int, SequenceStep]) -> int:
+    def _plan_decode(self, sequence: Sequence, budget: int, share: int, steps: dict[int, SequenceStep]) -> int:
         """Plans a decode or verification; returns its rows, 0 if the sequence sits this step out."""
         # Tokens that may still come after the least that outstanding steps bring; none means it surely ends there.
         room = sequence.max_num_tokens - sequence.min_tokens_after_outstanding
         if room <= 0 or budget <= 0:
             return 0
-        share = self.config.max_draft_tokens // num_decoding
         verify = min(sequence.num_proposed_drafts, share, budget - 1) if room > 1 else 0
         depth = min(sequence.proposed_depth, verify)
         # The keys and values of the input token and of every accepted draft, after the longest outcome before.
@@ -229,11 +248,8 @@ class Scheduler:
 
     def _propose(self, sequence: Sequence, room: int, share: int) -> None:
         """Settles what the shards may draft for the next step of a sequence that will want `room` drafts at most."""
-        depth = max(0, min(sequence.num_speculative_tokens, room, share))
-        # A tree that is less deep has one draft less for each level at least.
-        size = self.config.tree_size - (self.config.max_speculative_tokens - depth)
-        sequence.proposed_depth = depth
-        sequence.num_proposed_drafts = max(0, min(size, share)) if depth else 0
+        sequence.num_proposed_drafts, sequence.proposed_depth = self.budget.allow(sequence, room, share)
+        sequence.proposal = self.budget.budget.proposal if sequence.num_proposed_drafts else _NOBODY
 
     def _plan_chunk(
         self, sequence: Sequence, budget: int, steps: dict[int, SequenceStep], *, new_block_ids: list[int]
@@ -309,6 +325,8 @@ class Scheduler:
             if result is not None:
                 sequence.token_ids += result.token_ids
                 progress.append(Progress(sequence, result))
+                if entry.proposal is not _NOBODY:
+                    self.budget.observe(sequence, entry.proposal, result.draft_counts)
             # Blocks of a preempted sequence are gone, whatever the step wrote to them.
             if sequence.slot == entry.slot:
                 sequence.num_computed_tokens = entry.chunk_end or sequence.num_tokens - 1

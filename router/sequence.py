@@ -6,6 +6,8 @@ Pure data. Knows nothing of text, streams, clocks or protobuf.
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
+from router.proposal import Proposal
+
 
 class FinishReason(Enum):
     STOP = auto()
@@ -55,9 +57,11 @@ class Sequence:
     # Known tokens that plans have covered with prompt chunks, replied or not. It decodes once they are all covered.
     num_prefilled_tokens: int = 0
     num_tokens_to_prefill: int = 0
-    # Drafts that the last plan let the shards propose, and how far ahead: the next plan may check at most so many.
+    # Drafts that the last plan let the shards propose, how far ahead, and who was asked: the next plan may check at
+    # most so many.
     num_proposed_drafts: int = 0
     proposed_depth: int = 0
+    proposal: Proposal = Proposal.NONE
     # The most tokens that each outstanding step can bring, oldest first.
     outstanding: list[int] = field(default_factory=list)
     # Prompt tokens found in the prefix cache at the first admission; None before it.

@@ -15,7 +15,8 @@ import grpc
 from drafthouse.v1 import shard_pb2, shard_pb2_grpc
 from router.group_info import GroupInfo, ShardGroupLost, agreed_info
 from router.plan import Phase, StepPlan, StepResult
-from router.wire import plan_to_bytes, result_from_proto
+from router.step_costs import StepCosts
+from router.wire import costs_from_proto, plan_to_bytes, result_from_proto
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,8 @@ class ShardSession:
         step_timeout_s: float,
     ) -> None:
         self.info = info
+        # What the warm-up measured.
+        self.costs = StepCosts()
         self._channels = channels
         self._router_incarnation = secrets.randbits(64)
         self._on_result = on_result
@@ -94,7 +97,8 @@ class ShardSession:
                 shard_incarnation=session.info.shard_incarnation, router_incarnation=session._router_incarnation
             )
             # The first steps may compile or page in weights; a step timeout is for steps.
-            await asyncio.gather(*(stub.Warmup(warmup, timeout=10 * step_timeout_s) for stub in stubs))
+            replies = await asyncio.gather(*(stub.Warmup(warmup, timeout=10 * step_timeout_s) for stub in stubs))
+            session.costs = StepCosts(costs_from_proto(replies[0].step_costs))
         except BaseException as error:
             await asyncio.gather(*(channel.close() for channel in channels))
             if isinstance(error, grpc.aio.AioRpcError):

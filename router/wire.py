@@ -4,6 +4,8 @@ from collections.abc import Iterable
 
 from drafthouse.v1 import sampling_pb2, shard_pb2
 from router.plan import DraftCounts, NewSequence, SequenceResult, SequenceStep, StepPlan, StepResult
+from router.proposal import Proposal
+from router.step_costs import StepCost
 
 _METHOD: dict[sampling_pb2.SpeculationMethod.ValueType, str] = {
     sampling_pb2.SPECULATION_METHOD_UNSPECIFIED: "none",
@@ -11,6 +13,17 @@ _METHOD: dict[sampling_pb2.SpeculationMethod.ValueType, str] = {
     sampling_pb2.SPECULATION_METHOD_MEDUSA: "medusa",
     sampling_pb2.SPECULATION_METHOD_NGRAM_AND_MEDUSA: "ngram_and_medusa",
 }
+
+_PROPOSAL: dict[shard_pb2.Proposal.ValueType, Proposal] = {
+    shard_pb2.PROPOSAL_NONE: Proposal.NONE,
+    shard_pb2.PROPOSAL_LOOKUP: Proposal.LOOKUP,
+    shard_pb2.PROPOSAL_HEADS: Proposal.HEADS,
+}
+_TO_PROPOSAL = {proposal: value for value, proposal in _PROPOSAL.items()}
+
+
+def costs_from_proto(costs: Iterable[shard_pb2.StepCost]) -> list[StepCost]:
+    return [StepCost(c.sequences, c.rows, c.context, _PROPOSAL[c.proposal], c.duration_ns * 1e-9) for c in costs]
 
 
 def methods_from_proto(methods: Iterable[sampling_pb2.SpeculationMethod.ValueType]) -> tuple[str, ...]:
@@ -26,6 +39,8 @@ def plan_to_bytes(plan: StepPlan, *, shard_incarnation: int, router_incarnation:
         released_slots=plan.released_slots,
         new_sequences=[_new_sequence(new) for new in plan.new_sequences],
         sequences=[_sequence_step(step) for step in plan.sequences],
+        proposal=_TO_PROPOSAL[plan.proposal],
+        draft_min_probability=plan.draft_min_probability,
     )
     return shard_pb2.PrefillRequest(plan=message).SerializeToString()
 

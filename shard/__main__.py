@@ -17,7 +17,6 @@ from shard.process import die_with_parent, write_fatal
 from shard.rank import build_rank
 from shard.server import ShardServicer, start_server
 from shard.step_order import StepOrder
-from shard.warmup import warm_up
 
 log = logging.getLogger("shard")
 
@@ -40,7 +39,7 @@ async def serve(config: ShardConfig) -> None:
     device = DeviceThread()
     rank = await device.submit(partial(build_rank, config))
     steps = StepOrder(device, rank.runner.execute)
-    servicer = ShardServicer(info=rank.info, steps=steps, warm_up=partial(warm_up, rank.runner, config, rank.drafter))
+    servicer = ShardServicer(info=rank.info, steps=steps, warm_up=rank.warm_up)
     path = Path(f"{config.uds_path}-{rank.group.rank}")
     # A predecessor that was killed leaves its socket behind.
     with contextlib.suppress(FileNotFoundError):

@@ -25,10 +25,12 @@ from shard.layout import StepLayout, lay_out
 from shard.plan import SequenceResult, StepPlan, StepResult
 from shard.report import report
 from shard.sampler import SamplingRows, choose_tokens
-from shard.speculation import Candidates, DraftTree
+from shard.speculation import Candidates, DraftTree, Proposal
 from shard.speculation.drafter import Drafter
 from shard.speculation.verify import verify
 from shard.states import SequenceStates
+
+_NOTHING = slice(0, 0)
 
 
 class Model(Protocol):
@@ -78,13 +80,15 @@ class ModelRunner:
     def execute(self, plan: StepPlan) -> StepResult:
         start = time.perf_counter_ns()
         self.states.begin_step(plan.released_slots, plan.new_sequences, plan.sequences)
+        if self._drafter is not None and plan.new_sequences:
+            self._drafter.begin([new.slot for new in plan.new_sequences])
         layout = lay_out(plan.sequences, self.states)
-        results = self._run(layout) if layout else []
+        results = self._run(layout, plan) if layout else []
         self._digest.update(plan.step_id.to_bytes(8, "little"))
         digest = int.from_bytes(self._digest.digest(), "little")
         return StepResult(plan.step_id, results, digest, time.perf_counter_ns() - start)
 
-    def _run(self, layout: StepLayout) -> list[SequenceResult]:
+    def _run(self, layout: StepLayout, plan: StepPlan) -> list[SequenceResult]:
         batch = ForwardBatch.build(
             token_ids=layout.token_ids,
             positions=layout.positions,
@@ -105,12 +109,12 @@ class ModelRunner:
             group=self._group,
         )
         if self._group.rank == 0:
-            decision, counts = self._decide(layout, chosen.token_ids)
+            decision, counts = self._decide(layout, plan, chosen.token_ids)
         else:
-            decision, counts = self._receive(layout), None
+            decision, counts = self._receive(layout, plan), None
         self._commit_cache(layout, batch, decision)
-        if self._heads is not None and layout.proposing.numel():
-            self._draft_with_heads(layout, decision, hidden)
+        if plan.proposal is Proposal.HEADS and layout.proposing.numel():
+            self._draft_with_heads(layout, plan, decision, hidden)
         # Last, because it looks at values: until here nothing waits for the device.
         self._update_digest(layout, decision)
         if self._group.rank != 0:
@@ -118,8 +122,11 @@ class ModelRunner:
         return report(layout, decision, chosen.logprobs if rows.any_logprobs else None, counts)
 
     def _sampling_rows(self, layout: StepLayout) -> SamplingRows:
-        states, slots = self.states, layout.logit_slots
+        states = self.states
         sampling = [host.new.sampling for host in layout.host_slots]
+        any_sampled = any(s.is_sampled for s in sampling)
+        # Where all are greedy nobody looks at the parameters.
+        slots, rows = (layout.logit_slots, layout.logit_rows) if any_sampled else (_NOTHING, _NOTHING)
         return SamplingRows(
             temperature=states.temperature[slots],
             top_k=states.top_k[slots],
@@ -127,13 +134,13 @@ class ModelRunner:
             min_p=states.min_p[slots],
             seed=states.seed[slots],
             # The token that follows the row's.
-            position=layout.positions[layout.logit_rows] + 1,
-            any_sampled=any(s.is_sampled for s in sampling),
+            position=layout.positions[rows] + 1,
+            any_sampled=any_sampled,
             filtered_rows=[row for row, s in enumerate(sampling) if s.is_filtered],
             any_logprobs=any(host.new.logprobs for host in layout.host_slots),
         )
 
-    def _decide(self, layout: StepLayout, token_ids: Tensor) -> tuple[Decision, Tensor | None]:
+    def _decide(self, layout: StepLayout, plan: StepPlan, token_ids: Tensor) -> tuple[Decision, Tensor | None]:
         """Rank 0: the decision, committed and sent, and the counts of drafts by method (see Drafter.counts)."""
         states, slots = self.states, layout.slots
         verdict = verify(
@@ -159,19 +166,19 @@ class ModelRunner:
         counts, message = None, [*decision]
         if self._drafter is not None:
             counts = self._learn(self._drafter, layout, decision)
-            if self._heads is None and layout.proposing.numel():
-                tree = self._draft(self._drafter, layout, None)
+            if plan.proposal is Proposal.LOOKUP and layout.proposing.numel():
+                tree = self._draft(self._drafter, layout, plan, None)
                 states.set_drafts(slots[layout.proposing], tree)
                 message += tree
         send(self._group, message)
         return decision, counts
 
-    def _receive(self, layout: StepLayout) -> Decision:
+    def _receive(self, layout: StepLayout, plan: StepPlan) -> Decision:
         """The other ranks: rank 0's decision, committed."""
         states, slots = self.states, layout.slots
         shapes = Decision.shapes(len(slots), self._depth(layout))
         num_shapes = len(shapes)
-        if self._drafter is not None and self._heads is None and layout.proposing.numel():
+        if self._drafter is not None and plan.proposal is Proposal.LOOKUP and layout.proposing.numel():
             shapes += DraftTree.shapes(len(layout.proposing), self._drafter.sizes.tree_size)
         tensors = receive(self._group, shapes, states.device)
         decision = Decision(*tensors[:num_shapes])
@@ -187,10 +194,10 @@ class ModelRunner:
 
     def _learn(self, drafter: Drafter, layout: StepLayout, decision: Decision) -> Tensor | None:
         decoding = layout.slots[: layout.num_decoding]
-        drafter.observe(
-            decoding, decision.token_ids[: layout.num_decoding], decision.num_emitted[: layout.num_decoding]
-        )
-        drafter.forget(layout.slots)
+        if drafter.has_pending:
+            drafter.observe(
+                decoding, decision.token_ids[: layout.num_decoding], decision.num_emitted[: layout.num_decoding]
+            )
         if layout.on_path is None:
             return None
         depth = layout.on_path.sum(2)[:, 1:] - 1
@@ -200,7 +207,7 @@ class ModelRunner:
         is_accepted = torch.zeros_like(layout.cells, dtype=torch.bool).scatter_(1, accepted_rows, True)[:, 1:]
         return drafter.counts(layout.slots, depth, is_accepted, decision.num_checked)
 
-    def _draft_with_heads(self, layout: StepLayout, decision: Decision, hidden: Tensor) -> None:
+    def _draft_with_heads(self, layout: StepLayout, plan: StepPlan, decision: Decision, hidden: Tensor) -> None:
         """All ranks: the heads guess from the row behind which the last token came, `hidden` [M, size]."""
         assert self._heads is not None
         assert self._drafter is not None
@@ -209,14 +216,14 @@ class ModelRunner:
         rows = layout.cells[proposing].gather(1, decision.path[proposing].gather(1, last))[:, 0]
         candidates = self._heads.candidates(hidden[rows], sizes.tree_width)
         if self._group.rank == 0:
-            tree = self._draft(self._drafter, layout, candidates)
+            tree = self._draft(self._drafter, layout, plan, candidates)
             send(self._group, [*tree])
         else:
             shapes = DraftTree.shapes(len(proposing), sizes.tree_size)
             tree = DraftTree(*receive(self._group, shapes, self.states.device))
         self.states.set_drafts(layout.slots[proposing], tree)
 
-    def _draft(self, drafter: Drafter, layout: StepLayout, candidates: Candidates | None) -> DraftTree:
+    def _draft(self, drafter: Drafter, layout: StepLayout, plan: StepPlan, candidates: Candidates | None) -> DraftTree:
         """Rank 0: trees for the sequences that propose."""
         states, slots = self.states, layout.slots[layout.proposing]
         num_tokens = states.num_tokens[slots]
@@ -236,7 +243,7 @@ class ModelRunner:
             num_tokens=num_tokens,
             max_drafts=max_drafts,
             max_depth=max_depth,
-            num_sequences=len(layout.slots),
+            least_probability=plan.draft_min_probability,
         )
 
     def _commit_cache(self, layout: StepLayout, batch: ForwardBatch, decision: Decision) -> None:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from shard.speculation import Method
+from shard.speculation import Method, Proposal
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,21 @@ class StepPlan:
     released_slots: list[int]
     new_sequences: list[NewSequence]
     sequences: list[SequenceStep]
+    # Of the sequences that want drafts.
+    proposal: Proposal = Proposal.NONE
+    # Drafts that are less likely right are not proposed.
+    draft_min_probability: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class StepCost:
+    """The measured time of a decode of `sequences` in `rows` rows, drafts included, over `context` tokens in all."""
+
+    sequences: int
+    rows: int
+    context: int
+    proposal: Proposal
+    duration_ns: int
 
 
 @dataclass(frozen=True, slots=True)

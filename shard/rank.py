@@ -7,7 +7,9 @@ import logging
 import os
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -21,9 +23,10 @@ from shard.model_config import ModelConfig
 from shard.model_runner import ModelRunner
 from shard.models import load_model
 from shard.models.decoder import Decoder
-from shard.speculation.drafter import Drafter
-from shard.speculation_setup import build_drafter, speculation_methods, speculation_sizes
+from shard.plan import StepCost
+from shard.speculation_setup import build_drafter, proposals_of, speculation_methods, speculation_sizes
 from shard.states import SequenceStates
+from shard.warmup import warm_up
 from shard.wire import methods_to_proto
 
 log = logging.getLogger(__name__)
@@ -33,8 +36,9 @@ log = logging.getLogger(__name__)
 class Rank:
     group: TPGroup
     runner: ModelRunner
-    drafter: Drafter | None
     info: shard_pb2.GetInfoResponse
+    # Measures what steps cost; see shard.warmup.
+    warm_up: Callable[[], list[StepCost]]
 
 
 def build_rank(config: ShardConfig) -> Rank:
@@ -100,8 +104,18 @@ def build_rank(config: ShardConfig) -> Rank:
         heads=heads.description if heads else "",
         kernels=model.kernels,
         weights=config.weights_note,
+        draft_min_probability=config.draft_min_probability,
     )
-    return Rank(group, runner, drafter, info)
+    measure = partial(
+        warm_up,
+        runner,
+        config,
+        num_blocks=cache.num_blocks,
+        vocab_size=model_config.vocab_size,
+        sizes=sizes,
+        proposals=proposals_of(methods),
+    )
+    return Rank(group, runner, info, measure)
 
 
 def _load_heads(config: ShardConfig, model: Decoder, group: TPGroup, device: torch.device) -> MedusaHeads | None:

@@ -14,9 +14,9 @@ from grpc.aio import ServicerContext
 
 from drafthouse.v1 import shard_pb2, shard_pb2_grpc
 from shard.device_thread import leave
-from shard.plan import StepResult
+from shard.plan import StepCost, StepResult
 from shard.step_order import StepOrder
-from shard.wire import plan_from_proto, result_to_proto
+from shard.wire import costs_to_proto, plan_from_proto, result_to_proto
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,9 @@ Response = TypeVar("Response", shard_pb2.PrefillResponse, shard_pb2.DecodeRespon
 
 
 class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
-    def __init__(self, *, info: shard_pb2.GetInfoResponse, steps: StepOrder, warm_up: Callable[[], None]) -> None:
+    def __init__(
+        self, *, info: shard_pb2.GetInfoResponse, steps: StepOrder, warm_up: Callable[[], list[StepCost]]
+    ) -> None:
         self._info = info
         self._steps = steps
         self._warm_up = warm_up
@@ -46,8 +48,8 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
         if request.shard_incarnation != self._info.shard_incarnation:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "another shard group was meant")
         self._session = (request.shard_incarnation, request.router_incarnation)
-        await self._steps.begin_session(self._warm_up)
-        return shard_pb2.WarmupResponse()
+        costs = await self._steps.begin_session(self._warm_up)
+        return shard_pb2.WarmupResponse(step_costs=costs_to_proto(costs))
 
     async def Prefill(
         self, request: AsyncIterator[shard_pb2.PrefillRequest], context: ServicerContext

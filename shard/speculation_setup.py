@@ -5,7 +5,7 @@ from torch import Tensor
 
 from shard.config import ConfigError, ShardConfig
 from shard.medusa import HeadFigures
-from shard.speculation import Method
+from shard.speculation import Method, Proposal
 from shard.speculation.drafter import Drafter, SpeculationSizes
 from shard.speculation.ngram import NgramLookup
 
@@ -41,6 +41,12 @@ def speculation_methods(config: ShardConfig, sizes: SpeculationSizes) -> list[Me
     return [Method.MEDUSA] if config.speculation_method == "medusa" else list(Method)
 
 
+def proposals_of(methods: list[Method]) -> list[Proposal]:
+    """Who can be asked for drafts."""
+    with_lookup = [Proposal.LOOKUP] if Method.NGRAM in methods else []
+    return with_lookup + ([Proposal.HEADS] if Method.MEDUSA in methods else [])
+
+
 def build_drafter(
     config: ShardConfig,
     sizes: SpeculationSizes,
@@ -55,21 +61,11 @@ def build_drafter(
         return None
     return Drafter(
         sizes,
-        lookup=_lookup(sizes) if Method.NGRAM in methods else None,
+        lookup=NgramLookup(num_speculative_tokens=sizes.num_speculative_tokens) if Method.NGRAM in methods else None,
         head_factors=_factors(figures, sizes) if figures else None,
         num_slots=num_slots,
         device=device,
-        least_probability=config.draft_min_probability,
     )
-
-
-def _lookup(sizes: SpeculationSizes) -> NgramLookup:
-    """Beside heads a match of one token is looked at too: what it is worth is learned, and it takes a place in the tree
-    only where that is more than the heads' next best guess."""
-    depth = sizes.num_speculative_tokens
-    if sizes.num_heads:
-        return NgramLookup(num_speculative_tokens=depth, min_match=1)
-    return NgramLookup(num_speculative_tokens=depth)
 
 
 def _factors(figures: HeadFigures, sizes: SpeculationSizes) -> Tensor:

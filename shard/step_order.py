@@ -29,13 +29,13 @@ class StepOrder:
         self._early: dict[int, tuple[StepPlan, asyncio.Future[StepResult]]] = {}
         self._early_since = 0.0
 
-    async def begin_session(self, warm_up: Callable[[], None]) -> None:
-        """Steps count from 1 again; plans that wait for one that never came are dropped."""
+    async def begin_session(self, warm_up: Callable[[], Result]) -> Result:
+        """Steps count from 1 again; plans that wait for one that never came are dropped. What the warm-up brought."""
         for _, future in self._early.values():
             future.cancel()
         self._early.clear()
         self._next_step_id = 1
-        await self._device.submit(partial(_or_leave, warm_up))
+        return await self._device.submit(partial(_or_leave, warm_up))
 
     def submit(self, plan: StepPlan) -> asyncio.Future[StepResult]:
         done: asyncio.Future[StepResult] = asyncio.get_running_loop().create_future()

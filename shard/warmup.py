@@ -1,78 +1,172 @@
-"""Steps of each kind before the first request, at the greatest size: pages in the weights, fails early, and measures
-what a draft's row costs.
+"""Steps of each kind before the first request, at the greatest sizes: pages in the weights, fails early, and measures
+what steps cost, which is what the router's budget is made of.
 
 Leaves nothing behind: the runner is reset before and after.
 """
 
 import logging
 from collections.abc import Iterator
-from math import inf
+from dataclasses import dataclass
+
+import torch
 
 from shard.config import ShardConfig
 from shard.model_runner import ModelRunner
-from shard.plan import NewSequence, Sampling, SequenceStep, StepPlan
-from shard.speculation.drafter import Drafter, SpeculationSizes
+from shard.plan import NewSequence, Sampling, SequenceStep, StepCost, StepPlan
+from shard.speculation import DraftTree, Proposal
+from shard.speculation.drafter import SpeculationSizes
 
 log = logging.getLogger(__name__)
 
-# Steps of each kind; the fastest counts, because others may be using the machine.
-_ROUNDS = 3
+# Steps of each kind, fewer where they take long; the fastest counts, because others may be using the machine.
+_LEAST_ROUNDS, _MOST_ROUNDS = 2, 5
+_ENOUGH_NS = 100_000_000
+# Committed tokens of each sequence, where the model allows so many.
+_SHORT, _LONG = 64, 1024
 
 
-def warm_up(runner: ModelRunner, config: ShardConfig, drafter: Drafter | None) -> None:
-    """Runs the steps and tells the drafter what one row adds to a step's time."""
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """Steps of `sequences` with `drafts` each, at `context` tokens each."""
+
+    sequences: int
+    drafts: int = 0
+    context: int = _SHORT
+    proposal: Proposal = Proposal.NONE
+
+
+def warm_up(
+    runner: ModelRunner,
+    config: ShardConfig,
+    *,
+    num_blocks: int,
+    vocab_size: int,
+    sizes: SpeculationSizes,
+    proposals: list[Proposal],
+) -> list[StepCost]:
+    """What steps cost, on every rank; empty if nothing is ever drafted. `proposals`: who can be asked for drafts."""
+    steps = _Steps(runner, config, num_blocks, vocab_size, sizes)
+    steps.prefill()
+    costs = []
+    if sizes.num_speculative_tokens:
+        for kind in _kinds(config, sizes, proposals):
+            costs += steps.measured(kind)
+        log.info("steps: %s", ", ".join(_words(cost) for cost in costs))
+    else:
+        steps.measured(_Kind(1))
     runner.reset()
-    if drafter is not None:
-        drafter.row_cost = 0.0
-    sizes = drafter.sizes if drafter is not None else SpeculationSizes(0, 0, 0, 0)
-    plain_s, verify_s, num_drafts = inf, inf, 0
-    for plan in _plans(config, sizes):
-        result = runner.execute(plan)
-        duration_s = result.duration_ns * 1e-9
-        drafted = max((sequence.drafted for sequence in result.sequences), default=0)
-        if drafted > num_drafts:
-            verify_s, num_drafts = duration_s, drafted
-        elif drafted and drafted == num_drafts:
-            verify_s = min(verify_s, duration_s)
-        elif not plan.sequences[0].chunk_length:
-            plain_s = min(plain_s, duration_s)
-    runner.reset()
-    if drafter is not None and num_drafts:
-        drafter.row_cost = max(0.0, (verify_s / plain_s - 1) / num_drafts)
-        log.info("a step takes %.1f ms, one with %d drafts %.1f ms", plain_s * 1e3, num_drafts, verify_s * 1e3)
+    return costs
 
 
-def _plans(config: ShardConfig, sizes: SpeculationSizes) -> Iterator[StepPlan]:
-    depth, size = sizes.num_speculative_tokens, sizes.tree_size
-    # Room for the tokens that the steps may bring.
-    length = min(config.max_batch_prefill_tokens, config.max_total_tokens - (2 * _ROUNDS + 1) * (depth + 1))
-    if length < 1:
-        return
-    new = NewSequence(
-        slot=0,
-        # A text that repeats, so that there are drafts to verify.
-        token_ids=[position % 2 for position in range(length)],
-        sampling=Sampling(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, seed=0),
-        max_num_tokens=config.max_total_tokens,
-        stop_token_ids=[],
-        logprobs=False,
-    )
-    blocks = range(1, -(-config.max_total_tokens // config.block_size) + 1)
-    yield StepPlan(1, [], [new], [_step(list(blocks), chunk_length=length, propose=size, depth=depth)])
-    for step_id in range(2, 2 + 2 * _ROUNDS):
-        # Both kinds propose, so that what is compared is the checking alone.
-        yield StepPlan(step_id, [], [], [_step([], verify=size * (step_id % 2), propose=size, depth=depth)])
+def _words(cost: StepCost) -> str:
+    asked = f" {cost.proposal.name.lower()}" if cost.proposal else ""
+    return f"{cost.sequences}/{cost.rows}/{cost.context}{asked} {cost.duration_ns * 1e-6:.1f} ms"
 
 
-def _step(
-    new_block_ids: list[int], *, propose: int, depth: int, chunk_length: int = 0, verify: int = 0
-) -> SequenceStep:
-    return SequenceStep(
-        slot=0,
-        new_block_ids=new_block_ids,
-        chunk_start=0,
-        chunk_length=chunk_length,
-        verify=verify,
-        propose=propose,
-        propose_depth=depth,
-    )
+def _kinds(config: ShardConfig, sizes: SpeculationSizes, proposals: list[Proposal]) -> Iterator[_Kind]:
+    most = config.max_batch_size
+    batches = sorted({*(2**i for i in range(most.bit_length()) if 2**i < most), most})
+    yield from (_Kind(batch) for batch in batches)
+    # Rows beyond those of sequences; so few batches that their context is read from memory, not from a cache.
+    yield from (_Kind(1, drafts) for drafts in sorted({sizes.tree_size // 2, sizes.tree_size}) if drafts)
+    per_sequence = min(sizes.tree_size, config.max_batch_draft_tokens // most)
+    if per_sequence:
+        yield _Kind(most, per_sequence)
+    yield from (_Kind(batch, context=_LONG) for batch in sorted({1, min(8, most)}))
+    for proposal in proposals:
+        # A single sequence with the checking of a chain; of more the rows would say nothing new.
+        yield _Kind(1, sizes.num_speculative_tokens, proposal=proposal)
+        yield from (_Kind(batch, proposal=proposal) for batch in sorted({min(8, most), most} - {1}))
+
+
+class _Steps:
+    """Steps of made-up sequences. Contexts are not computed: what their blocks hold is of no meaning."""
+
+    def __init__(
+        self, runner: ModelRunner, config: ShardConfig, num_blocks: int, vocab_size: int, sizes: SpeculationSizes
+    ) -> None:
+        self._runner = runner
+        self._config = config
+        self._num_blocks = num_blocks
+        self._vocab_size = vocab_size
+        self._sizes = sizes
+        self._step_id = 0
+        runner.reset()
+
+    def prefill(self) -> None:
+        """The longest chunk there can be."""
+        length = min(self._config.max_batch_prefill_tokens, self._config.max_total_tokens - 1)
+        self._run([self._new(0, length)], [self._chunk(0, 0, length)])
+        self._runner.reset()
+
+    def measured(self, kind: _Kind) -> list[StepCost]:
+        """The fastest of some steps; nothing where sequences cannot be so long."""
+        # One more for the chunk's own token.
+        context = min(
+            kind.context, self._config.max_total_tokens - _MOST_ROUNDS - 2 - self._sizes.num_speculative_tokens
+        )
+        if context < 1 or context < kind.context == _LONG:
+            return []
+        slots = range(kind.sequences)
+        self._run([self._new(slot, context) for slot in slots], [self._chunk(slot, context - 1, 1) for slot in slots])
+        proposes = kind.proposal is not Proposal.NONE
+        steps = [
+            SequenceStep(
+                slot,
+                [],
+                chunk_start=0,
+                chunk_length=0,
+                verify=kind.drafts,
+                propose=self._sizes.tree_size if proposes else 0,
+                propose_depth=self._sizes.num_speculative_tokens if proposes else 0,
+            )
+            for slot in slots
+        ]
+        # What asking costs is a small difference: both kinds of step are taken in turns.
+        times: dict[Proposal, list[int]] = {Proposal.NONE: [], kind.proposal: []}
+        for number in range(_MOST_ROUNDS):
+            if number >= _LEAST_ROUNDS and sum(times[kind.proposal]) > _ENOUGH_NS:
+                break
+            for proposal, taken in times.items():
+                if kind.drafts:
+                    self._runner.states.set_drafts(
+                        torch.tensor(slots, device=self._runner.states.device), self._wrong(kind)
+                    )
+                taken.append(self._run([], steps, proposal))
+        self._runner.reset()
+        rows, tokens = kind.sequences * (1 + kind.drafts), kind.sequences * (context + 1)
+        return [StepCost(kind.sequences, rows, tokens, proposal, min(taken)) for proposal, taken in times.items()]
+
+    def _run(self, new: list[NewSequence], steps: list[SequenceStep], proposal: Proposal = Proposal.NONE) -> int:
+        self._step_id += 1
+        return self._runner.execute(StepPlan(self._step_id, [], new, steps, proposal)).duration_ns
+
+    def _new(self, slot: int, num_tokens: int) -> NewSequence:
+        return NewSequence(
+            slot=slot,
+            token_ids=[(7 * slot + position) % self._vocab_size for position in range(num_tokens)],
+            sampling=Sampling(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, seed=0),
+            max_num_tokens=self._config.max_total_tokens,
+            stop_token_ids=[],
+            logprobs=False,
+        )
+
+    def _chunk(self, slot: int, start: int, length: int) -> SequenceStep:
+        """With blocks for the sequence's steps; sequences share them only where there are too few."""
+        count = (
+            start + length + 2 * _MOST_ROUNDS + 2 + self._sizes.num_speculative_tokens
+        ) // self._config.block_size + 1
+        blocks = [1 + (slot * count + i) % self._num_blocks for i in range(count)]
+        return SequenceStep(slot, blocks, start, length, verify=0, propose=0, propose_depth=0)
+
+    def _wrong(self, kind: _Kind) -> DraftTree:
+        """Drafts that no text asks for, each a child of the last token but the first few, which are a chain."""
+        size, deepest = self._sizes.tree_size, self._sizes.num_speculative_tokens
+        device = self._runner.states.device
+        token_ids = (
+            torch.arange(self._vocab_size - 1, self._vocab_size - 1 - size, -1, device=device) % self._vocab_size
+        )
+        parents = torch.tensor([i if i < deepest else 0 for i in range(size)], device=device)
+        shape = (kind.sequences, size)
+        num_drafts = torch.full((kind.sequences,), kind.drafts, device=device)
+        return DraftTree(token_ids.expand(shape), parents.expand(shape), num_drafts)

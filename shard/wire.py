@@ -1,13 +1,19 @@
 """Between protobuf messages and the shard's own types. The only module beside the server that knows the messages."""
 
 from drafthouse.v1 import sampling_pb2, shard_pb2
-from shard.plan import NewSequence, Sampling, SequenceStep, StepPlan, StepResult
-from shard.speculation import Method
+from shard.plan import NewSequence, Sampling, SequenceStep, StepCost, StepPlan, StepResult
+from shard.speculation import Method, Proposal
 
 _METHOD: dict[Method, sampling_pb2.SpeculationMethod.ValueType] = {
     Method.NGRAM: sampling_pb2.SPECULATION_METHOD_NGRAM,
     Method.MEDUSA: sampling_pb2.SPECULATION_METHOD_MEDUSA,
     Method.NGRAM_AND_MEDUSA: sampling_pb2.SPECULATION_METHOD_NGRAM_AND_MEDUSA,
+}
+
+_PROPOSAL: dict[Proposal, shard_pb2.Proposal.ValueType] = {
+    Proposal.NONE: shard_pb2.PROPOSAL_NONE,
+    Proposal.LOOKUP: shard_pb2.PROPOSAL_LOOKUP,
+    Proposal.HEADS: shard_pb2.PROPOSAL_HEADS,
 }
 
 
@@ -32,6 +38,8 @@ def plan_from_proto(plan: shard_pb2.StepPlan) -> StepPlan:
             )
             for s in plan.sequences
         ],
+        proposal=Proposal(plan.proposal),
+        draft_min_probability=plan.draft_min_probability,
     )
 
 
@@ -51,6 +59,19 @@ def _new_sequence(new: shard_pb2.NewSequence) -> NewSequence:
         stop_token_ids=list(new.stop_token_ids),
         logprobs=new.logprobs,
     )
+
+
+def costs_to_proto(costs: list[StepCost]) -> list[shard_pb2.StepCost]:
+    return [
+        shard_pb2.StepCost(
+            sequences=c.sequences,
+            rows=c.rows,
+            context=c.context,
+            proposal=_PROPOSAL[c.proposal],
+            duration_ns=c.duration_ns,
+        )
+        for c in costs
+    ]
 
 
 def result_to_proto(result: StepResult, *, session: tuple[int, int]) -> shard_pb2.StepResult:

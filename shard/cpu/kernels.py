@@ -50,6 +50,7 @@ class CpuKernels:
     """Tensors are bfloat16 and contiguous where nothing else is said; nothing is checked twice on the hot path."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
+        self.library = library
         self._rms_norm = library.rms_norm
         self._rms_norm.argtypes = [_pointer, _pointer, _pointer, _long, _long, _float]
         self._silu_mul = library.silu_mul

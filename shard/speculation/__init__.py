@@ -19,6 +19,15 @@ class Method(IntEnum):
     NGRAM_AND_MEDUSA = 3
 
 
+class Proposal(IntEnum):
+    """Who is asked for drafts: nobody, lookup in the text so far, or Medusa heads with lookup beside them if it is
+    live. The values are those of the wire."""
+
+    NONE = 0
+    LOOKUP = 1
+    HEADS = 2
+
+
 class Continuation(NamedTuple):
     """How S sequences may go on: token_ids [S, K] int64, and the length [S] of the match behind them, 0 if none."""
 

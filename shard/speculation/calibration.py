@@ -13,6 +13,9 @@ from shard.speculation import Candidates, Continuation
 _KEPT = 0.9995
 # Weight of what is believed before there is evidence, in observations that are expected to come true.
 _PRIOR_WEIGHT = 4.0
+# The same of one sequence: a memory of some twenty matches, and what it begins with.
+_OWN_KEPT = 0.95
+_OWN_PRIOR_WEIGHT = 2.0
 
 
 class _Ratio:
@@ -57,25 +60,40 @@ class HeadCalibration:
 
 
 class LookupCalibration:
-    """Probability that each token of a looked-up continuation is right, given that those before it were, by the length
-    of the match and the place."""
+    """Probability that each token of a looked-up continuation is right, given that those before it were: by the length
+    of the match and the place over all sequences. The first token's is times how much more or less often it was right
+    in this sequence; whoever is past it copies, wherever he is."""
 
-    def __init__(self, *, max_match: int, num_speculative_tokens: int, device: torch.device) -> None:
+    def __init__(self, *, max_match: int, num_speculative_tokens: int, num_slots: int, device: torch.device) -> None:
         match = torch.arange(max_match + 1, device=device)[:, None]
         place = torch.arange(num_speculative_tokens, device=device)
         # Longer matches and places further in are the surer ones.
         agreement = (match + place).float()
         self._right = _Ratio(agreement / (agreement + 2))
+        # By slot: first tokens that were right, and what all sequences said of them.
+        self._own_right = torch.full((num_slots,), _OWN_PRIOR_WEIGHT, device=device)
+        self._own_said = self._own_right.clone()
 
-    def estimate(self, match_length: Tensor) -> Tensor:
-        """[S] -> [S, K]."""
-        return self._right.value[match_length]
+    def begin(self, slots: Tensor) -> None:
+        """Other sequences are in these slots now."""
+        self._own_right[slots] = self._own_said[slots] = _OWN_PRIOR_WEIGHT
 
-    def observe(self, continuation: Continuation, token_ids: Tensor, is_known: Tensor) -> None:
+    def estimate(self, match_length: Tensor, slots: Tensor) -> Tensor:
+        """[S], [S] -> [S, K]."""
+        estimate = self._right.value[match_length]
+        estimate[:, 0] *= self._own_right[slots] / self._own_said[slots]
+        return estimate.clamp_max_(0.99)
+
+    def observe(self, continuation: Continuation, slots: Tensor, token_ids: Tensor, is_known: Tensor) -> None:
         """`token_ids` [S, K] are what the continuation was a guess of, where `is_known` [S, K]."""
         is_right = continuation.token_ids == token_ids
         before = torch.nn.functional.pad(is_right.long().cumprod(1)[:, :-1], (1, 0), value=1)
         counted = (is_known & (before > 0) & (continuation.match_length > 0)[:, None]).float()
+        first = counted[:, 0]
+        kept = torch.where(first > 0, _OWN_KEPT, 1.0)
+        said = self._right.value[continuation.match_length, 0] * first
+        for sums, new in ((self._own_right, first * is_right[:, 0]), (self._own_said, said)):
+            sums[slots] = _OWN_PRIOR_WEIGHT + (sums[slots] - _OWN_PRIOR_WEIGHT) * kept + new
         right, tested = torch.zeros_like(self._right.value), torch.zeros_like(self._right.value)
         right.index_add_(0, continuation.match_length, counted * is_right)
         tested.index_add_(0, continuation.match_length, counted)

@@ -12,7 +12,7 @@ from torch import Tensor
 from shard.speculation import Candidates, Continuation, DraftTree, Method
 from shard.speculation.calibration import HeadCalibration, LookupCalibration
 from shard.speculation.ngram import NgramLookup
-from shard.speculation.tree import MarkedTree, best_tree, break_even_probability, chain
+from shard.speculation.tree import best_tree, chain
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +36,10 @@ class Drafter:
         head_factors: Tensor | None,
         num_slots: int,
         device: torch.device,
-        least_probability: float | None = None,
     ) -> None:
-        """`head_factors` [num_heads, tree_width] is where calibration starts (see HeadCalibration). Drafts below
-        `least_probability` are not checked; None: below what the row cost says."""
+        """`head_factors` [num_heads, tree_width] is where calibration starts (see HeadCalibration)."""
         self.sizes = sizes
         self._lookup = lookup
-        # What a row adds to a step's time, relative to a step of one row: measured by the warm-up.
-        self.row_cost = 0.0
-        self._least_probability = least_probability
         self._head_factors = torch.ones(sizes.num_heads, sizes.tree_width) if head_factors is None else head_factors
         depth, heads, width = sizes.num_speculative_tokens, sizes.num_heads, sizes.tree_width
 
@@ -63,37 +58,40 @@ class Drafter:
         self._lookup_calibration = LookupCalibration(
             max_match=self._lookup.max_match if self._lookup else 0,
             num_speculative_tokens=self.sizes.num_speculative_tokens,
+            num_slots=len(self._pending_methods),
             device=self._device,
         )
-        self.forget(torch.arange(len(self._pending_methods), device=self._device))
+        self._forget()
 
     def observe(self, slots: Tensor, token_ids: Tensor, num_emitted: Tensor) -> None:
-        """A step yielded the first `num_emitted` [S] of `token_ids` [S, R] for sequences that decode in `slots` [S]."""
-        if not self.sizes.num_heads:
-            return
+        """A step yielded the first `num_emitted` [S] of `token_ids` [S, R] for sequences that decode in `slots` [S].
+        What was proposed in the step before is compared with them, checked or not."""
+        self.has_pending = False
         depth = self.sizes.num_speculative_tokens
         places = torch.arange(depth, device=slots.device)
         truth = token_ids[:, :depth]
         truth = torch.nn.functional.pad(truth, (0, depth - truth.shape[1]))
         is_known = places < num_emitted[:, None]
-        heads, candidates = self.sizes.num_heads, self._pending_candidates
-        self._head_calibration.observe(
-            Candidates(candidates.token_ids[slots], candidates.probabilities[slots]),
-            truth[:, :heads],
-            is_known[:, :heads],
-        )
+        if heads := self.sizes.num_heads:
+            candidates = self._pending_candidates
+            self._head_calibration.observe(
+                Candidates(candidates.token_ids[slots], candidates.probabilities[slots]),
+                truth[:, :heads],
+                is_known[:, :heads],
+            )
         if self._lookup is not None:
             ids, match_length = self._pending_continuation
-            self._lookup_calibration.observe(Continuation(ids[slots], match_length[slots]), truth, is_known)
+            self._lookup_calibration.observe(Continuation(ids[slots], match_length[slots]), slots, truth, is_known)
 
-    def forget(self, slots: Tensor) -> None:
-        """Nothing is proposed for these slots in this step: there is nothing to learn from the next."""
-        if not self.sizes.num_heads:
-            return
-        self._pending_candidates.token_ids[slots] = -1
-        self._pending_candidates.probabilities[slots] = 0
-        if self._lookup is not None:
-            self._pending_continuation.match_length[slots] = 0
+    def begin(self, slots: list[int]) -> None:
+        """Other sequences are in these slots now."""
+        self._lookup_calibration.begin(torch.tensor(slots, device=self._device))
+
+    def _forget(self) -> None:
+        self.has_pending = False
+        self._pending_candidates.token_ids.fill_(-1)
+        self._pending_candidates.probabilities.zero_()
+        self._pending_continuation.match_length.zero_()
 
     def draft(
         self,
@@ -104,45 +102,48 @@ class Drafter:
         num_tokens: Tensor,
         max_drafts: Tensor,
         max_depth: Tensor,
-        num_sequences: int,
+        least_probability: float,
     ) -> DraftTree:
         """Trees for sequences in `slots` [P], whose tokens are the first `num_tokens` [P] of `history` [P, L].
 
-        `max_drafts` and `max_depth` [P] bound them; `num_sequences` is how many share a step.
+        `max_drafts` and `max_depth` [P] bound them; no draft is less likely right than `least_probability`.
         """
-        continuation = self._lookup.look_up(history, num_tokens) if self._lookup is not None else None
-        if candidates is None:
-            assert continuation is not None, "a drafter without lookup needs heads"
-            marked = chain(continuation, max_drafts=torch.minimum(max_drafts, max_depth))
+        self._forget()
+        self.has_pending = True
+        continuation = sure = None
+        if self._lookup is not None:
+            continuation = self._lookup.look_up(history, num_tokens)
+            sure = self._lookup_calibration.estimate(continuation.match_length, slots)
+            self._pending_continuation.token_ids[slots] = continuation.token_ids
+            self._pending_continuation.match_length[slots] = continuation.match_length
+        if candidates is not None:
+            self._pending_candidates.token_ids[slots] = candidates.token_ids
+            self._pending_candidates.probabilities[slots] = candidates.probabilities
+            marked = best_tree(
+                self._reaching(candidates),
+                continuation,
+                sure,
+                size=self.sizes.tree_size,
+                max_drafts=max_drafts,
+                max_depth=max_depth,
+                least_probability=least_probability,
+            )
         else:
-            marked = self._tree(candidates, continuation, slots, max_drafts, max_depth, num_sequences)
+            assert continuation is not None, "a drafter without lookup needs heads"
+            assert sure is not None
+            bound = torch.minimum(max_drafts, max_depth)
+            marked = chain(
+                continuation, sure, size=self.sizes.tree_size, max_drafts=bound, least_probability=least_probability
+            )
         self._pending_methods[slots] = marked.methods
         return marked.tree
 
-    def _tree(
-        self,
-        candidates: Candidates,
-        continuation: Continuation | None,
-        slots: Tensor,
-        max_drafts: Tensor,
-        max_depth: Tensor,
-        num_sequences: int,
-    ) -> MarkedTree:
-        self._pending_candidates.token_ids[slots] = candidates.token_ids
-        self._pending_candidates.probabilities[slots] = candidates.probabilities
-        if continuation is not None:
-            self._pending_continuation.token_ids[slots] = continuation.token_ids
-            self._pending_continuation.match_length[slots] = continuation.match_length
-        least = self._least_probability
-        return best_tree(
-            Candidates(candidates.token_ids, self._head_calibration.estimate(candidates.probabilities)),
-            continuation,
-            self._lookup_calibration.estimate(continuation.match_length) if continuation is not None else None,
-            size=self.sizes.tree_size,
-            max_drafts=max_drafts,
-            max_depth=max_depth,
-            least_probability=break_even_probability(self.row_cost, num_sequences) if least is None else least,
-        )
+    def _reaching(self, candidates: Candidates) -> Candidates:
+        """With probabilities of being right, as far ahead as drafts may be: beyond the heads only lookup reaches."""
+        missing = (0, 0, 0, self.sizes.num_speculative_tokens - self.sizes.num_heads)
+        probabilities = self._head_calibration.estimate(candidates.probabilities)
+        pad = torch.nn.functional.pad
+        return Candidates(pad(candidates.token_ids, missing), pad(probabilities, missing))
 
     def counts(self, slots: Tensor, depth: Tensor, is_accepted: Tensor, num_checked: Tensor) -> Tensor:
         """Drafts of the slots [S] by method and depth, checked and accepted: [S, 2, methods, K].

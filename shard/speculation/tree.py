@@ -10,10 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from shard.cpu.draft import draft_kernels
 from shard.speculation import Candidates, Continuation, DraftTree, Method
 
-# What a step yields per sequence, roughly: what one more draft is weighed against.
-_TOKENS_PER_STEP = 1.5
 # A child is less probable than its parent by at least this much in logarithms, so that sorting never puts it first.
 _LESS = 1e-3
 _LEAST_PROBABILITY = 1e-9
@@ -26,21 +25,17 @@ class MarkedTree(NamedTuple):
     methods: Tensor
 
 
-def break_even_probability(row_cost: float, num_sequences: int) -> float:
-    """The path probability below which a draft costs more than it brings.
+def chain(
+    continuation: Continuation, probabilities: Tensor, *, size: int, max_drafts: Tensor, least_probability: float
+) -> MarkedTree:
+    """The tree of a lookup alone: as much of it as has at least `least_probability` of being right.
 
-    `row_cost` is what one row adds to the time of a step, relative to a step of one row. A step of S sequences takes
-    1 + row_cost * (S - 1) and yields about 1.5 tokens for each; a draft of probability p yields p more and pays if that
-    raises tokens per time. At most one half: a draft that is more likely right than wrong is always looked at.
+    `probabilities` [S, K] are each given that the path so far is right; `max_drafts` [S] bounds drafts and depth, which
+    are the same. `size`, at least K, is that of the tree's tensors.
     """
-    time = 1 + row_cost * (num_sequences - 1)
-    return min(0.5, _TOKENS_PER_STEP * num_sequences * row_cost / time)
-
-
-def chain(continuation: Continuation, *, max_drafts: Tensor) -> MarkedTree:
-    """The tree of a lookup alone. `max_drafts` [S] bounds drafts and depth, which are the same."""
-    token_ids = continuation.token_ids
-    num_drafts = torch.where(continuation.match_length > 0, max_drafts.clamp(0, token_ids.shape[1]), 0)
+    token_ids = torch.nn.functional.pad(continuation.token_ids, (0, size - continuation.token_ids.shape[1]))
+    num_worth = (probabilities.cumprod(1) >= least_probability).sum(1)
+    num_drafts = torch.where(continuation.match_length > 0, torch.minimum(max_drafts.clamp_min(0), num_worth), 0)
     parents = torch.arange(token_ids.shape[1], device=token_ids.device).expand_as(token_ids)
     return MarkedTree(DraftTree(token_ids, parents, num_drafts), torch.full_like(token_ids, Method.NGRAM))
 
@@ -68,14 +63,27 @@ def best_tree(
     """The at most `size` most probable drafts, as a tree of at most `max_drafts` [S] nodes and depth `max_depth` [S].
 
     Heads guess a place each and know nothing of the tokens between, so the probability of a path is the product of its
-    candidates' `probabilities` (here calibrated, [S, H, W]). A continuation is one path with probabilities
-    [S, at least H], each given that the path so far is right. Where it agrees with a head the two are one draft; where
-    not, it is believed first and the heads share what is left. Drafts below `least_probability` are left out.
+    candidates' `probabilities` (here calibrated, [S, H, W]; 0: there is no candidate). A continuation is one path with
+    probabilities [S, H], each given that the path so far is right. Where it agrees with a head the two are one draft;
+    where not, it is believed first and the heads share what is left. Drafts below `least_probability` are left out.
     """
+    if max_drafts.device.type == "cpu" and (kernels := draft_kernels()):
+        looked_up = None
+        if continuation is not None and continuation_probabilities is not None:
+            looked_up = continuation.token_ids, continuation_probabilities, continuation.match_length
+        token_ids, parents, methods, num_drafts = kernels.best_trees(
+            *candidates,
+            looked_up,
+            size=size,
+            max_drafts=max_drafts,
+            max_depth=max_depth,
+            least_probability=least_probability,
+        )
+        return MarkedTree(DraftTree(token_ids, parents, num_drafts), methods)
     least_log_p = math.log(least_probability) if least_probability > 0 else -math.inf
     levels: list[_Level] = []
     for depth in range(candidates.token_ids.shape[1]):
-        own = candidates.token_ids[:, depth], candidates.probabilities[:, depth].clamp(_LEAST_PROBABILITY, 1)
+        own = candidates.token_ids[:, depth], candidates.probabilities[:, depth].clamp_max(1)
         if continuation is None or continuation_probabilities is None:
             level = _extend(levels, *own, size=size, least_log_p=least_log_p)
         else:
@@ -92,10 +100,15 @@ def best_tree(
     return _select(levels, size=size, max_drafts=max_drafts, max_depth=max_depth)
 
 
+def _log(probabilities: Tensor) -> Tensor:
+    """-inf where there is no candidate; whoever is one is not impossible."""
+    return torch.where(probabilities > 0, probabilities.clamp_min(_LEAST_PROBABILITY).log(), -math.inf)
+
+
 def _extend(levels: list[_Level], token_ids: Tensor, probabilities: Tensor, *, size: int, least_log_p: float) -> _Level:
     """The `size` best children by one head's candidates [S, W] of the level before, of the root if there is none."""
     num_sequences, width = token_ids.shape
-    log_p = probabilities.log() - _LESS
+    log_p = _log(probabilities) - _LESS
     if levels:
         log_p = (levels[-1].log_p[:, :, None] + log_p[:, None, :]).view(num_sequences, -1)
     log_p = torch.where(log_p < least_log_p, -math.inf, log_p)
@@ -122,7 +135,7 @@ def _extend_hybrid(
 ) -> _Level:
     """As `_extend`, with a continuation's next token `guess` [S, 1] for the one node that ends its path so far."""
     num_sequences, width = token_ids.shape
-    agrees = (token_ids == guess) & has_guess
+    agrees = (token_ids == guess) & has_guess & (probabilities > 0)
     by_head = (probabilities * agrees).sum(1, keepdim=True)
     # The mixture of both in which the guess is as likely as the more confident of them says.
     mixed = torch.maximum(believed, by_head)
@@ -130,8 +143,13 @@ def _extend_hybrid(
     along = torch.where(agrees, mixed, probabilities * rest)
     lonely = has_guess & ~agrees.any(1, keepdim=True)
     # Columns: the head's candidates, then the guess where no candidate is the same.
-    on_path = torch.cat([along.log(), torch.where(lonely, mixed.log(), -math.inf)], 1) - _LESS
-    off_path = torch.nn.functional.pad(probabilities.log() - _LESS, (0, 1), value=-math.inf)
+    on_path = (
+        torch.cat(
+            [torch.where(probabilities > 0, along.log(), -math.inf), torch.where(lonely, mixed.log(), -math.inf)], 1
+        )
+        - _LESS
+    )
+    off_path = torch.nn.functional.pad(_log(probabilities) - _LESS, (0, 1), value=-math.inf)
     all_token_ids = torch.cat([token_ids, guess], 1)
     is_guess = torch.nn.functional.pad(agrees, (0, 1), value=True) & has_guess
     if levels:

@@ -10,9 +10,24 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from router.metrics import Metrics
 from router.plan import DraftCounts
+from router.proposal import Proposal
+from router.step_costs import StepCost, StepCosts
 
 # Name -> (type, labels).
+COSTS = StepCosts(
+    [
+        StepCost(1, 1, 0, Proposal.NONE, 0.010),
+        StepCost(8, 8, 0, Proposal.NONE, 0.020),
+        StepCost(8, 8, 1000, Proposal.NONE, 0.030),
+        StepCost(8, 8, 0, Proposal.LOOKUP, 0.021),
+    ]
+)
 EXPECTED: dict[str, tuple[str, set[str]]] = {
+    "drafthouse_context_token_cost_seconds": ("gauge", set()),
+    "drafthouse_proposal_cost_seconds": ("gauge", {"proposal", "sequences"}),
+    "drafthouse_speculation_draft_min_probability_ratio": ("gauge", set()),
+    "drafthouse_speculation_proposals": ("counter", {"decision"}),
+    "drafthouse_step_cost_seconds": ("gauge", {"rows"}),
     "drafthouse_requests": ("counter", {"status"}),
     "drafthouse_request_duration_seconds": ("histogram", set()),
     "drafthouse_time_to_first_token_seconds": ("histogram", set()),
@@ -36,6 +51,7 @@ EXPECTED: dict[str, tuple[str, set[str]]] = {
 def exposition() -> str:
     metrics = Metrics()
     metrics.prepare(num_shards=2, speculation_methods=["ngram"], max_speculative_tokens=3)
+    metrics.show_costs(COSTS)
     return generate_latest(metrics.registry).decode()
 
 
@@ -87,6 +103,18 @@ def test_promtool_finds_nothing_to_say(exposition: str) -> None:
         [promtool, "check", "metrics"], input=exposition, capture_output=True, text=True, check=False
     )
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_costs_are_those_of_the_session() -> None:
+    metrics = Metrics()
+    metrics.show_costs(COSTS)
+    value = metrics.registry.get_sample_value
+    assert value("drafthouse_step_cost_seconds", {"rows": "8"}) == pytest.approx(0.020)
+    assert value("drafthouse_context_token_cost_seconds") == pytest.approx(1e-5)
+    cost = value("drafthouse_proposal_cost_seconds", {"proposal": "lookup", "sequences": "8"})
+    assert cost == pytest.approx(0.001)
+    metrics.show_costs(StepCosts())
+    assert value("drafthouse_step_cost_seconds", {"rows": "8"}) is None
 
 
 def test_drafts_are_counted_by_how_far_they_reach() -> None:

@@ -1,23 +1,33 @@
 """The scheduler against simulated shards with two steps outstanding."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from router.budget import BudgetConfig, BudgetController
 from router.plan import Phase, StepPlan
+from router.proposal import Proposal
 from router.scheduler import Scheduler, SchedulerConfig
 from router.sequence import FinishReason, Sequence, SequenceStatus
+from router.step_costs import StepCost, StepCosts
 from tests.router.simulated_shards import SimulatedShards, continuation
 
 DEPTH = 2
-# Chains of five.
-SPECULATION = {"max_speculative_tokens": 5, "tree_size": 5, "max_draft_tokens": 20}
+# Chains of five, which cost nothing.
+BUDGET = BudgetConfig(max_depth=5, tree_size=5, methods=("ngram",))
+
+
+def make_budget(config: BudgetConfig = BUDGET) -> BudgetController:
+    return BudgetController(config, StepCosts())
 
 
 def make(**config: int | bool) -> tuple[Scheduler, SimulatedShards]:
-    values = {"num_blocks": 32, "block_size": 4, "max_batch_size": 4, "max_batch_tokens": 24} | SPECULATION | config
-    scheduler = Scheduler(SchedulerConfig(**values))  # type: ignore[arg-type]
+    values = {"num_blocks": 32, "block_size": 4, "max_batch_size": 4, "max_batch_tokens": 24, "max_draft_tokens": 20}
+    values |= config
+    scheduler = Scheduler(SchedulerConfig(**values), make_budget())  # type: ignore[arg-type]
     return scheduler, SimulatedShards(num_blocks=values["num_blocks"], block_size=values["block_size"])
 
 
@@ -144,7 +154,7 @@ def test_restart_replays_every_unfinished_sequence() -> None:
     for _ in range(4):
         step(scheduler, shards)
     assert any(one.num_generated_tokens for one in ones)
-    scheduler.restart(scheduler.config)
+    scheduler.restart(scheduler.config, make_budget())
     fresh = SimulatedShards(num_blocks=32, block_size=4)
     for _ in range(100):
         step(scheduler, fresh)
@@ -162,6 +172,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         caching=st.booleans(),
         tree_size=st.integers(5, 12),
         max_draft_tokens=st.integers(0, 30),
+        row_s=st.sampled_from([0.0, 0.001, 0.1, None]),
         accept=st.floats(0, 1),
         seed=st.integers(0, 999),
     )
@@ -173,6 +184,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         caching: bool,
         tree_size: int,
         max_draft_tokens: int,
+        row_s: float | None,
         accept: float,
         seed: int,
     ) -> None:
@@ -181,17 +193,24 @@ class SchedulerMachine(RuleBasedStateMachine):
             block_size=block_size,
             max_batch_size=max_batch_size,
             max_batch_tokens=6 * max_batch_size + 3,
-            max_speculative_tokens=5,
-            tree_size=tree_size,
             max_draft_tokens=max_draft_tokens,
             enable_prefix_caching=caching,
         )
-        self.scheduler = Scheduler(self.config)
+        self.tree_size = tree_size
+        # What a row costs beside a step of 10 ms; None: nobody knows.
+        costs = (
+            [] if row_s is None else [StepCost(rows, rows, 0, Proposal.NONE, 0.01 + row_s * rows) for rows in (1, 9)]
+        )
+        self.costs = StepCosts(costs)
+        self.scheduler = Scheduler(self.config, self.new_budget())
         self.accept, self.seed = accept, seed
         self.live: list[Sequence] = []
         self.age: dict[int, int] = {}
         self.next_id = 0
         self.new_shards()
+
+    def new_budget(self) -> BudgetController:
+        return BudgetController(replace(BUDGET, tree_size=self.tree_size), self.costs)
 
     def new_shards(self) -> None:
         self.shards = SimulatedShards(
@@ -220,7 +239,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert 0 < plan.num_rows <= self.config.max_batch_tokens
             assert len({s.slot for s in plan.sequences}) == len(plan.sequences)
             assert sum(s.verify for s in plan.sequences) <= self.config.max_draft_tokens
-            assert all(s.propose_depth <= s.propose <= self.config.tree_size for s in plan.sequences)
+            assert all(s.propose_depth <= s.propose <= self.tree_size for s in plan.sequences)
             self.shards.send(plan)
 
     @precondition(lambda self: self.shards.queue)
@@ -247,7 +266,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule()
     def restart(self) -> None:
-        self.scheduler.restart(self.config)
+        self.scheduler.restart(self.config, self.new_budget())
         self.new_shards()
 
     @rule()

@@ -48,24 +48,44 @@ def test_a_head_that_was_given_up_is_tried_again_in_time() -> None:
 
 
 def test_a_looked_up_token_counts_only_where_those_before_it_were_right() -> None:
-    calibration = LookupCalibration(max_match=4, num_speculative_tokens=3, device=torch.device("cpu"))
-    before = calibration.estimate(torch.tensor([3]))[0]
+    calibration = make_lookup_calibration()
+    slot, other = torch.tensor([0]), torch.tensor([1])
+    before = calibration.estimate(torch.tensor([3]), other)[0]
     known = torch.ones(1, 3, dtype=torch.bool)
     for _ in range(500):
         # The first is right, the second wrong: of the third nothing is learned.
         calibration.observe(
-            Continuation(torch.tensor([[1, 2, 3]]), torch.tensor([3])), torch.tensor([[1, 9, 3]]), known
+            Continuation(torch.tensor([[1, 2, 3]]), torch.tensor([3])), slot, torch.tensor([[1, 9, 3]]), known
         )
-    after = calibration.estimate(torch.tensor([3]))[0]
+    after = calibration.estimate(torch.tensor([3]), other)[0]
     assert after[0] > 0.98
     assert after[1] < 0.05
     assert after[2] == pytest.approx(float(before[2]))
     assert torch.equal(
-        calibration.estimate(torch.tensor([2])),
-        LookupCalibration(max_match=4, num_speculative_tokens=3, device=torch.device("cpu")).estimate(
-            torch.tensor([2])
-        ),
+        calibration.estimate(torch.tensor([2]), other), make_lookup_calibration().estimate(torch.tensor([2]), other)
     )
+
+
+def test_a_sequence_that_copies_is_believed_more_than_the_others_until_another_has_its_slot() -> None:
+    calibration = make_lookup_calibration()
+    slots, known = torch.tensor([0, 1]), torch.ones(2, 3, dtype=torch.bool)
+    for _ in range(60):
+        # The first sequence goes on as it did before, the second never does.
+        calibration.observe(
+            Continuation(torch.tensor([[1, 2, 3]] * 2), torch.tensor([2, 2])),
+            slots,
+            torch.tensor([[1, 2, 3], [9, 9, 9]]),
+            known,
+        )
+    copies, other, unknown = calibration.estimate(torch.tensor([2, 2, 2]), torch.tensor([0, 1, 2]))[:, 0].tolist()
+    assert copies > 0.8 > unknown > 0.3 > other
+    calibration.begin(slots)
+    again = calibration.estimate(torch.tensor([2, 2, 2]), torch.tensor([0, 1, 2]))[:, 0].tolist()
+    assert again == pytest.approx([unknown] * 3)
+
+
+def make_lookup_calibration() -> LookupCalibration:
+    return LookupCalibration(max_match=4, num_speculative_tokens=3, num_slots=3, device=torch.device("cpu"))
 
 
 def make_drafter(*, lookup: bool = True, heads: int = 3, width: int = 2) -> Drafter:
@@ -94,7 +114,7 @@ def test_a_draft_that_both_propose_is_one_draft_and_counted_as_such() -> None:
         num_tokens=torch.tensor([7]),
         max_drafts=torch.tensor([6]),
         max_depth=torch.tensor([3]),
-        num_sequences=1,
+        least_probability=0.0,
     )
     assert int(tree.num_drafts) == 6
     assert tree.token_ids[0].tolist().count(3) == 1
@@ -119,19 +139,29 @@ def test_drafts_that_were_not_checked_are_not_counted() -> None:
     assert int(counts.sum()) == 0
 
 
-def test_a_slot_that_changes_hands_teaches_nothing_of_its_last_owner() -> None:
+def draft_five(drafter: Drafter, slot: int) -> None:
+    drafter.draft(
+        torch.tensor([[1, 2]]),
+        Candidates(torch.tensor([[[5]]]), torch.tensor([[[0.5]]])),
+        slots=torch.tensor([slot]),
+        num_tokens=torch.tensor([2]),
+        max_drafts=torch.tensor([1]),
+        max_depth=torch.tensor([1]),
+        least_probability=0.0,
+    )
+
+
+def test_only_what_was_proposed_in_the_step_before_teaches() -> None:
     drafter = make_drafter(lookup=False, heads=1, width=1)
-    said = torch.tensor([[[0.5]]])
+    estimate = float(drafter._head_calibration.estimate(torch.tensor([[[0.5]]])))
     for _ in range(300):
-        drafter.draft(
-            torch.tensor([[1, 2]]),
-            Candidates(torch.tensor([[[5]]]), said),
-            slots=torch.tensor([1]),
-            num_tokens=torch.tensor([2]),
-            max_drafts=torch.tensor([1]),
-            max_depth=torch.tensor([1]),
-            num_sequences=1,
-        )
-        drafter.forget(torch.tensor([1]))
+        draft_five(drafter, slot=1)
+        draft_five(drafter, slot=2)
+        # The guess for slot 1 is two proposals old: it was of another place.
         drafter.observe(torch.tensor([1]), torch.tensor([[6]]), torch.tensor([1]))
-    assert float(drafter._head_calibration.estimate(said)) == pytest.approx(0.5)
+        assert not drafter.has_pending
+    assert float(drafter._head_calibration.estimate(torch.tensor([[[0.5]]]))) == pytest.approx(estimate)
+    draft_five(drafter, slot=1)
+    assert drafter.has_pending
+    drafter.observe(torch.tensor([1]), torch.tensor([[6]]), torch.tensor([1]))
+    assert float(drafter._head_calibration.estimate(torch.tensor([[[0.5]]]))) < estimate

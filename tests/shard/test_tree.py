@@ -1,6 +1,7 @@
 """Draft trees against a plain enumeration of all paths, and their verification against a plain walk."""
 
-import itertools
+from contextlib import nullcontext
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -8,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shard.speculation import Candidates, Continuation, Method
-from shard.speculation.tree import MarkedTree, best_tree, break_even_probability, chain
+from shard.speculation import tree as tree_module
+from shard.speculation.tree import MarkedTree, best_tree, chain
 from shard.speculation.verify import ancestors
 
 
@@ -56,6 +58,7 @@ def paths_of(marked: MarkedTree, sequence: int) -> list[tuple[int, ...]]:
     return paths[1:]
 
 
+@pytest.mark.parametrize("compiled", [True, False])
 @given(
     seed=st.integers(0, 10_000),
     heads=st.integers(1, 4),
@@ -65,7 +68,7 @@ def paths_of(marked: MarkedTree, sequence: int) -> list[tuple[int, ...]]:
     least=st.sampled_from([0.0, 0.05, 0.3]),
 )
 def test_the_tree_holds_the_most_probable_paths(
-    seed: int, heads: int, width: int, size: int, has_guess: list[bool], least: float
+    compiled: bool, seed: int, heads: int, width: int, size: int, has_guess: list[bool], least: float
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     sequences = len(has_guess)
@@ -77,15 +80,16 @@ def test_the_tree_holds_the_most_probable_paths(
     believed = torch.rand(sequences, heads, generator=generator) * 0.9 + 0.05
     max_drafts = torch.randint(0, size + 1, (sequences,), generator=generator)
     max_depth = torch.randint(0, heads + 1, (sequences,), generator=generator)
-    marked = best_tree(
-        candidates,
-        Continuation(guess, torch.tensor(has_guess).long() * 3),
-        believed,
-        size=size,
-        max_drafts=max_drafts,
-        max_depth=max_depth,
-        least_probability=least,
-    )
+    with nullcontext() if compiled else patch.object(tree_module, "draft_kernels", lambda: None):
+        marked = best_tree(
+            candidates,
+            Continuation(guess, torch.tensor(has_guess).long() * 3),
+            believed,
+            size=size,
+            max_drafts=max_drafts,
+            max_depth=max_depth,
+            least_probability=least,
+        )
     assert marked.tree.token_ids.shape == marked.tree.parents.shape == marked.methods.shape == (sequences, size)
     for s in range(sequences):
         every = enumerate_paths(
@@ -141,8 +145,16 @@ def test_one_candidate_a_head_is_a_chain() -> None:
 
 def test_a_lookup_alone_is_a_chain_within_its_bounds() -> None:
     continuation = Continuation(torch.tensor([[4, 5, 6]] * 3), torch.tensor([2, 0, 8]))
-    marked = chain(continuation, max_drafts=torch.tensor([2, 2, 9]))
+    sure = torch.full((3, 3), 0.9)
+    marked = chain(continuation, sure, size=4, max_drafts=torch.tensor([2, 2, 9]), least_probability=0.0)
     assert [paths_of(marked, s) for s in range(3)] == [[(4,), (4, 5)], [], [(4,), (4, 5), (4, 5, 6)]]
+
+
+def test_a_chain_ends_where_its_drafts_are_no_longer_worth_their_rows() -> None:
+    continuation = Continuation(torch.tensor([[4, 5, 6]] * 2), torch.tensor([2, 3]))
+    sure = torch.tensor([[0.9, 0.5, 0.9], [0.9, 0.9, 0.9]])
+    marked = chain(continuation, sure, size=3, max_drafts=torch.tensor([3, 3]), least_probability=0.6)
+    assert [paths_of(marked, s) for s in range(2)] == [[(4,)], [(4,), (4, 5), (4, 5, 6)]]
 
 
 @given(st.lists(st.integers(0, 100), min_size=1, max_size=12))
@@ -155,16 +167,3 @@ def test_ancestors_are_the_rows_on_the_way_to_the_root(choices: list[int]) -> No
             at = parents[at - 1]
             expected.add(at)
         assert set(seen[row].nonzero()[:, 0].tolist()) == expected
-
-
-def test_a_draft_pays_while_it_raises_tokens_per_time() -> None:
-    """Against the definition: tokens over time with one more row, at the assumed tokens of a step."""
-    for sequences, row_cost in itertools.product((1, 4, 32), (0.002, 0.02, 0.1)):
-        least = break_even_probability(row_cost, sequences)
-        time = 1 + row_cost * (sequences - 1)
-        tokens = 1.5 * sequences
-        if least < 0.5:
-            for p, pays in ((least * 1.01, True), (least * 0.99, False)):
-                assert ((tokens + p) / (time + row_cost) > tokens / time) == pays
-    assert break_even_probability(0.0, 8) == 0
-    assert break_even_probability(10.0, 8) == 0.5

@@ -8,6 +8,7 @@ from drafthouse.v1 import sampling_pb2 as _sampling_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -18,6 +19,30 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _Proposal:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ProposalEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Proposal.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PROPOSAL_NONE: _Proposal.ValueType  # 0
+    """Nothing."""
+    PROPOSAL_LOOKUP: _Proposal.ValueType  # 1
+    """Lookup in the text so far."""
+    PROPOSAL_HEADS: _Proposal.ValueType  # 2
+    """Medusa heads, and lookup beside them if it is live."""
+
+class Proposal(_Proposal, metaclass=_ProposalEnumTypeWrapper):
+    """What is asked before the next step."""
+
+PROPOSAL_NONE: Proposal.ValueType  # 0
+"""Nothing."""
+PROPOSAL_LOOKUP: Proposal.ValueType  # 1
+"""Lookup in the text so far."""
+PROPOSAL_HEADS: Proposal.ValueType  # 2
+"""Medusa heads, and lookup beside them if it is live."""
+Global___Proposal: _TypeAlias = Proposal  # noqa: Y015
 
 @_typing.final
 class GetInfoRequest(_message.Message):
@@ -77,6 +102,7 @@ class GetInfoResponse(_message.Message):
     TREE_SIZE_FIELD_NUMBER: _builtins.int
     MAX_BATCH_DRAFT_TOKENS_FIELD_NUMBER: _builtins.int
     HEADS_FIELD_NUMBER: _builtins.int
+    DRAFT_MIN_PROBABILITY_FIELD_NUMBER: _builtins.int
     shard_incarnation: _builtins.int
     """Drawn by rank 0 when the group forms; equal on all ranks of one group."""
     rank: _builtins.int
@@ -100,6 +126,8 @@ class GetInfoResponse(_message.Message):
     """Most drafts of a step over all sequences."""
     heads: _builtins.str
     """What the Medusa heads are, e.g. "v1, 3 of 3 heads with 1 layer"; empty without heads."""
+    draft_min_probability: _builtins.float
+    """Set: drafts at least so likely right are always checked, whatever they cost."""
     @_builtins.property
     def speculation_methods(self) -> _containers.RepeatedScalarFieldContainer[_sampling_pb2.SpeculationMethod.ValueType]: ...
     @_builtins.property
@@ -126,12 +154,15 @@ class GetInfoResponse(_message.Message):
         tree_size: _builtins.int = ...,
         max_batch_draft_tokens: _builtins.int = ...,
         heads: _builtins.str = ...,
+        draft_min_probability: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_draft_min_probability", b"_draft_min_probability", "draft_min_probability", b"draft_min_probability"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "device", b"device", "dtype", b"dtype", "heads", b"heads", "kernels", b"kernels", "max_batch_draft_tokens", b"max_batch_draft_tokens", "max_batch_prefill_tokens", b"max_batch_prefill_tokens", "max_batch_size", b"max_batch_size", "max_total_tokens", b"max_total_tokens", "model_type", b"model_type", "num_blocks", b"num_blocks", "rank", b"rank", "shard_incarnation", b"shard_incarnation", "speculate", b"speculate", "speculation_methods", b"speculation_methods", "tree_size", b"tree_size", "vocab_size", b"vocab_size", "weights", b"weights", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_draft_min_probability", b"_draft_min_probability", "block_size", b"block_size", "device", b"device", "draft_min_probability", b"draft_min_probability", "dtype", b"dtype", "heads", b"heads", "kernels", b"kernels", "max_batch_draft_tokens", b"max_batch_draft_tokens", "max_batch_prefill_tokens", b"max_batch_prefill_tokens", "max_batch_size", b"max_batch_size", "max_total_tokens", b"max_total_tokens", "model_type", b"model_type", "num_blocks", b"num_blocks", "rank", b"rank", "shard_incarnation", b"shard_incarnation", "speculate", b"speculate", "speculation_methods", b"speculation_methods", "tree_size", b"tree_size", "vocab_size", b"vocab_size", "weights", b"weights", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__draft_min_probability: _TypeAlias = _typing.Literal["draft_min_probability"]  # noqa: Y015
+    _WhichOneofArgType__draft_min_probability: _TypeAlias = _typing.Literal["_draft_min_probability", b"_draft_min_probability"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__draft_min_probability) -> _WhichOneofReturnType__draft_min_probability | None: ...
 
 Global___GetInfoResponse: _TypeAlias = GetInfoResponse  # noqa: Y015
 
@@ -161,16 +192,56 @@ Global___WarmupRequest: _TypeAlias = WarmupRequest  # noqa: Y015
 class WarmupResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    STEP_COSTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def step_costs(self) -> _containers.RepeatedCompositeFieldContainer[Global___StepCost]:
+        """What steps cost on this machine. Rank 0 only, and only if there is speculation to decide about."""
+
     def __init__(
         self,
+        *,
+        step_costs: _abc.Iterable[Global___StepCost] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["step_costs", b"step_costs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WarmupResponse: _TypeAlias = WarmupResponse  # noqa: Y015
+
+@_typing.final
+class StepCost(_message.Message):
+    """The time of a decode of `sequences` in `rows` rows, drafts included, over `context` committed tokens in all."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCES_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    CONTEXT_FIELD_NUMBER: _builtins.int
+    PROPOSAL_FIELD_NUMBER: _builtins.int
+    DURATION_NS_FIELD_NUMBER: _builtins.int
+    sequences: _builtins.int
+    rows: _builtins.int
+    context: _builtins.int
+    proposal: Global___Proposal.ValueType
+    duration_ns: _builtins.int
+    def __init__(
+        self,
+        *,
+        sequences: _builtins.int = ...,
+        rows: _builtins.int = ...,
+        context: _builtins.int = ...,
+        proposal: Global___Proposal.ValueType = ...,
+        duration_ns: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "duration_ns", b"duration_ns", "proposal", b"proposal", "rows", b"rows", "sequences", b"sequences"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StepCost: _TypeAlias = StepCost  # noqa: Y015
 
 @_typing.final
 class PrefillRequest(_message.Message):
@@ -302,10 +373,16 @@ class StepPlan(_message.Message):
     RELEASED_SLOTS_FIELD_NUMBER: _builtins.int
     NEW_SEQUENCES_FIELD_NUMBER: _builtins.int
     SEQUENCES_FIELD_NUMBER: _builtins.int
+    PROPOSAL_FIELD_NUMBER: _builtins.int
+    DRAFT_MIN_PROBABILITY_FIELD_NUMBER: _builtins.int
     step_id: _builtins.int
     """Steps of a session are 1, 2, 3, …; every rank runs them in this order, whichever stream brings them."""
     shard_incarnation: _builtins.int
     router_incarnation: _builtins.int
+    proposal: Global___Proposal.ValueType
+    """Who is asked for drafts, of the sequences that want some."""
+    draft_min_probability: _builtins.float
+    """Drafts that are less likely right are not proposed."""
     @_builtins.property
     def released_slots(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Slots whose sequences ended; handled first, so a slot may be released and taken in one plan."""
@@ -325,10 +402,12 @@ class StepPlan(_message.Message):
         released_slots: _abc.Iterable[_builtins.int] | None = ...,
         new_sequences: _abc.Iterable[Global___NewSequence] | None = ...,
         sequences: _abc.Iterable[Global___SequenceStep] | None = ...,
+        proposal: Global___Proposal.ValueType = ...,
+        draft_min_probability: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["new_sequences", b"new_sequences", "released_slots", b"released_slots", "router_incarnation", b"router_incarnation", "sequences", b"sequences", "shard_incarnation", b"shard_incarnation", "step_id", b"step_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draft_min_probability", b"draft_min_probability", "new_sequences", b"new_sequences", "proposal", b"proposal", "released_slots", b"released_slots", "router_incarnation", b"router_incarnation", "sequences", b"sequences", "shard_incarnation", b"shard_incarnation", "step_id", b"step_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

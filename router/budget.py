@@ -1,0 +1,224 @@
+"""How much is drafted: for each step the price of a row, and for each sequence whether it drafts at all and how far.
+
+Pure and synchronous, one object per session. Must not know slots, blocks or how drafts are made.
+
+A step of time t brings T tokens, so a token is worth t / T seconds, and a row costs what one more adds to t. A draft
+pays if its probability of being accepted is at least the price, row / token: this price goes to the shards with each
+plan, and they propose only what is worth it (they know how long a match was, and how sure a head). What they do not
+know is told here by the outcome: asking costs time too, and a sequence whose drafts do not bring that time back is
+asked ever more rarely.
+"""
+
+from collections.abc import Sequence as Sequence_
+from dataclasses import dataclass
+
+from router.acceptance import Acceptance
+from router.plan import DraftCounts
+from router.proposal import Proposal
+from router.sequence import Sequence
+from router.step_costs import StepCosts
+
+# What the wire calls drafts that came from heads alone: only these would be missing without heads.
+HEADS_METHOD = "medusa"
+# Proposals that a sequence, or the heads, may make before their outcome counts; half of them after an unexpected
+# success.
+_TRIAL = 6
+# A trial is shorter where asking takes more than this part of a step.
+_TRIAL_COST = 0.1
+# Steps until the next try where asking did not pay: the first and the longest wait, which is longer where tries would
+# otherwise take more than this part of the time.
+_FIRST_WAIT, _LONGEST_WAIT, _TRIES_COST = 8, 64, 0.004
+# What is asked for must bring so much more than it costs: estimates err, and tokens that come early at the end of a
+# sequence, beside others that go on, save nothing.
+_MARGIN = 1.2
+# A price above this is paid by no draft.
+_MAX_PRICE = 0.97
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetConfig:
+    """`methods` as in DraftCounts. With a `min_probability` the price is that, and whoever wants drafts is asked."""
+
+    max_depth: int = 0
+    tree_size: int = 0
+    methods: tuple[str, ...] = ()
+    min_probability: float | None = None
+
+    @property
+    def has_heads(self) -> bool:
+        return HEADS_METHOD in self.methods
+
+    @property
+    def lookup_methods(self) -> tuple[str, ...]:
+        return tuple(method for method in self.methods if method != HEADS_METHOD)
+
+
+@dataclass(frozen=True, slots=True)
+class StepBudget:
+    """`price`: the least probability of a draft that pays; `proposal`: who is asked. In seconds, 0 where unknown:
+    `step_s` the step, `token_s` what a token is worth, `row_s` what a row costs."""
+
+    price: float = 0.0
+    proposal: Proposal = Proposal.NONE
+    step_s: float = 0.0
+    token_s: float = 0.0
+    row_s: float = 0.0
+
+
+class _Attempts:
+    """When to ask somebody for drafts: while it pays; else now and then."""
+
+    __slots__ = ("_pays", "_steps_left", "_trial", "_wait")
+
+    def __init__(self) -> None:
+        self._pays = True
+        self._trial = float(_TRIAL)
+        self._wait = self._steps_left = _FIRST_WAIT
+
+    def is_due(self, pays: bool, cost: float) -> bool:
+        """Asked once a step; `cost` is what asking takes, in steps."""
+        self._pays = pays
+        if pays:
+            self._wait = self._steps_left = _FIRST_WAIT
+        if pays or self._trial > 0:
+            self._trial = max(0.0, self._trial - max(1.0, cost / _TRIAL_COST))
+            return True
+        self._steps_left -= 1
+        if self._steps_left > 0:
+            return False
+        self._wait = min(2 * self._wait, max(_LONGEST_WAIT, int(cost / _TRIES_COST)))
+        self._steps_left = self._wait
+        return True
+
+    def note_success(self) -> None:
+        """A try that was not expected to pay brought tokens, so it is worth some more."""
+        if not self._pays:
+            self._trial = max(self._trial, _TRIAL / 2)
+
+
+class _Record:
+    """What is kept of one sequence: what lookup brought, what heads brought beside it, and when it is asked again."""
+
+    __slots__ = ("attempts", "heads", "lookup")
+
+    def __init__(self, config: BudgetConfig, lookup: Acceptance | None = None, heads: Acceptance | None = None) -> None:
+        self.lookup = Acceptance(config.lookup_methods, config.max_depth, lookup)
+        self.heads = Acceptance((HEADS_METHOD,) if config.has_heads else (), config.max_depth, heads)
+        self.attempts = _Attempts()
+
+
+class BudgetController:
+    def __init__(self, config: BudgetConfig, costs: StepCosts) -> None:
+        self.config = config
+        self.costs = costs
+        self._all = _Record(config)
+        self._records: dict[int, _Record] = {}
+        self._heads = _Attempts()
+        # Who was asked in this step.
+        self._asked: list[_Record] = []
+        self.budget = StepBudget()
+        # Sequences' steps by what was decided for them, for the metrics.
+        self.num_decisions = dict.fromkeys(("asked", "paused", "too_dear"), 0)
+
+    # --- a step
+
+    def begin_step(self, sequences: Sequence_[Sequence]) -> StepBudget:
+        """Settles price and proposers for a step of these sequences; `allow` is for each of them after that."""
+        wanting = [sequence for sequence in sequences if sequence.num_speculative_tokens]
+        if not wanting or not self.config.max_depth:
+            self.budget = StepBudget()
+        elif self.config.min_probability is not None or not self.costs.is_known:
+            asked = Proposal.HEADS if self.config.has_heads else Proposal.LOOKUP
+            self.budget = StepBudget(self.config.min_probability or 0.0, proposal=asked)
+        else:
+            self.budget = self._weigh(sequences, wanting)
+        self._asked.clear()
+        return self.budget
+
+    def _weigh(self, sequences: Sequence_[Sequence], wanting: list[Sequence]) -> StepBudget:
+        before, rows, tokens = self.budget.proposal, float(len(sequences)), float(len(sequences))
+        for record in self._asked:
+            rows += record.lookup.rows
+            tokens += record.lookup.gain
+            if before is Proposal.HEADS:
+                rows += record.heads.rows
+                tokens += record.heads.gain
+        step_s = self.costs.seconds(rows, sum(len(sequence.token_ids) for sequence in sequences))
+        step_s += self.costs.proposal_seconds(before, len(self._asked))
+        token_s, row_s = step_s / tokens, self.costs.row_seconds(rows)
+        price = _MARGIN * row_s / token_s
+        if price > _MAX_PRICE:
+            return StepBudget(price, Proposal.NONE, step_s, token_s, row_s)
+        proposal = Proposal.LOOKUP if self.config.lookup_methods else Proposal.NONE
+        if self.config.has_heads:
+            records = [self._record(sequence).heads for sequence in wanting]
+            profit = sum(heads.gain for heads in records) * token_s - sum(heads.rows for heads in records) * row_s
+            cost = self.costs.proposal_seconds(Proposal.HEADS, len(wanting))
+            cost -= self.costs.proposal_seconds(Proposal.LOOKUP, len(wanting))
+            if self._heads.is_due(profit > _MARGIN * cost, cost / step_s):
+                proposal = Proposal.HEADS
+        return StepBudget(price, proposal, step_s, token_s, row_s)
+
+    def allow(self, sequence: Sequence, room: int, share: int) -> tuple[int, int]:
+        """Most drafts, and how far ahead, that are proposed for a sequence which wants `room` and may have `share`."""
+        depth = min(sequence.num_speculative_tokens, self.config.max_depth, room, share)
+        if depth <= 0:
+            return 0, 0
+        if self.budget.proposal is Proposal.NONE:
+            self.num_decisions["too_dear"] += 1
+            return 0, 0
+        record = self._record(sequence)
+        if self.budget.step_s:
+            # Where nothing was ever right there is nothing to ask for; a try looks as far as it may.
+            worth, num_asked = self._depth(record), len(self._asked) + 1
+            cost_s = self.costs.proposal_seconds(Proposal.LOOKUP, num_asked) / num_asked
+            if not record.attempts.is_due(worth > 0 and self._pays(record, cost_s), cost_s / self.budget.step_s):
+                self.num_decisions["paused"] += 1
+                return 0, 0
+            depth = min(depth, worth or depth)
+        self.num_decisions["asked"] += 1
+        self._asked.append(record)
+        # A tree that is less deep has one draft less for each level at least.
+        size = self.config.tree_size - (self.config.max_depth - depth)
+        return max(0, min(size, share)), depth
+
+    def _pays(self, record: _Record, cost_s: float) -> bool:
+        """Where heads run for all anyway, a sequence has only its rows to pay for."""
+        budget = self.budget
+        profit = record.lookup.gain * budget.token_s - record.lookup.rows * budget.row_s
+        if budget.proposal is Proposal.HEADS:
+            return profit + record.heads.gain * budget.token_s > record.heads.rows * budget.row_s
+        return profit > _MARGIN * cost_s
+
+    def _depth(self, record: _Record) -> int:
+        """As far ahead as drafts of this sequence were worth their rows."""
+        with_heads = self.budget.proposal is Proposal.HEADS
+        for depth in range(self.config.max_depth, 0, -1):
+            if record.lookup.probabilities[depth - 1] >= self.budget.price:
+                return depth
+            if with_heads and record.heads.probabilities[depth - 1] >= self.budget.price:
+                return depth
+        return 0
+
+    # --- its outcome
+
+    def observe(self, sequence: Sequence, asked: Proposal, counts: list[DraftCounts]) -> None:
+        """A step checked what had been proposed for a sequence when `asked` were asked; they may have had nothing."""
+        record = self._record(sequence)
+        for one in (record, self._all):
+            one.lookup.observe(counts)
+            if asked is Proposal.HEADS:
+                one.heads.observe(counts)
+        if any(sum(one.accepted) for one in counts):
+            record.attempts.note_success()
+
+    def forget(self, sequence: Sequence) -> None:
+        """It ended."""
+        self._records.pop(sequence.seq_id, None)
+
+    def _record(self, sequence: Sequence) -> _Record:
+        record = self._records.get(sequence.seq_id)
+        if record is None:
+            record = _Record(self.config, self._all.lookup, self._all.heads)
+            self._records[sequence.seq_id] = record
+        return record

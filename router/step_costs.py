@@ -1,0 +1,102 @@
+"""What a step costs on this machine: measured by the shards at every start, read between the measurements.
+
+Pure. Must not know what is decided with it.
+
+    seconds(rows, context) = by_rows(rows) + per_context_token * context
+
+`rows` are all rows of a decode or verification; `context` is the sum of the committed tokens of its sequences, whose
+keys and values are read once for each sequence, however many rows it has.
+"""
+
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from router.proposal import Proposal
+
+# The cost of a row is taken over so many: a product's tiles make single rows free or dear by turns.
+_ROWS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class StepCost:
+    """One measurement. `proposal`: who was asked for drafts in the step."""
+
+    sequences: int
+    rows: int
+    context: int
+    proposal: Proposal
+    seconds: float
+
+
+class StepCosts:
+    """Without measurements everything costs nothing."""
+
+    def __init__(self, measured: Iterable[StepCost] = ()) -> None:
+        best: dict[tuple[int, int, int, Proposal], float] = {}
+        for cost in measured:
+            key = (cost.sequences, cost.rows, cost.context, cost.proposal)
+            best[key] = min(cost.seconds, best.get(key, cost.seconds))
+        plain = {key[:3]: seconds for key, seconds in best.items() if key[3] is Proposal.NONE}
+        self.per_context_token = _context_slope(plain)
+        self.by_rows = _rising(
+            (rows, seconds - self.per_context_token * context) for (_, rows, context), seconds in plain.items()
+        )
+        self.by_proposal = {
+            proposal: _rising(
+                (sequences, max(0.0, seconds - plain[sequences, rows, context]))
+                for (sequences, rows, context, asked), seconds in best.items()
+                if asked is proposal and (sequences, rows, context) in plain
+            )
+            for proposal in (Proposal.LOOKUP, Proposal.HEADS)
+        }
+
+    @property
+    def is_known(self) -> bool:
+        return len(self.by_rows) > 1
+
+    def seconds(self, rows: float, context: int) -> float:
+        return _at(self.by_rows, rows) + self.per_context_token * context
+
+    def row_seconds(self, rows: float) -> float:
+        """Of one row more than `rows`."""
+        return (_at(self.by_rows, rows + _ROWS) - _at(self.by_rows, rows)) / _ROWS
+
+    def proposal_seconds(self, proposal: Proposal, sequences: int) -> float:
+        """Of asking for drafts of so many sequences."""
+        return _at(self.by_proposal.get(proposal, []), sequences) if sequences else 0.0
+
+
+def _context_slope(plain: dict[tuple[int, int, int], float]) -> float:
+    """From steps that differ in nothing but their context."""
+    by_shape: dict[tuple[int, int], list[tuple[int, float]]] = defaultdict(list)
+    for (sequences, rows, context), seconds in plain.items():
+        by_shape[sequences, rows].append((context, seconds))
+    pairs = [(min(points), max(points)) for points in by_shape.values() if len(points) > 1]
+    tokens = sum(high[0] - low[0] for low, high in pairs)
+    return max(0.0, sum(high[1] - low[1] for low, high in pairs) / tokens) if tokens else 0.0
+
+
+def _rising(points: Iterable[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Sorted, the least of equals, and never falling: less work that took longer was disturbed."""
+    best: dict[int, float] = {}
+    for x, y in points:
+        best[x] = min(y, best.get(x, y))
+    rising: list[tuple[int, float]] = []
+    least = float("inf")
+    for x in sorted(best, reverse=True):
+        least = min(least, best[x])
+        rising.append((x, least))
+    return rising[::-1]
+
+
+def _at(points: list[tuple[int, float]], x: float) -> float:
+    """Between the points linear, before the first as it is, behind the last as between the last two."""
+    if not points:
+        return 0.0
+    index = bisect_left(points, (x, 0.0))
+    if index == 0 or len(points) == 1:
+        return points[0][1]
+    (x0, y0), (x1, y1) = points[min(index, len(points) - 1) - 1], points[min(index, len(points) - 1)]
+    return y0 + (y1 - y0) * (x - x0) / (x1 - x0)

@@ -1,0 +1,113 @@
+// Drafting on CPU: looking a text's last tokens up in itself, and the most probable drafts of what lookup and heads say.
+// The same as shard/speculation/ngram.py and tree.py in torch operations, of which each takes longer than all of this.
+
+#include <math.h>
+#include <stdlib.h>
+
+#include "vectors.h"
+
+// As in tree.py: a child is less probable than its parent by at least this in logarithms, and no guess is impossible.
+#define LESS 1e-3f
+#define LEAST_PROBABILITY 1e-9f
+
+enum { NGRAM = 1, MEDUSA = 2 };
+
+// tokens [n, stride], of which the first lengths[s] count -> guesses [n, ahead] and the length of the match, 0 below `least`.
+void look_up(const int64_t *tokens, const int64_t *lengths, int64_t *guesses, int64_t *matches, long n, long stride, long least, long most,
+             long ahead) {
+    for (long s = 0; s < n; s++) {
+        const int64_t *text = tokens + s * stride;
+        const long last = lengths[s] - 1;
+        long match = 0, start = 0;
+        // The most recent of the longest.
+        for (long end = last - 1; end >= 0 && match < most; end--) {
+            long length = 0;
+            while (length < most && length <= end && text[end - length] == text[last - length]) length++;
+            if (length > match) match = length, start = end + 1;
+        }
+        // Where the match runs into the end of the text it goes on from its own start.
+        const long period = lengths[s] - start > 0 ? lengths[s] - start : 1;
+        for (long i = 0; i < ahead; i++) guesses[s * ahead + i] = match ? text[start + i % period] : 0;
+        matches[s] = match < least ? 0 : match;
+    }
+}
+
+// What heads and lookup say of n sequences. ids and probabilities [n, depth, width]; guesses and believed [n, depth];
+// matches [n]. Where a probability is 0 there is no candidate. matches may be null: no lookup.
+typedef struct {
+    const int64_t *ids;
+    const float *probabilities;
+    const int64_t *guesses;
+    const float *believed;
+    const int64_t *matches;
+    long n, depth, width;
+} Said;
+
+// Bounds by sequence, and drafts [n, size] as in DraftTree.
+typedef struct {
+    const int64_t *max_drafts, *max_depth;
+    int64_t *ids, *parents, *methods, *counts;
+    long size;
+    float least_log_p;
+} Trees;
+
+typedef struct {
+    int64_t id;
+    float log_p;
+    long parent, depth, method, continues;
+} Node;
+
+// The children of the node in row `row` of the tree; returns how many there are now.
+static long add_children(const Said *said, const Trees *trees, long s, long row, const Node *node, Node *open, long count) {
+    const long at = s * said->depth + node->depth;
+    if (node->depth >= said->depth || node->depth >= trees->max_depth[s]) return count;
+    const int64_t *ids = said->ids + at * said->width;
+    const float *probabilities = said->probabilities + at * said->width;
+    float agreed = 0, mixed = 0, rest = 1;
+    if (node->continues) {
+        for (long w = 0; w < said->width; w++)
+            if (probabilities[w] > 0 && ids[w] == said->guesses[at]) agreed += probabilities[w];
+        const float believed = fminf(fmaxf(said->believed[at], LEAST_PROBABILITY), 1);
+        // The guess is as likely as the more confident of both says; the heads' other candidates share what is left.
+        mixed = fmaxf(believed, agreed);
+        rest = fminf(fmaxf((1 - mixed) / fmaxf(1 - agreed, LEAST_PROBABILITY), LEAST_PROBABILITY), 1);
+    }
+    int is_there = 0;
+    for (long w = 0; w < said->width; w++) {
+        if (probabilities[w] <= 0) continue;
+        const int agrees = node->continues && ids[w] == said->guesses[at];
+        const float p = agrees ? mixed : fminf(fmaxf(probabilities[w], LEAST_PROBABILITY), 1) * rest;
+        const Node child = {ids[w], node->log_p + logf(p) - LESS, row, node->depth + 1, agrees ? NGRAM | MEDUSA : MEDUSA, agrees};
+        is_there |= agrees;
+        if (child.log_p >= trees->least_log_p) open[count++] = child;
+    }
+    if (node->continues && !is_there) {
+        const Node child = {said->guesses[at], node->log_p + logf(mixed) - LESS, row, node->depth + 1, NGRAM, 1};
+        if (child.log_p >= trees->least_log_p) open[count++] = child;
+    }
+    return count;
+}
+
+// The most probable drafts as trees: of what may follow the tree so far, the most probable one at a time.
+void best_trees(const Said *said, const Trees *trees) {
+    Node *open = malloc(sizeof(Node) * (size_t)((trees->size + 1) * (said->width + 1)));
+    for (long s = 0; s < said->n; s++) {
+        const Node root = {.continues = said->matches && said->matches[s] > 0};
+        long count = add_children(said, trees, s, 0, &root, open, 0), row = 0;
+        const long most = trees->max_drafts[s] < trees->size ? trees->max_drafts[s] : trees->size;
+        while (count && row < most) {
+            long best = 0;
+            for (long i = 1; i < count; i++)
+                if (open[i].log_p > open[best].log_p) best = i;
+            const Node node = open[best];
+            // Equals stay in their order.
+            memmove(open + best, open + best + 1, sizeof(Node) * (size_t)(--count - best));
+            trees->ids[s * trees->size + row] = node.id;
+            trees->parents[s * trees->size + row] = node.parent;
+            trees->methods[s * trees->size + row] = node.method;
+            count = add_children(said, trees, s, ++row, &node, open, count);
+        }
+        trees->counts[s] = row;
+    }
+    free(open);
+}
