@@ -42,8 +42,13 @@ format: install
 proto: install
 	PATH="$(CURDIR)/$(BIN):$$PATH" proto/generate.sh
 
-bench: install
+# Against its peers, which it installs each in an environment of its own in the user's cache.
+bench: install $(STAMP)-bench
 	$(RUN) $(BIN)/python -m bench $(ARGS)
+
+$(STAMP)-bench: $(STAMP)
+	$(BIN)/python -m pip install --editable '.[bench]'
+	touch $@
 
 # What each way of drafting brings, on Spec-Bench's questions (a JSONL file, not part of this project).
 bench-speculation: install

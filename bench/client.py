@@ -29,12 +29,19 @@ class Client:
 
     async def token_ids(self, prompt: Prompt) -> list[int]:
         """The prompt as the service reads it, chat template included."""
+        if prompt.token_ids:
+            return list(prompt.token_ids)
         request = generation_pb2.TokenizeRequest(chat=_chat(prompt))
         return list((await self._stub.Tokenize(request)).token_ids)
 
-    async def generate(self, prompt: Prompt, *, speculate: int) -> Sample:
-        request = generation_pb2.GenerateRequest(chat=_chat(prompt), speculate=speculate)
-        request.stopping.max_new_tokens = self._max_new_tokens
+    async def generate(self, prompt: Prompt, *, speculate: int | None, max_new_tokens: int | None = None) -> Sample:
+        """`speculate` None leaves it to the server, `max_new_tokens` None to this client."""
+        request = generation_pb2.GenerateRequest(speculate=speculate)
+        if prompt.token_ids:
+            request.token_ids.ids.extend(prompt.token_ids)
+        else:
+            request.chat.CopyFrom(_chat(prompt))
+        request.stopping.max_new_tokens = max_new_tokens or self._max_new_tokens
         request.stopping.ignore_eos = True
         token_ids: list[int] = []
         arrivals: list[Arrival] = []
@@ -47,8 +54,11 @@ class Client:
             num_steps = response.speculation.steps
         return Sample(prompt.id, prompt.workload, tuple(token_ids), tuple(arrivals), num_steps)
 
-    async def generate_together(self, prompts: list[Prompt], *, speculate: int) -> list[Sample]:
-        return await asyncio.gather(*(self.generate(prompt, speculate=speculate) for prompt in prompts))
+    async def generate_together(
+        self, prompts: list[Prompt], *, speculate: int | None, max_new_tokens: int | None = None
+    ) -> list[Sample]:
+        asked = (self.generate(p, speculate=speculate, max_new_tokens=max_new_tokens) for p in prompts)
+        return await asyncio.gather(*asked)
 
 
 def _chat(prompt: Prompt) -> generation_pb2.ChatMessages:

@@ -2,15 +2,27 @@
 
 import argparse
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.peers.catalogue import PEERS, VLLM
 from launcher.machine import usable_cores
 from launcher.options import ENV_PREFIX
+
+# Starts for longer than the quick form may take.
+_NOT_QUICK = {VLLM.name}
+_RESULTS = Path(__file__).with_name("RESULTS.md")
 
 
 @dataclass(frozen=True, slots=True)
 class BenchConfig:
+    """`slow_turn_s`: a peer that takes longer over a batch is not asked at that batch size or above it again.
+
+    `slow_factor`: nor is one at all that is as many times slower than the fastest from the start; None asks them all.
+    `never_slower_pairs` of bench.never_slower follow the comparison, 0 leaves it out.
+    """
+
     model_id: str | None
     threads: int
     rounds: int
@@ -18,6 +30,12 @@ class BenchConfig:
     max_new_tokens: int
     concurrency: tuple[int, ...]
     speculate: int
+    lookup: int
+    peers: tuple[str, ...]
+    may_install: bool
+    slow_turn_s: float
+    slow_factor: float | None
+    never_slower_pairs: int
     output: Path | None
     command: str
 
@@ -25,26 +43,48 @@ class BenchConfig:
 def parse_args(argv: list[str]) -> BenchConfig:
     parser = argparse.ArgumentParser(
         prog="python -m bench",
-        description="Measures the service on this machine, with speculation off and on, and transformers beside it.",
+        description="Measures the service on this machine, with speculation off and on, and its peers beside it.",
     )
     parser.add_argument("--model-id", help="as the launcher's; unset: its default model")
     parser.add_argument(
-        "--threads", type=positive, default=usable_cores(), help="of the shard and of transformers (%(default)s)"
+        "--threads", type=positive, default=usable_cores(), help="of the shard and of every peer (%(default)s)"
     )
     parser.add_argument("--rounds", type=positive, default=3, help="times that everything is measured (%(default)s)")
     parser.add_argument("--speculate", type=positive, default=3, help="drafts per step where it is on (%(default)s)")
-    parser.add_argument("--quick", action="store_true", help="one round, fewer prompts and tokens: about two minutes")
-    parser.add_argument("--output", type=Path, help="write the report to this file too, as Markdown")
+    parser.add_argument(
+        "--lookup", type=positive, default=3, help="tokens that the peers' prompt lookup drafts (%(default)s)"
+    )
+    parser.add_argument(
+        "--peers", nargs="*", choices=list(PEERS), default=list(PEERS), help="beside the service (all of them)"
+    )
+    parser.add_argument(
+        "--pairs", type=int, default=5, help="of bench.never_slower, which follows; 0 leaves it out (%(default)s)"
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="one round, fewer prompts and tokens, 8 at once, peers that are installed: about two minutes",
+    )
+    parser.add_argument(
+        "--output", type=Path, help=f"the results file ({_RESULTS.name} beside the benchmark, if not quick)"
+    )
     options = parser.parse_args(argv)
+    quick = options.quick
     return BenchConfig(
         model_id=options.model_id,
         threads=options.threads,
-        rounds=1 if options.quick else options.rounds,
-        prompts_per_workload=2 if options.quick else 8,
-        max_new_tokens=64 if options.quick else 128,
-        concurrency=(8, 32),
+        rounds=1 if quick else options.rounds,
+        prompts_per_workload=2 if quick else 8,
+        max_new_tokens=64 if quick else 128,
+        concurrency=(8,) if quick else (8, 32),
         speculate=options.speculate,
-        output=options.output,
+        lookup=options.lookup,
+        peers=tuple(name for name in options.peers if not (quick and name in _NOT_QUICK)),
+        may_install=not quick,
+        slow_turn_s=30.0 if quick else 180.0,
+        slow_factor=2.5 if quick else None,
+        never_slower_pairs=0 if quick else options.pairs,
+        output=options.output or (None if quick else _RESULTS),
         command=" ".join(["python -m bench", *argv]),
     )
 
@@ -53,6 +93,12 @@ def child_environ(threads: int) -> dict[str, str]:
     """Of every measured process: the same number of threads, no look at the network, no flags but those we give."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
     return {**kept, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+
+
+def peer_environ(threads: int, more: Mapping[str, str]) -> dict[str, str]:
+    """The same without the paths of this project, which a peer must not import."""
+    environ = {**child_environ(threads), **more}
+    return {name: value for name, value in environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
 
 
 def positive(text: str) -> int:

@@ -4,18 +4,18 @@ so that a change of the machine meets all of them.
 
 import itertools
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from bench.client import Client
-from bench.metrics import Steps, read_steps
+from bench.errors import PeerError
+from bench.metrics import NO_STEPS, Steps, read_steps
+from bench.peers.process import PeerProcess
 from bench.processes import cpu_seconds
 from bench.prompts import Prompt
 from bench.sample import Sample
 from bench.server import Server
-from bench.transformers_peer import TransformersPeer
-
-OFF, ON, PEER = "off", "on", "transformers"
+from bench.systems import System
 
 Say = Callable[[str], None]
 
@@ -24,61 +24,120 @@ Say = Callable[[str], None]
 class Turn:
     """One system's answers to prompts sent together. `wall_s`: from the first request to the last token.
 
-    The rest is zero for transformers. `router_cpu_s` and `client_cpu_s` are CPU time, not wall time.
+    Turns of the same `place` followed each other directly, with the same prompts: ratios are formed within it. The rest
+    is zero for peers. `router_cpu_s` and `client_cpu_s` are CPU time, not wall time.
     """
 
-    system: str
+    place: int
+    system: System
     workload: str
     batch: int
     samples: tuple[Sample, ...]
     wall_s: float
-    steps: Steps = field(default_factory=lambda: Steps(0, 0.0, 0, 0.0))
+    steps: Steps = NO_STEPS
     router_cpu_s: float = 0.0
     client_cpu_s: float = 0.0
 
+    @property
+    def tokens_per_s(self) -> float:
+        return sum(sample.num_tokens for sample in self.samples) / self.wall_s
+
 
 class Measurement:
-    """Takes turns and keeps them in `turns`, in order."""
+    """Takes turns and keeps them in `turns`, in order. A peer that fails takes no more; `dropped` says why."""
 
     def __init__(
-        self, server: Server, client: Client, peer: TransformersPeer, *, speculate: int, token_ids: dict[str, list[int]]
+        self,
+        server: Server,
+        client: Client,
+        *,
+        ours: Sequence[System],
+        peers: dict[System, PeerProcess],
+        max_new_tokens: int,
+        slow_turn_s: float,
+        token_ids: dict[str, list[int]],
     ) -> None:
         self._server = server
         self._client = client
-        self._peer = peer
-        self._speculate = speculate
+        self._peers = peers
+        self._systems = [*ours, *peers]
+        self._max_new_tokens = max_new_tokens
+        self._slow_turn_s = slow_turn_s
         self._token_ids = token_ids
+        self._num_places = 0
+        # The batch from which on a system is not asked any more.
+        self._slow_from: dict[System, int] = {}
+        self._warm_up_s: dict[System, float] = {}
         self.turns: list[Turn] = []
+        self.dropped: dict[System, str] = {}
 
-    async def warm_up(self, prompts: list[Prompt]) -> None:
-        """One answer of each system to each prompt, not kept."""
+    async def warm_up(self, prompts: Sequence[Prompt]) -> None:
+        """One answer of each system to each prompt, not kept but for `leave_out_slow`."""
         for prompt in prompts:
-            for system in (OFF, ON, PEER):
-                await self._turn(system, [prompt])
+            for system in list(self._systems):
+                turn = await self._try(system, [prompt], place=0)
+                if turn is not None:
+                    self._warm_up_s[system] = turn.wall_s
 
-    async def one_at_a_time(self, prompts: list[Prompt], *, shift: int) -> None:
+    def leave_out_slow(self, factor: float) -> None:
+        """Peers that took `factor` times as long as the fastest system over the last prompt of the warm-up."""
+        fastest_s = min(self._warm_up_s.values())
+        for system, seconds in self._warm_up_s.items():
+            if not system.is_ours and seconds > factor * fastest_s and system in self._systems:
+                self._systems.remove(system)
+                self.dropped[system] = f"{seconds / fastest_s:.1f} times as slow as the fastest in the warm-up"
+
+    async def one_at_a_time(self, prompts: Sequence[Prompt], *, shift: int) -> None:
         """Every system answers every prompt; who begins changes from prompt to prompt, and with `shift`."""
         for i, prompt in enumerate(prompts):
-            for k in range(3):
-                system = (OFF, PEER, ON)[(i + k + shift) % 3]
-                self.turns.append(await self._turn(system, [prompt]))
+            await self._all([prompt], shift=i + shift)
 
-    async def together(self, prompts: list[Prompt], *, batch: int, shift: int) -> None:
-        """`batch` requests at once, prompts repeated as needed, without and with speculation; not transformers."""
-        batch_prompts = list(itertools.islice(itertools.cycle(prompts), batch))
-        for k in range(2):
-            self.turns.append(await self._turn((OFF, ON)[(k + shift) % 2], batch_prompts))
+    async def together(self, prompts: Sequence[Prompt], *, batch: int, shift: int) -> None:
+        """`batch` requests at once, prompts repeated as needed."""
+        await self._all(list(itertools.islice(itertools.cycle(prompts), batch)), shift=shift)
 
-    async def _turn(self, system: str, prompts: list[Prompt]) -> Turn:
-        workload, batch = prompts[0].workload, len(prompts)
-        if system == PEER:
-            sample = self._peer.generate(prompts[0], self._token_ids[prompts[0].id])
-            return Turn(system, workload, batch, (sample,), sample.total_s)
+    def skipped(self) -> dict[System, int]:
+        """Systems that were too slow, with the batch from which on they were not asked again."""
+        return dict(self._slow_from)
+
+    async def _all(self, prompts: list[Prompt], *, shift: int) -> None:
+        self._num_places += 1
+        asked = [
+            s for s in self._systems if s.can_answer(len(prompts)) and len(prompts) < self._slow_from.get(s, 2**31)
+        ]
+        first = shift % len(asked)
+        for system in asked[first:] + asked[:first]:
+            turn = await self._try(system, prompts, place=self._num_places)
+            if turn is not None:
+                self.turns.append(turn)
+                if not system.is_ours and len(prompts) > 1 and turn.wall_s > self._slow_turn_s:
+                    self._slow_from[system] = len(prompts)
+
+    async def _try(self, system: System, prompts: list[Prompt], *, place: int) -> Turn | None:
+        """None from a peer that failed."""
+        try:
+            return (
+                self._peers_turn(system, prompts, place)
+                if system.peer
+                else await self._our_turn(system, prompts, place)
+            )
+        except PeerError as error:
+            self.dropped[system] = error.reason
+            self._systems.remove(system)
+            return None
+
+    def _peers_turn(self, system: System, prompts: list[Prompt], place: int) -> Turn:
+        token_ids = [self._token_ids[prompt.id] for prompt in prompts]
+        samples = self._peers[system].answer(prompts, token_ids, max_new_tokens=self._max_new_tokens)
+        # By its own clock, as the waits for tokens are; pipes and JSON are not the peer's.
+        wall_s = max(sample.total_s for sample in samples)
+        return Turn(place, system, prompts[0].workload, len(prompts), tuple(samples), wall_s)
+
+    async def _our_turn(self, system: System, prompts: list[Prompt], place: int) -> Turn:
         steps, router_s = read_steps(self._server.metrics_url), cpu_seconds(self._server.router_pid)
         client_s, start_s = time.process_time(), time.perf_counter()
-        speculate = self._speculate if system == ON else 0
-        samples = tuple(await self._client.generate_together(prompts, speculate=speculate))
+        samples = tuple(await self._client.generate_together(prompts, speculate=system.speculate))
         wall_s, client_s = time.perf_counter() - start_s, time.process_time() - client_s
         router_s = cpu_seconds(self._server.router_pid) - router_s
         steps = read_steps(self._server.metrics_url) - steps
-        return Turn(system, workload, batch, samples, wall_s, steps, router_s, client_s)
+        return Turn(place, system, prompts[0].workload, len(prompts), samples, wall_s, steps, router_s, client_s)

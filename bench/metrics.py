@@ -1,4 +1,7 @@
-"""Reads what the service says of itself: the step times in /metrics. Differences of two readings are of interest."""
+"""Reads what the service says of itself in /metrics: step times and drafts.
+
+Differences of two readings are of interest.
+"""
 
 import urllib.request
 from dataclasses import dataclass
@@ -6,6 +9,7 @@ from dataclasses import dataclass
 from prometheus_client.parser import text_string_to_metric_families
 
 _STEP = "drafthouse_step_duration_seconds"
+_DRAFTS = ("drafthouse_speculation_drafted_tokens_total", "drafthouse_speculation_accepted_tokens_total")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +38,34 @@ class Steps:
         )
 
 
+NO_STEPS = Steps(0, 0.0, 0, 0.0)
+# Drafted and accepted tokens by (method, position from 1).
+Drafts = dict[tuple[str, int], tuple[int, int]]
+
+
 def read_steps(url: str) -> Steps:
+    return parse_steps(_read(url))
+
+
+def read_drafts(url: str) -> Drafts:
+    return parse_drafts(_read(url))
+
+
+def parse_drafts(text: str) -> Drafts:
+    """From the exposition format of Prometheus. What was never drafted is left out."""
+    counts: dict[tuple[str, int], list[int]] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.name in _DRAFTS:
+                key = sample.labels["method"], int(sample.labels["position"])
+                counts.setdefault(key, [0, 0])[_DRAFTS.index(sample.name)] = int(sample.value)
+    return {key: (drafted, accepted) for key, (drafted, accepted) in sorted(counts.items()) if drafted}
+
+
+def _read(url: str) -> str:
     with urllib.request.urlopen(url, timeout=10) as reply:
-        return parse_steps(reply.read().decode())
+        text: str = reply.read().decode()
+        return text
 
 
 def parse_steps(text: str) -> Steps:

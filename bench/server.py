@@ -30,13 +30,17 @@ class Server:
 
 
 @contextmanager
-def launched(*, model_id: str | None, threads: int, flags: list[str]) -> Iterator[Server]:
-    """`flags` are more of the launcher's. BenchError with the end of the log if the service does not become ready."""
+def launched(*, model_id: str | None, threads: int, flags: list[str], prefix_caching: bool = False) -> Iterator[Server]:
+    """`flags` are more of the launcher's. BenchError with the end of the log if the service does not become ready.
+
+    `prefix_caching` suits those who measure decoding alone: prompts are measured several times, and answered from the
+    cache their processing is not measured again.
+    """
     port, grpc_port = free_ports(2)
     command = [sys.executable, "-m", "launcher", "--num-shard=1", *flags]
     command += [f"--threads={threads}", f"--hostname={_HOST}", f"--port={port}", f"--grpc-port={grpc_port}"]
-    # Every prompt is measured several times; answered from the cache it would be another measurement.
-    command += ["--disable-prefix-caching"]
+    if not prefix_caching:
+        command += ["--disable-prefix-caching"]
     if model_id is not None:
         command += [f"--model-id={model_id}"]
     with tempfile.TemporaryFile() as log:

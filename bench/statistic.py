@@ -1,7 +1,62 @@
-"""Medians with their spread, written short. Pure."""
+"""Medians with their spread, mean ratios with their confidence, tables; written short. Pure."""
 
+import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
+
+# Two-sided 95 % points of Student's t by degrees of freedom, from 1; beyond them the normal distribution's serves.
+_T_95: tuple[float, ...] = (
+    12.706,
+    4.303,
+    3.182,
+    2.776,
+    2.571,
+    2.447,
+    2.365,
+    2.306,
+    2.262,
+    2.228,
+    2.201,
+    2.179,
+    2.160,
+    2.145,
+    2.131,
+)
+_T_95 += (2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)
+_NORMAL_95 = 1.960
+
+
+@dataclass(frozen=True, slots=True)
+class MeanRatio:
+    """Geometric mean of ratios and the bounds of its 95 % confidence interval; of one ratio the bounds are open."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        bounds = f"{self.low:.3f}–{self.high:.3f}" if math.isfinite(self.high) else "one value"
+        return f"{self.mean:.3f} [{bounds}]"
+
+
+def mean_ratio(ratios: Sequence[float]) -> MeanRatio:
+    """By Student's t on the logarithms: ratios of times spread evenly there, and on/off and off/on agree."""
+    logs = [math.log(ratio) for ratio in ratios]
+    mean = statistics.fmean(logs)
+    if len(logs) < 2:
+        return MeanRatio(math.exp(mean), 0.0, math.inf)
+    freedom = len(logs) - 1
+    factor = _T_95[freedom - 1] if freedom <= len(_T_95) else _NORMAL_95
+    half = factor * statistics.stdev(logs) / math.sqrt(len(logs))
+    return MeanRatio(math.exp(mean), math.exp(mean - half), math.exp(mean + half))
+
+
+def verdict(ratio: MeanRatio, least: float) -> str:
+    """What the interval says of "at least `least`": kept or missed where all of it lies on one side."""
+    if ratio.low >= least:
+        return "kept"
+    return "MISSED" if ratio.high < least else "not settled"
 
 
 def median(values: Sequence[float], *, scale: float = 1.0, digits: int = 1) -> str:

@@ -9,10 +9,12 @@ import argparse
 import statistics
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from bench.config import positive
+from bench.plots import SETTINGS
 from launcher.logs import LogWriter
 from launcher.machine import usable_cores
 from launcher.resolve import ModelRequest, resolve
@@ -84,9 +86,14 @@ def measure(rank: Rank, config: ShardConfig, *, context: int, rounds: int) -> di
 
 def plot(curves: dict[str, dict[int, float]], path: Path, title: str) -> None:
     """Needs matplotlib (`pip install '.[bench]'`)."""
-    from matplotlib import pyplot
+    from matplotlib import pyplot, rc_context
 
-    figure, axes = pyplot.subplots(figsize=(7, 4.2))
+    with rc_context(SETTINGS):
+        _plot(pyplot, curves, path, title)
+
+
+def _plot(pyplot: Any, curves: dict[str, dict[int, float]], path: Path, title: str) -> None:
+    figure, axes = pyplot.subplots(figsize=(6.4, 3.6))
     for name, curve in curves.items():
         sizes = [size for size in curve if size]
         axes.plot(sizes, [curve[size] / curve[0] for size in sizes], marker="o", label=name)
@@ -99,7 +106,7 @@ def plot(curves: dict[str, dict[int, float]], path: Path, title: str) -> None:
     axes.set_title(title, fontsize=10)
     axes.legend()
     figure.tight_layout()
-    figure.savefig(path)
+    figure.savefig(path, metadata={"Date": None})
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ import click
 
 from launcher.config import ConfigError, LauncherConfig, settled
 from launcher.errors import LaunchError
-from launcher.launch import launch
+from launcher.launch import Programs, launch
 from launcher.logs import LogWriter
 from launcher.machine import inspect_machine
 from launcher.options import config_options
@@ -21,9 +21,10 @@ def main(**flags: object) -> None:
     SIGTERM and Ctrl-C finish open requests first; a second one hurries.
     """
     try:
-        config = settled(LauncherConfig(**flags), inspect_machine(os.environ))  # type: ignore[arg-type]
+        machine = inspect_machine(os.environ)
+        config = settled(LauncherConfig(**flags), machine)  # type: ignore[arg-type]
         log = LogWriter(level=config.log_level, json_output=config.json_output)
-        sys.exit(launch(config, os.environ, log))
+        sys.exit(launch(config, os.environ, log, Programs.for_machine(config, machine)))
     except ConfigError as error:
         raise click.UsageError(str(error)) from error
     except LaunchError as error:

@@ -5,7 +5,7 @@ Must not know how the children are started; `commands.py` turns a settled config
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -30,6 +30,15 @@ def _flag(help_text: str, *, default: Any = None, kind: Any = str) -> Any:
     return field(default=default, metadata={"help": help_text, "kind": kind})
 
 
+class _Ahead(click.IntRange):
+    """A number of tokens, or auto."""
+
+    name = "integer or auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if value == "auto" else super().convert(value, param, ctx)
+
+
 _COUNT = click.IntRange(min=1)
 _PORT = click.IntRange(min=1, max=65535)
 _SECONDS = click.FloatRange(min=0.1)
@@ -49,10 +58,10 @@ class LauncherConfig:
     num_shard: int | None = _flag(
         "Number of processes the model is split over.  [default: visible GPUs, 1 without]", kind=_COUNT
     )
-    speculate: int | None = _flag(
-        "Most tokens to draft ahead; 0 is off. Output does not depend on it.  "
-        "[default: one for each Medusa head, 0 without heads]",
-        kind=click.IntRange(0, MAX_SPECULATE),
+    speculate: int | Literal["auto"] | None = _flag(
+        "Most tokens to draft ahead; 0 is off, auto as far as it pays. Fewer are drafted where more would take longer "
+        "than they save. Output does not depend on it.  [default: one for each Medusa head, 0 without heads]",
+        kind=_Ahead(0, MAX_SPECULATE),
     )
     speculation_method: str = _flag(
         "What drafts: lookup in the text so far, Medusa heads, or both; auto takes what there is.",
@@ -68,8 +77,8 @@ class LauncherConfig:
         kind=click.IntRange(1, MAX_TREE_WIDTH),
     )
     draft_min_probability: float | None = _flag(
-        "Drafts of Medusa heads that are less likely right are not checked.  "
-        "[default: what a row costs on this machine, measured at the start, decides]",
+        "Check every draft that is at least so likely right, at any load, whatever it costs; 0 checks all there are.  "
+        "[default: what steps cost on this machine, measured at the start, decides]",
         kind=click.FloatRange(0, 1),
     )
     dtype: str = _flag(
@@ -195,7 +204,8 @@ def _check(config: LauncherConfig, machine: Machine) -> None:
         raise ConfigError("--medusa-revision needs --medusa; heads that --model-id names have --revision")
     if config.speculation_method == "ngram" and config.speculate is None:
         raise ConfigError("--speculation-method ngram needs --speculate: without heads nothing says how far to draft")
-    for name, drafts in (("--speculate", config.speculate), ("--tree-size", config.tree_size)):
+    ahead = None if config.speculate == "auto" else config.speculate
+    for name, drafts in (("--speculate", ahead), ("--tree-size", config.tree_size)):
         if (drafts or 0) > (config.max_batch_draft_tokens or MAX_TREE_SIZE):
             raise ConfigError(f"{name} {drafts} is more than --max-batch-draft-tokens {config.max_batch_draft_tokens}")
     if config.step_timeout < config.collective_timeout:

@@ -16,6 +16,8 @@ from launcher.config import MAX_UDS_PREFIX_BYTES, LauncherConfig, with_model_len
 from launcher.errors import LaunchError
 from launcher.log_pump import LogPump
 from launcher.logs import LogWriter
+from launcher.machine import Machine
+from launcher.process import helper
 from launcher.readiness import is_healthy, reachable_host
 from launcher.resolve import ModelRequest, ResolvedModel, resolve
 from launcher.supervisor import Service, Supervisor
@@ -27,10 +29,22 @@ class Programs:
 
     shard: tuple[str, ...] = (sys.executable, "-m", "shard")
     router: tuple[str, ...] = (sys.executable, "-m", "router")
+    # Makes what shards on CPU would otherwise make themselves, while they start; None: there is nothing to make.
+    kernels: tuple[str, ...] | None = None
+
+    @classmethod
+    def for_machine(cls, config: LauncherConfig, machine: Machine) -> "Programs":
+        needs_kernels = config.dtype == "bfloat16" and not machine.num_gpus
+        return cls(kernels=(sys.executable, "-m", "shard.cpu.build") if needs_kernels else None)
 
 
-def launch(config: LauncherConfig, environ: Mapping[str, str], log: LogWriter, programs: Programs | None = None) -> int:
+def launch(config: LauncherConfig, environ: Mapping[str, str], log: LogWriter, programs: Programs) -> int:
     """Serves until a signal or a failure; returns the exit code. Raises LaunchError and ConfigError before that."""
+    with helper(programs.kernels, environ):
+        return _launch(config, environ, log, programs)
+
+
+def _launch(config: LauncherConfig, environ: Mapping[str, str], log: LogWriter, programs: Programs) -> int:
     request = ModelRequest(
         config.model_id,
         config.revision,
@@ -46,7 +60,7 @@ def launch(config: LauncherConfig, environ: Mapping[str, str], log: LogWriter, p
     run_dir = Path(tempfile.mkdtemp(prefix="drafthouse-"))  # mode 0700
     pump = LogPump()
     try:
-        return _supervisor(config, model, run_dir, environ, log, pump, programs or Programs(), started_s).run()
+        return _supervisor(config, model, run_dir, environ, log, pump, programs, started_s).run()
     finally:
         pump.close()
         shutil.rmtree(run_dir, ignore_errors=True)
@@ -105,6 +119,8 @@ def _speculation(config: LauncherConfig, model: ResolvedModel) -> str:
     if config.speculate == 0:
         return "speculation off"
     heads = f" with Medusa heads ({model.medusa_name})" if model.medusa_path else ""
+    if config.speculate == "auto":
+        return f"speculation as far as it pays{heads}"
     if config.speculate is not None:
         return f"speculation up to {config.speculate} tokens{heads}"
     return f"speculation{heads}" if heads else "speculation only if the model has heads"

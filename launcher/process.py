@@ -5,7 +5,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,28 @@ EXEC_CHILD = Path(__file__).with_name("exec_child.py")
 def tied_to_parent(command: list[str], *, parent: int, output: str = "-") -> list[str]:
     """`command`, wrapped so that the kernel kills it when its parent dies. For the arguments see exec_child.py."""
     return [sys.executable, "-I", "-S", str(EXEC_CHILD), str(parent), output, *command]
+
+
+@contextmanager
+def helper(command: tuple[str, ...] | None, environ: Mapping[str, str]) -> Iterator[None]:
+    """Runs a command beside what is inside, whatever becomes of it; what it does others do too where it fails."""
+    if command is None:
+        yield
+        return
+    process = subprocess.Popen(
+        tied_to_parent(list(command), parent=os.getpid()),
+        env=dict(environ),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        process_group=0,
+    )
+    try:
+        yield
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 @dataclass(frozen=True, slots=True)

@@ -175,7 +175,7 @@ class Scheduler:
         budget = self.config.max_batch_tokens
         for sequence in self._running:
             self._register(sequence)
-        drafting = self.budget.begin_step(self._running or self._waiting[:1])
+        drafting = self.budget.begin_step([*self._running, *self._waiting[: len(self._free_slots)]])
         decoding = [sequence for sequence in self._running if not sequence.is_prefilling]
         num_drafts, checked = self.config.max_draft_tokens, dict[int, Proposal]()
         for index, sequence in enumerate(decoding):

@@ -3,6 +3,7 @@
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 
 class ConfigError(ValueError):
@@ -15,15 +16,15 @@ class ShardConfig:
     uds_path: str
     run_dir: Path
     dtype: str
-    # None: as many as there are Medusa heads, 0 without.
-    speculate: int | None
+    # None: as many as there are Medusa heads, 0 without; auto: as far as drafts of any method were found to pay.
+    speculate: int | Literal["auto"] | None
     medusa_path: Path | None
     speculation_method: str
     # None: what the device and the method make sensible.
     tree_size: int | None
     tree_width: int | None
     max_batch_draft_tokens: int
-    # None: measured by the warm-up.
+    # None: the router decides.
     draft_min_probability: float | None
     max_total_tokens: int
     max_batch_size: int
@@ -64,14 +65,19 @@ def parse_args(argv: list[str] | None = None) -> ShardConfig:
     parser.add_argument("--uds-path", required=True, help="rank r listens on the Unix socket UDS_PATH-r")
     parser.add_argument("--run-dir", type=Path, required=True, help="where an error that no restart mends is written")
     parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32", "float64"], default="bfloat16")
-    parser.add_argument("--speculate", type=int, default=None, help="tokens that drafts reach ahead; 0: off")
+    parser.add_argument(
+        "--speculate",
+        type=lambda text: text if text == "auto" else int(text),
+        default=None,
+        help="tokens that drafts reach ahead; 0: off, auto: as far as it pays",
+    )
     parser.add_argument("--medusa-path", type=Path, default=None, help="folder with Medusa heads; unset: the model's")
     parser.add_argument("--speculation-method", choices=["auto", "ngram", "medusa", "hybrid"], default="auto")
     parser.add_argument("--tree-size", type=int, default=None, help="most drafts of a sequence in a step")
     parser.add_argument("--tree-width", type=int, default=None, help="tokens taken of each head; 1: a chain")
     parser.add_argument("--max-batch-draft-tokens", type=int, default=96, help="most drafts of a step")
     parser.add_argument(
-        "--draft-min-probability", type=float, default=None, help="of a head's draft; unset: what a row costs decides"
+        "--draft-min-probability", type=float, default=None, help="of every draft; unset: the router decides by costs"
     )
     parser.add_argument("--max-total-tokens", type=int, required=True, help="most tokens of a sequence")
     parser.add_argument("--max-batch-size", type=int, default=32, help="most sequences at once")

@@ -129,7 +129,7 @@ def _load_heads(config: ShardConfig, model: Decoder, group: TPGroup, device: tor
         group=group,
         dtype=getattr(torch, config.dtype),
         device=device,
-        num_heads=config.speculate,
+        num_heads=None if config.speculate == "auto" else config.speculate,
         progress=_Progress(),
     )
     if heads is not None:

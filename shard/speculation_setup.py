@@ -12,13 +12,19 @@ from shard.speculation.ngram import NgramLookup
 # Bounds of a tree where nothing is said; below them the measured cost of a row chooses (docs/speculation.md).
 _CPU_TREE_SIZE = 16
 _CUDA_TREE_SIZE = 32
+# How far ahead drafts reach where the controller is to choose; the price of rows keeps most of them shorter.
+_AUTO_DEPTH = 8
 # Tokens taken of each head. The ninth best of the default model's heads is right in 1.2 to 2.3 % of steps.
 _TREE_WIDTH = 8
 
 
 def speculation_sizes(config: ShardConfig, *, num_heads: int, device: torch.device) -> SpeculationSizes:
     """Sizes of a server with so many heads in use. ConfigError where flags contradict each other."""
-    depth = num_heads if config.speculate is None else config.speculate
+    if config.speculate == "auto":
+        # Heads that reach further are in use anyway.
+        depth = max(num_heads, min(_AUTO_DEPTH, config.tree_size or _AUTO_DEPTH, config.max_batch_draft_tokens))
+    else:
+        depth = num_heads if config.speculate is None else config.speculate
     if not num_heads:
         # A lookup gives one guess for each place.
         return SpeculationSizes(depth, tree_size=depth, num_heads=0, tree_width=1)

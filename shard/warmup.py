@@ -18,9 +18,9 @@ from shard.speculation.drafter import SpeculationSizes
 
 log = logging.getLogger(__name__)
 
-# Steps of each kind, fewer where they take long; the fastest counts, because others may be using the machine.
-_LEAST_ROUNDS, _MOST_ROUNDS = 2, 5
-_ENOUGH_NS = 100_000_000
+# Steps of each kind, fewer where they take long; the fastest counts, because others may be using the machine. Their
+# number follows from the kind, never from a clock: all ranks must take the same steps.
+_MOST_ROUNDS, _FEWER_ROUNDS, _LEAST_ROUNDS = 5, 3, 2
 # Committed tokens of each sequence, where the model allows so many.
 _SHORT, _LONG = 64, 1024
 
@@ -33,6 +33,14 @@ class _Kind:
     drafts: int = 0
     context: int = _SHORT
     proposal: Proposal = Proposal.NONE
+
+    @property
+    def rows(self) -> int:
+        return self.sequences * (1 + self.drafts)
+
+    @property
+    def rounds(self) -> int:
+        return _MOST_ROUNDS if self.rows <= 4 else _FEWER_ROUNDS if self.rows <= 16 else _LEAST_ROUNDS
 
 
 def warm_up(
@@ -124,9 +132,7 @@ class _Steps:
         ]
         # What asking costs is a small difference: both kinds of step are taken in turns.
         times: dict[Proposal, list[int]] = {Proposal.NONE: [], kind.proposal: []}
-        for number in range(_MOST_ROUNDS):
-            if number >= _LEAST_ROUNDS and sum(times[kind.proposal]) > _ENOUGH_NS:
-                break
+        for _ in range(kind.rounds):
             for proposal, taken in times.items():
                 if kind.drafts:
                     self._runner.states.set_drafts(
@@ -134,8 +140,8 @@ class _Steps:
                     )
                 taken.append(self._run([], steps, proposal))
         self._runner.reset()
-        rows, tokens = kind.sequences * (1 + kind.drafts), kind.sequences * (context + 1)
-        return [StepCost(kind.sequences, rows, tokens, proposal, min(taken)) for proposal, taken in times.items()]
+        tokens = kind.sequences * (context + 1)
+        return [StepCost(kind.sequences, kind.rows, tokens, proposal, min(taken)) for proposal, taken in times.items()]
 
     def _run(self, new: list[NewSequence], steps: list[SequenceStep], proposal: Proposal = Proposal.NONE) -> int:
         self._step_id += 1

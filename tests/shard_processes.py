@@ -22,7 +22,8 @@ class ShardProcesses:
     def __init__(self, folder: Path, checkpoint: Path, *, num_ranks: int = 1, **flags: object) -> None:
         self.folder = folder
         self.num_ranks = num_ranks
-        values = {"dtype": "float64", "max_total_tokens": 256} | flags
+        # Drafts are checked whether they pay or not: on models as small as these they do not.
+        values = {"dtype": "float64", "max_total_tokens": 256, "draft_min_probability": 0.0} | flags
         self._command = [sys.executable, "-m", "shard", f"--model-path={checkpoint}", f"--uds-path={folder}/s"]
         self._command += [f"--run-dir={folder}"]
         self._command += [f"--{name.replace('_', '-')}={value}" for name, value in values.items() if value is not None]

@@ -3,12 +3,14 @@
 Must not know what the kernels do. No compiler is no error: the caller goes on without.
 """
 
+import fcntl
 import hashlib
 import os
 import platform
 import shutil
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 SOURCES = tuple(sorted(Path(__file__).parent.glob("*.c")))
@@ -33,16 +35,26 @@ def built_library() -> Path:
     library = cache / f"kernels-{key}.so"
     if not library.exists():
         cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as scratch:
-            objects = [str(Path(scratch) / f"{source.stem}.o") for source in SOURCES]
-            for source, compiled in zip(SOURCES, objects, strict=True):
-                _run([compiler, *_COMPILE, str(source), "-o", compiled])
-            built = Path(scratch) / "kernels.so"
-            # Without -fopenmp here: the OpenMP functions are to be those of the library that torch brought.
-            _run([compiler, "-shared", *objects, "-o", str(built), "-lm"])
-            # Ranks may do this at the same time; each rename puts a whole file in place.
-            built.replace(library)
+        # Ranks, and the launcher for them, may want it at the same time: who comes second finds it made.
+        with (cache / "kernels.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not library.exists():
+                _build(compiler, library)
     return library
+
+
+def _build(compiler: str, library: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=library.parent) as scratch, ThreadPoolExecutor() as pool:
+        objects = [str(Path(scratch) / f"{source.stem}.o") for source in SOURCES]
+        commands = [
+            [compiler, *_COMPILE, str(source), "-o", compiled]
+            for source, compiled in zip(SOURCES, objects, strict=True)
+        ]
+        list(pool.map(_run, commands))
+        built = Path(scratch) / "kernels.so"
+        # Without -fopenmp here: the OpenMP functions are to be those of the library that torch brought.
+        _run([compiler, "-shared", *objects, "-o", str(built), "-lm"])
+        built.replace(library)
 
 
 def _run(command: list[str]) -> str:
@@ -60,3 +72,7 @@ def _processor() -> str:
     except OSError:
         return platform.processor()
     return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
+
+
+if __name__ == "__main__":
+    built_library()

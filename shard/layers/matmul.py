@@ -1,8 +1,9 @@
 """Owns the choice of the matrix product and of the form in which it keeps a weight. Knows nothing of sharding.
 
-On CPU in bfloat16 oneDNN reads a weight that was packed once about a third faster than a plain one. The packed weight
-replaces the plain one, so the memory is not paid twice. Where the processor has nothing that oneDNN could use for
-bfloat16, torch takes several times as long as in float32; the compiled kernel widens the weight as it reads it.
+On CPU in bfloat16 a step of few rows takes as long as reading the weights. The compiled kernel reads them packed,
+widens them on the way, and lets all layers be one call; where the processor multiplies tiles (AMX), or without a
+compiler, oneDNN's packed product is taken, which reads a third faster than a plain one. A packed weight replaces the
+plain one, so the memory is not paid twice.
 """
 
 from typing import Literal
@@ -56,6 +57,9 @@ def choose_kernel(dtype: torch.dtype, device: torch.device) -> KernelName:
     """The fastest product that is exact to the rounding of `dtype`."""
     if device.type != "cpu" or dtype != torch.bfloat16:
         return "torch"
-    if torch._C._has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    is_compiled = kernels_for(dtype, device) is not None
+    has_onednn = torch._C._has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    # Tiles multiply many rows several times as fast as vectors do.
+    if has_onednn and (torch.cpu._is_amx_tile_supported() or not is_compiled):
         return "onednn-packed"
-    return NAME if kernels_for(dtype, device) else "torch"
+    return NAME if is_compiled else "torch"

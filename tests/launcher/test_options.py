@@ -51,6 +51,7 @@ def test_help_names_every_flag_and_its_variable() -> None:
     ("flags", "named"),
     [
         (["--speculate", "17"], "--speculate"),
+        (["--speculate", "many"], "--speculate"),
         (["--speculate", "-1"], "--speculate"),
         (["--tree-size", "65"], "--tree-size"),
         (["--tree-width", "0"], "--tree-width"),

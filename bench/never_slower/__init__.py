@@ -1,0 +1,1 @@
+"""Whether speculation ever costs: on over off through the real server, at every concurrency and kind of text."""

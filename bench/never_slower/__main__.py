@@ -1,0 +1,32 @@
+"""`python -m bench.never_slower`: speculation on over off at every concurrency; `--fixed`: against fixed drafts."""
+
+import asyncio
+import sys
+
+import grpc
+
+from bench.errors import BenchError
+from bench.never_slower.config import parse_args
+from bench.never_slower.report import fixed_report, report
+from bench.never_slower.run import measure, measure_fixed
+
+
+def main() -> None:
+    config = parse_args(sys.argv[1:])
+    try:
+        if config.fixed:
+            print(fixed_report(asyncio.run(measure_fixed(config, _say))))
+        else:
+            print(report(asyncio.run(measure(config, _say)), config))
+    except BenchError as error:
+        sys.exit(f"bench: {error}")
+    except grpc.aio.AioRpcError as error:
+        sys.exit(f"bench: the service failed a request: {error.details()} ({error.code().name})")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

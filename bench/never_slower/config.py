@@ -1,0 +1,81 @@
+"""The configuration of bench.never_slower: one frozen object, made from its flags or from the benchmark's."""
+
+import argparse
+import shlex
+from dataclasses import dataclass
+
+from bench.config import BenchConfig, positive
+from bench.prompts import RANDOM, WORKLOADS
+from launcher.machine import usable_cores
+
+CONCURRENCY = (1, 2, 4, 8, 16, 32, 64)
+FIXED_CONCURRENCY = (1, 8)
+# New tokens of a request by concurrency: enough steps for a ratio, and a run of minutes.
+_NEW_TOKENS = {1: 96, 2: 96, 4: 96, 8: 64, 16: 64, 32: 48, 64: 32}
+_LEAST_NEW_TOKENS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class NeverSlowerConfig:
+    """`speculate` None is the server's own default; `fixed` are the K of servers that check all their drafts always."""
+
+    model_id: str | None
+    threads: int
+    speculate: int | None
+    pairs: int
+    concurrency: tuple[int, ...]
+    workloads: tuple[str, ...]
+    new_tokens: int | None
+    flags: tuple[str, ...]
+    fixed: tuple[int, ...]
+
+    def num_new_tokens(self, concurrency: int) -> int:
+        """Of each request."""
+        return self.new_tokens or _NEW_TOKENS.get(concurrency, _LEAST_NEW_TOKENS)
+
+    @property
+    def server_flags(self) -> list[str]:
+        """Of every server that is measured."""
+        return [f"--max-batch-size={max(*CONCURRENCY, *self.concurrency)}", *self.flags]
+
+
+def parse_args(argv: list[str]) -> NeverSlowerConfig:
+    parser = argparse.ArgumentParser(prog="python -m bench.never_slower", description=__doc__)
+    parser.add_argument("--model-id", help="as the launcher's; unset: its default model")
+    parser.add_argument("--threads", type=positive, default=usable_cores(), help="of the shard (%(default)s)")
+    parser.add_argument("--speculate", type=positive, help="as the launcher's; unset: its default, all heads")
+    parser.add_argument("--pairs", type=positive, default=5, help="of runs with and without (%(default)s)")
+    parser.add_argument("--concurrency", type=positive, nargs="+", default=list(CONCURRENCY), help="requests at once")
+    parser.add_argument("--workloads", nargs="+", choices=[*WORKLOADS, RANDOM], default=[*WORKLOADS, RANDOM])
+    parser.add_argument("--new-tokens", type=positive, help="of each request; unset: fewer the more are at once")
+    parser.add_argument("--flags", default="", help="more of the launcher's, as one word in quotes")
+    parser.add_argument(
+        "--fixed", type=positive, nargs="*", default=[], help="compare with servers that always check K drafts"
+    )
+    options = parser.parse_args(argv)
+    return NeverSlowerConfig(
+        model_id=options.model_id,
+        threads=options.threads,
+        speculate=options.speculate,
+        pairs=options.pairs,
+        concurrency=tuple(options.concurrency),
+        workloads=tuple(options.workloads),
+        new_tokens=options.new_tokens,
+        flags=tuple(shlex.split(options.flags)),
+        fixed=tuple(options.fixed),
+    )
+
+
+def from_bench(config: BenchConfig) -> NeverSlowerConfig:
+    """What follows the comparison with the peers: the model's own drafts, everything at its default."""
+    return NeverSlowerConfig(
+        model_id=config.model_id,
+        threads=config.threads,
+        speculate=None,
+        pairs=config.never_slower_pairs,
+        concurrency=CONCURRENCY,
+        workloads=(*WORKLOADS, RANDOM),
+        new_tokens=None,
+        flags=(),
+        fixed=(),
+    )

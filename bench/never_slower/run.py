@@ -1,0 +1,93 @@
+"""Takes the runs: for each kind of text and concurrency the same prompts with and without speculation, in turns.
+
+The prefix cache is on, as users have it, and full before a point begins: what is measured is decoding.
+"""
+
+import itertools
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from bench.client import Client
+from bench.never_slower.config import FIXED_CONCURRENCY, NeverSlowerConfig
+from bench.never_slower.report import AUTO, OFF, Points, fixed_name
+from bench.prompts import RANDOM, WORKLOADS, Prompt, load_prompts, random_prompts
+from bench.server import launched
+
+Say = Callable[[str], None]
+_PROMPTS = 8
+_WARM_UP_TOKENS = 8
+
+
+async def measure(config: NeverSlowerConfig, say: Say) -> Points:
+    """Speculation as the server chooses it, against none."""
+    flags = [f"--speculate={config.speculate}"] if config.speculate is not None else []
+    async with _client(config, flags, say) as client:
+        prompts = await _prompts(client, config)
+        points: Points = {}
+        for workload, concurrency in itertools.product(config.workloads, config.concurrency):
+            say(f"never slower: {workload}, {concurrency} at once")
+            points[workload, concurrency] = await _point(
+                config, {OFF: client, AUTO: client}, prompts[workload], concurrency
+            )
+        return points
+
+
+async def measure_fixed(config: NeverSlowerConfig, say: Say) -> Points:
+    """The same, beside servers that always check K drafts; all servers run, one at a time is asked."""
+    flags = [f"--speculate={config.speculate}"] if config.speculate is not None else []
+    async with AsyncExitStack() as stack:
+        auto = await stack.enter_async_context(_client(config, flags, say))
+        clients = {OFF: auto, AUTO: auto}
+        for k in config.fixed:
+            fixed = _client(config, _exactly(k), say)
+            clients[fixed_name(k)] = await stack.enter_async_context(fixed)
+        prompts = await _prompts(auto, config)
+        points: Points = {}
+        for workload, concurrency in itertools.product(config.workloads, FIXED_CONCURRENCY):
+            say(f"fixed drafts: {workload}, {concurrency} at once")
+            points[workload, concurrency] = await _point(config, clients, prompts[workload], concurrency)
+        return points
+
+
+async def _point(
+    config: NeverSlowerConfig, clients: dict[str, Client], prompts: list[Prompt], concurrency: int
+) -> dict[str, list[float]]:
+    """Tokens per second by way, one value for each pair (or round, where there are more than two ways)."""
+    new_tokens = config.num_new_tokens(concurrency)
+    ways = list(clients)
+    needed = prompts[: concurrency + config.pairs - 1]
+    for client in dict.fromkeys(clients.values()):
+        await client.generate_together(needed, speculate=None, max_new_tokens=_WARM_UP_TOKENS)
+    speeds: dict[str, list[float]] = {way: [] for way in ways}
+    for number in range(config.pairs):
+        asked = list(itertools.islice(itertools.cycle(prompts), number, number + concurrency))
+        first = number % len(ways)
+        for way in ways[first:] + ways[:first]:
+            start_s = time.perf_counter()
+            samples = await clients[way].generate_together(
+                asked, speculate=0 if way == OFF else None, max_new_tokens=new_tokens
+            )
+            speeds[way].append(sum(sample.num_tokens for sample in samples) / (time.perf_counter() - start_s))
+    return speeds
+
+
+def _exactly(k: int) -> list[str]:
+    """Flags of a server that checks `k` drafts in every step: no draft is too unlikely, and no tree holds more."""
+    return [f"--speculate={k}", f"--tree-size={k}", "--draft-min-probability=0"]
+
+
+async def _prompts(client: Client, config: NeverSlowerConfig) -> dict[str, list[Prompt]]:
+    vocab_size = (await client.model_info()).vocab_size
+    texts = load_prompts(_PROMPTS)
+    everything = {**{name: texts[name] for name in WORKLOADS}, RANDOM: random_prompts(_PROMPTS, vocab_size=vocab_size)}
+    return {name: everything[name] for name in config.workloads}
+
+
+@asynccontextmanager
+async def _client(config: NeverSlowerConfig, flags: list[str], say: Say) -> AsyncIterator[Client]:
+    flags = [*config.server_flags, *flags]
+    say(f"starting the launcher with {' '.join(flags)}")
+    with launched(model_id=config.model_id, threads=config.threads, flags=flags, prefix_caching=True) as server:
+        async with Client(server.grpc_address, max_new_tokens=1) as client:
+            yield client

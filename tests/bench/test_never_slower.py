@@ -1,0 +1,48 @@
+"""Tables of ratios of speculation on over off, and against fixed drafts."""
+
+import pytest
+
+from bench.never_slower.config import parse_args
+from bench.never_slower.report import AUTO, OFF, fixed_name, fixed_report, report, speed_ups
+
+_POINTS = {
+    ("chat", 1): {OFF: [10.0, 10.0, 10.0], AUTO: [12.0, 12.1, 11.9]},
+    ("chat", 8): {OFF: [10.0, 10.0, 10.0], AUTO: [9.0, 9.1, 8.9]},
+    ("code", 1): {OFF: [10.0, 10.0, 10.0], AUTO: [9.0, 11.0, 10.0]},
+}
+
+
+def test_speed_ups_are_of_pairs() -> None:
+    found = speed_ups({("chat", 1): {OFF: [10.0, 20.0], AUTO: [11.0, 22.0]}})
+    assert found["chat", 1].mean == pytest.approx(1.1)
+    assert found["chat", 1].high == pytest.approx(1.1)
+
+
+def test_report_names_what_is_not_kept() -> None:
+    text = report(_POINTS, parse_args(["--pairs", "3"]))
+    assert "1 kept, 1 not settled, 1 MISSED" in text
+    assert "MISSED: chat at 8" in text
+    assert "not settled: code at 1" in text
+    assert "1.200" in text
+
+
+def test_gain_kept_is_against_the_best_fixed() -> None:
+    points = {
+        ("chat", 1): {
+            OFF: [10.0, 10.0],
+            AUTO: [12.0, 12.0],
+            fixed_name(1): [11.0, 11.0],
+            fixed_name(3): [15.0, 15.0],
+        }
+    }
+    row = fixed_report(points).splitlines()[-1]
+    assert "fixed 3" in row
+    assert row.rstrip(" |").endswith("0.800 [0.800–0.800]")
+
+
+def test_flags() -> None:
+    config = parse_args(["--flags=--tree-size 4 --tree-width 2", "--concurrency", "1", "64", "--fixed", "1", "3"])
+    assert config.server_flags == ["--max-batch-size=64", "--tree-size", "4", "--tree-width", "2"]
+    assert config.fixed == (1, 3)
+    assert config.num_new_tokens(1) > config.num_new_tokens(64)
+    assert parse_args(["--new-tokens", "7"]).num_new_tokens(64) == 7

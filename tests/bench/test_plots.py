@@ -1,0 +1,26 @@
+"""Pictures: those that there are figures for, small."""
+
+from pathlib import Path
+
+import pytest
+
+from bench.machine import Machine
+from bench.never_slower.report import AUTO, OFF
+from bench.plots import PlotData, draw
+from tests.bench import turns
+
+_MACHINE = Machine("a machine", bandwidth=100e6, weights_bytes=1_000_000)
+
+
+def test_pictures_of_a_run(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    points = {("chat", n): {OFF: [10.0, 10.0], AUTO: [12.0, 11.0]} for n in (1, 8)}
+    data = PlotData([turns.turn(1, turns.OFF, 50)], _MACHINE, {("ngram", 1): (10, 5), ("ngram", 2): (4, 1)}, points)
+    links = draw(data, tmp_path / "plots", print)
+    assert [link.rpartition("/")[2] for link in links] == ["speed_up.svg)", "acceptance.svg)", "limit.svg)"]
+    assert all(file.stat().st_size < 40_000 for file in (tmp_path / "plots").iterdir())
+
+
+def test_what_was_not_measured_is_not_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    assert draw(PlotData([], _MACHINE, {}, {}), tmp_path / "plots", print) == []

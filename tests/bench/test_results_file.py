@@ -1,0 +1,37 @@
+"""The part of the results file that a run writes, and the parts it must leave alone."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bench.results_file import BEGIN, END, replace_marked, write_samples, write_section
+from tests.bench.turns import OFF, turn
+
+
+def test_history_stays_below_the_first_run() -> None:
+    text = replace_marked("# Results\n\nOld words.\n", "## New")
+    assert text == f"# Results\n\n{BEGIN}\n\n## New\n\n{END}\n\nOld words.\n"
+
+
+def test_the_next_run_replaces_only_the_last() -> None:
+    text = replace_marked(replace_marked("# Results\n\nOld words.\n", "## One"), "## Two\n")
+    assert text == f"# Results\n\n{BEGIN}\n\n## Two\n\n{END}\n\nOld words.\n"
+
+
+def test_an_empty_file_gets_a_title() -> None:
+    assert replace_marked("", "## New") == f"# Results\n\n{BEGIN}\n\n## New\n\n{END}\n"
+
+
+def test_a_lost_end_marker_is_not_guessed() -> None:
+    with pytest.raises(ValueError, match="latest run: end"):
+        replace_marked(f"# Results\n{BEGIN}\nhistory?", "## New")
+
+
+def test_files(tmp_path: Path) -> None:
+    write_section(tmp_path / "RESULTS.md", "## New")
+    assert "## New" in (tmp_path / "RESULTS.md").read_text()
+    write_samples(tmp_path / "samples.json", [turn(1, OFF, 10)])
+    (found,) = json.loads((tmp_path / "samples.json").read_text())
+    assert found["system"]["name"] == "drafthouse"
+    assert found["samples"][0]["arrivals"][0] == {"time_s": 0.1, "num_tokens": 1}
