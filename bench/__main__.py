@@ -76,7 +76,7 @@ async def _compare(config: BenchConfig, description: str, absent: dict[str, str]
     weights_bytes = bytes_read_per_step(folder, _DTYPE)
     bandwidths = [measured_bandwidth(weights_bytes, config.threads)]
     prompts = load_prompts(config.prompts_per_workload)
-    systems = ours(config.speculate)
+    systems = ours()
     flags = [f"--speculate={config.speculate}"]
     with ExitStack() as stack:
         field = take_field(config, folder=folder, gguf=_gguf(config, log), absent=absent, stack=stack, say=_say)
@@ -95,8 +95,6 @@ async def _compare(config: BenchConfig, description: str, absent: dict[str, str]
             info = await client.model_info()
             _say(f"service ready in {server.start_s:.1f} s, warming up")
             await measurement.warm_up([group[0] for group in prompts.values()][: 1 if config.rounds == 1 else None])
-            if config.slow_factor is not None:
-                measurement.leave_out_slow(config.slow_factor)
             notes = field.quieten()
             for number in range(config.rounds):
                 await _round(measurement, prompts, config, number)

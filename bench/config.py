@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.peers.catalogue import PEERS, VLLM
+from bench.peers.catalogue import PEERS, TRANSFORMERS, VLLM
 from launcher.machine import usable_cores
 from launcher.options import ENV_PREFIX
 
-# Starts for longer than the quick form may take.
-_NOT_QUICK = {VLLM.name}
+# The one starts for longer than the quick form may take, the other is never near the best.
+_NOT_QUICK = {VLLM.name, TRANSFORMERS.name}
 _RESULTS = Path(__file__).with_name("RESULTS.md")
 
 
@@ -19,7 +19,6 @@ _RESULTS = Path(__file__).with_name("RESULTS.md")
 class BenchConfig:
     """`slow_turn_s`: a peer that takes longer over a batch is not asked at that batch size or above it again.
 
-    `slow_factor`: nor is one at all that is as many times slower than the fastest from the start; None asks them all.
     `never_slower_pairs` of bench.never_slower follow the comparison, 0 leaves it out.
     """
 
@@ -29,12 +28,11 @@ class BenchConfig:
     prompts_per_workload: int
     max_new_tokens: int
     concurrency: tuple[int, ...]
-    speculate: int
+    speculate: str
     lookup: int
     peers: tuple[str, ...]
     may_install: bool
     slow_turn_s: float
-    slow_factor: float | None
     never_slower_pairs: int
     output: Path | None
     command: str
@@ -50,12 +48,15 @@ def parse_args(argv: list[str]) -> BenchConfig:
         "--threads", type=positive, default=usable_cores(), help="of the shard and of every peer (%(default)s)"
     )
     parser.add_argument("--rounds", type=positive, default=3, help="times that everything is measured (%(default)s)")
-    parser.add_argument("--speculate", type=positive, default=3, help="drafts per step where it is on (%(default)s)")
+    parser.add_argument("--speculate", default="auto", help="the launcher's, where it is on (%(default)s)")
     parser.add_argument(
         "--lookup", type=positive, default=3, help="tokens that the peers' prompt lookup drafts (%(default)s)"
     )
     parser.add_argument(
-        "--peers", nargs="*", choices=list(PEERS), default=list(PEERS), help="beside the service (all of them)"
+        "--peers",
+        nargs="*",
+        choices=list(PEERS),
+        help="beside the service (all; if quick, those that start fast and are fast)",
     )
     parser.add_argument(
         "--pairs", type=int, default=5, help="of bench.never_slower, which follows; 0 leaves it out (%(default)s)"
@@ -79,10 +80,11 @@ def parse_args(argv: list[str]) -> BenchConfig:
         concurrency=(8,) if quick else (8, 32),
         speculate=options.speculate,
         lookup=options.lookup,
-        peers=tuple(name for name in options.peers if not (quick and name in _NOT_QUICK)),
+        peers=tuple(name for name in PEERS if not (quick and name in _NOT_QUICK))
+        if options.peers is None
+        else tuple(options.peers),
         may_install=not quick,
         slow_turn_s=30.0 if quick else 180.0,
-        slow_factor=2.5 if quick else None,
         never_slower_pairs=0 if quick else options.pairs,
         output=options.output or (None if quick else _RESULTS),
         command=" ".join(["python -m bench", *argv]),

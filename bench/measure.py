@@ -67,25 +67,14 @@ class Measurement:
         self._num_places = 0
         # The batch from which on a system is not asked any more.
         self._slow_from: dict[System, int] = {}
-        self._warm_up_s: dict[System, float] = {}
         self.turns: list[Turn] = []
         self.dropped: dict[System, str] = {}
 
     async def warm_up(self, prompts: Sequence[Prompt]) -> None:
-        """One answer of each system to each prompt, not kept but for `leave_out_slow`."""
+        """One answer of each system to each prompt, not kept."""
         for prompt in prompts:
             for system in list(self._systems):
-                turn = await self._try(system, [prompt], place=0)
-                if turn is not None:
-                    self._warm_up_s[system] = turn.wall_s
-
-    def leave_out_slow(self, factor: float) -> None:
-        """Peers that took `factor` times as long as the fastest system over the last prompt of the warm-up."""
-        fastest_s = min(self._warm_up_s.values())
-        for system, seconds in self._warm_up_s.items():
-            if not system.is_ours and seconds > factor * fastest_s and system in self._systems:
-                self._systems.remove(system)
-                self.dropped[system] = f"{seconds / fastest_s:.1f} times as slow as the fastest in the warm-up"
+                await self._try(system, [prompt], place=0)
 
     async def one_at_a_time(self, prompts: Sequence[Prompt], *, shift: int) -> None:
         """Every system answers every prompt; who begins changes from prompt to prompt, and with `shift`."""

@@ -55,7 +55,7 @@ def _heading(run: Run) -> str:
         "",
         f"- `{config.command}`; rounds {config.rounds}, {config.prompts_per_workload} prompts per workload, "
         f"{config.max_new_tokens} new tokens, greedy, {config.threads} threads, "
-        f"at most {config.speculate} drafts; peers look up {config.lookup}",
+        f"--speculate {config.speculate}; peers look up {config.lookup}",
         f"- {machine.description}",
         f"- weights {info.weights or 'as stored'}; kernels {kernels or 'plain'}; ready in {run.start_s:.1f} s",
         f"- read bandwidth {machine.bandwidth / 1e9:.1f} GB/s, weights {machine.weights_bytes / 1e6:.0f} MB "

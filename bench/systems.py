@@ -7,11 +7,12 @@ from bench.peers.catalogue import Peer
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """`peer` is None for the service itself. `speculate`: drafts at most, 0 without. `max_batch`: None is any."""
+    """`peer` is None for the service itself. `speculate`: drafts at most, 0 without, None as the server was started.
+    `max_batch`: None is any."""
 
     name: str
     peer: str | None
-    speculate: int
+    speculate: int | None
     max_batch: int | None = None
 
     @property
@@ -20,14 +21,14 @@ class System:
 
     @property
     def speculates(self) -> bool:
-        return self.speculate > 0
+        return self.speculate != 0
 
     def can_answer(self, batch: int) -> bool:
         return self.max_batch is None or batch <= self.max_batch
 
 
-def ours(speculate: int) -> tuple[System, System]:
-    return System("drafthouse", None, 0), System("drafthouse, speculation", None, speculate)
+def ours() -> tuple[System, System]:
+    return System("drafthouse", None, 0), System("drafthouse, speculation", None, None)
 
 
 def of_peer(peer: Peer, lookup: int) -> tuple[System, System]:

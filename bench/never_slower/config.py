@@ -21,7 +21,7 @@ class NeverSlowerConfig:
 
     model_id: str | None
     threads: int
-    speculate: int | None
+    speculate: str | None
     pairs: int
     concurrency: tuple[int, ...]
     workloads: tuple[str, ...]
@@ -43,7 +43,7 @@ def parse_args(argv: list[str]) -> NeverSlowerConfig:
     parser = argparse.ArgumentParser(prog="python -m bench.never_slower", description=__doc__)
     parser.add_argument("--model-id", help="as the launcher's; unset: its default model")
     parser.add_argument("--threads", type=positive, default=usable_cores(), help="of the shard (%(default)s)")
-    parser.add_argument("--speculate", type=positive, help="as the launcher's; unset: its default, all heads")
+    parser.add_argument("--speculate", help="as the launcher's; unset: its default, all heads")
     parser.add_argument("--pairs", type=positive, default=5, help="of runs with and without (%(default)s)")
     parser.add_argument("--concurrency", type=positive, nargs="+", default=list(CONCURRENCY), help="requests at once")
     parser.add_argument("--workloads", nargs="+", choices=[*WORKLOADS, RANDOM], default=[*WORKLOADS, RANDOM])

@@ -60,10 +60,3 @@ def test_slow_batches_are_not_repeated() -> None:
     assert [t.batch for t in measurement.turns if t.system == PEER] == [1, 8, 1]
     assert [t.batch for t in measurement.turns if t.system == OFF] == [1, 8, 8, 32, 1]
     assert measurement.skipped() == {PEER: 8}
-
-
-def test_the_slow_can_be_left_out_after_the_warm_up() -> None:
-    measurement = _Scripted({OFF: 1.0, PEER: 2.0, LOOKUP: 4.0})
-    asyncio.run(measurement.warm_up(_PROMPTS[:1]))
-    measurement.leave_out_slow(2.5)
-    assert measurement.dropped == {LOOKUP: "4.0 times as slow as the fastest in the warm-up"}

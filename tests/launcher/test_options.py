@@ -18,7 +18,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[LauncherConfig]:
         if name.startswith("DRAFTHOUSE_"):
             monkeypatch.delenv(name)
     monkeypatch.setattr(entry, "inspect_machine", lambda environ: Machine(num_gpus=0, num_cores=8))
-    monkeypatch.setattr(entry, "launch", lambda config, environ, log: seen.append(config) or 0)
+    monkeypatch.setattr(entry, "launch", lambda config, environ, log, programs: seen.append(config) or 0)
     return seen
 
 
@@ -38,6 +38,8 @@ def test_a_flag_wins_over_its_environment_variable(launched: list[LauncherConfig
     env = {"DRAFTHOUSE_SPECULATE": "2", "DRAFTHOUSE_PORT": "8080", "DRAFTHOUSE_JSON_OUTPUT": "true"}
     assert run("--speculate", "5", env=env).exit_code == 0
     assert (launched[0].speculate, launched[0].port, launched[0].json_output) == (5, 8080, True)
+    assert run("--speculate", "auto", env=env).exit_code == 0
+    assert launched[1].speculate == "auto"
 
 
 def test_help_names_every_flag_and_its_variable() -> None:
