@@ -75,16 +75,16 @@ def _kinds(config: ShardConfig, sizes: SpeculationSizes, proposals: list[Proposa
     most = config.max_batch_size
     batches = sorted({*(2**i for i in range(most.bit_length()) if 2**i < most), most})
     yield from (_Kind(batch) for batch in batches)
-    # Rows beyond those of sequences; so few batches that their context is read from memory, not from a cache.
-    yield from (_Kind(1, drafts) for drafts in sorted({sizes.tree_size // 2, sizes.tree_size}) if drafts)
-    per_sequence = min(sizes.tree_size, config.max_batch_draft_tokens // most)
-    if per_sequence:
-        yield _Kind(most, per_sequence)
+    # Rows beyond those of sequences.
+    yield _Kind(1, sizes.tree_size)
+    if config.max_batch_draft_tokens >= most:
+        yield _Kind(most, 1)
     yield from (_Kind(batch, context=_LONG) for batch in sorted({1, min(8, most)}))
     for proposal in proposals:
         # A single sequence with the checking of a chain; of more the rows would say nothing new.
         yield _Kind(1, sizes.num_speculative_tokens, proposal=proposal)
-        yield from (_Kind(batch, proposal=proposal) for batch in sorted({min(8, most), most} - {1}))
+        if most > 1:
+            yield _Kind(min(8, most), proposal=proposal)
 
 
 class _Steps:
