@@ -31,8 +31,8 @@ _FIRST_WAIT, _LONGEST_WAIT, _TRIES_COST = 8, 64, 0.004
 # What is asked for must bring so much more than it costs: estimates err, and tokens that come early at the end of a
 # sequence, beside others that go on, save nothing.
 _MARGIN = 1.2
-# A price above this is paid by no draft.
-_MAX_PRICE = 0.97
+# At a price above this nobody is asked: even drafts that are surely right would save little of what asking risks.
+_MAX_PRICE = 0.85
 
 
 @dataclass(frozen=True, slots=True)
