@@ -178,8 +178,7 @@ def test_a_chain_of_right_heads_checks_nothing_in_vain(known: KnownBases, tmp_pa
                 assert told.num_steps == steps(NEW, NUM_HEADS)
                 assert told.num_drafted == told.num_accepted == NEW - told.num_steps
 
-    # By default a draft must be worth its row: these are.
-    flags = serve(base.checkpoint, folder, tree_width=1, tree_size=NUM_HEADS, draft_min_probability=None)
+    flags = serve(base.checkpoint, folder, tree_width=1, tree_size=NUM_HEADS)
     with ShardProcesses(tmp_path, **flags):
         run(scenario, timeout_s=LIMIT_S)
 
