@@ -12,7 +12,7 @@ import grpc
 
 from drafthouse.v1 import sampling_pb2, shard_pb2, shard_pb2_grpc
 
-MAX_BATCH_SIZE, MAX_TOTAL_TOKENS, SPECULATE = 32, 2048, 3
+MAX_BATCH_SIZE, MAX_TOTAL_TOKENS, SPECULATE = 64, 2048, 3
 _BLOCK_SIZE = 16
 # Of the drafts in a step so many are right; a text that copies has about as many.
 _ACCEPTED = 1
@@ -83,7 +83,16 @@ class FakeShard(shard_pb2_grpc.ShardServiceServicer):
         )
 
     async def Warmup(self, request: shard_pb2.WarmupRequest, context: Any) -> shard_pb2.WarmupResponse:
-        return shard_pb2.WarmupResponse()
+        # A device to which rows cost next to nothing, so that whoever wants drafts is asked for them.
+        return shard_pb2.WarmupResponse(
+            step_costs=[
+                shard_pb2.StepCost(
+                    sequences=n, rows=n, context=n, proposal=proposal, duration_ns=10_000_000 + n + asked
+                )
+                for n in (1, 4096)
+                for proposal, asked in ((shard_pb2.PROPOSAL_NONE, 0), (shard_pb2.PROPOSAL_LOOKUP, 1))
+            ]
+        )
 
     async def Prefill(
         self, request: AsyncIterator[shard_pb2.PrefillRequest], context: Any

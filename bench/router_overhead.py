@@ -1,4 +1,4 @@
-"""`python -m bench.router_overhead`: the router's CPU time per step at 1, 8 and 32 sequences, without a model.
+"""`python -m bench.router_overhead`: the router's CPU time per step at 1, 8, 32 and 64 sequences, without a model.
 
 A real router, a real client and a shard that answers at once, each a process of its own. Steps/s is what the three
 reach together, an upper bound for any model behind this router.
@@ -29,6 +29,7 @@ from launcher.readiness import is_healthy
 
 _HOST = "127.0.0.1"
 _NEW_TOKENS = 1000
+_BATCHES = (1, 8, 32, MAX_BATCH_SIZE)
 _PROMPT = Prompt("short", "chat", "a prompt of a few words")
 _START_TIMEOUT_S = 60.0
 
@@ -81,7 +82,7 @@ async def _measure(router: _Router) -> str:
     rows = []
     async with Client(router.grpc_address, max_new_tokens=_NEW_TOKENS) as client:
         await client.generate_together([_PROMPT], speculate=0)
-        for batch in (1, 8, MAX_BATCH_SIZE):
+        for batch in _BATCHES:
             for speculate in (0, SPECULATE):
                 rows.append(await _row(router, client, batch, speculate))
     header = ["sequences", "drafts", "steps", "router CPU ms/step", "us per sequence", "steps/s", "client CPU ms/step"]

@@ -15,8 +15,8 @@ _PRIOR_WEIGHT = 3.0
 
 
 class Acceptance:
-    """Faded sums of some methods, and what follows from them, worked out once for each outcome: budgets are made at
-    every step. `prior` is what all sequences brought; None: this is that of all.
+    """Faded sums of some methods, and what follows from them. `prior` is what all sequences brought; None: this is that
+    of all.
 
     gain: accepted drafts, and rows: checked drafts, per proposal. probabilities: that a draft of the best method is
     accepted, by depth from 1; where nobody knows it is worth a try.
@@ -34,10 +34,10 @@ class Acceptance:
         self.rows: float = prior.rows if prior else 0.0
         self.probabilities: list[float] = list(prior.probabilities) if prior else [float(bool(self._drafted))] * depth
 
-    def observe(self, counts: Iterable[DraftCounts]) -> None:
-        """The outcome of one proposal; a method that had no draft to check has no counts, others' are passed over."""
-        kept = self._kept
-        self._proposals = self._proposals * kept + 1
+    def observe(self, counts: Iterable[DraftCounts], *, num_proposals: int = 1) -> None:
+        """Outcomes of proposals; a method that had no draft to check has no counts, others' are passed over."""
+        kept = self._kept**num_proposals
+        self._proposals = self._proposals * kept + num_proposals
         for sums in (*self._drafted.values(), *self._accepted.values()):
             sums[:] = [value * kept for value in sums]
         for one in counts:

@@ -113,6 +113,9 @@ class BudgetController:
         self.costs = costs
         self._all = _Record(config)
         self._records: dict[int, _Record] = {}
+        # What proposals brought since the last step began, not yet in the record of all; by who was asked, how many.
+        self._outcomes: list[DraftCounts] = []
+        self._num_outcomes = {Proposal.LOOKUP: 0, Proposal.HEADS: 0}
         self._heads = _Attempts()
         # Who was asked in this step.
         self._asked: list[_Record] = []
@@ -124,6 +127,7 @@ class BudgetController:
 
     def begin_step(self, sequences: Sequence_[Sequence]) -> StepBudget:
         """Settles price and proposers for a step of these sequences; `allow` is for each of them after that."""
+        self._take_outcomes()
         wanting = [sequence for sequence in sequences if sequence.num_speculative_tokens]
         if not wanting or not self.config.max_depth:
             self.budget = StepBudget()
@@ -205,12 +209,22 @@ class BudgetController:
     def observe(self, sequence: Sequence, asked: Proposal, counts: list[DraftCounts]) -> None:
         """A step checked what had been proposed for a sequence when `asked` were asked; they may have had nothing."""
         record = self._record(sequence)
-        for one in (record, self._all):
-            one.lookup.observe(counts)
-            if asked is Proposal.HEADS:
-                one.heads.observe(counts)
+        record.lookup.observe(counts)
+        if asked is Proposal.HEADS:
+            record.heads.observe(counts)
+        self._outcomes += counts
+        self._num_outcomes[asked] += 1
         if any(sum(one.accepted) for one in counts):
             record.attempts.note_success()
+
+    def _take_outcomes(self) -> None:
+        """Once a step, not once an outcome: what all brought changes little with each."""
+        if num_proposals := sum(self._num_outcomes.values()):
+            self._all.lookup.observe(self._outcomes, num_proposals=num_proposals)
+        if num_heads := self._num_outcomes[Proposal.HEADS]:
+            self._all.heads.observe(self._outcomes, num_proposals=num_heads)
+        self._outcomes.clear()
+        self._num_outcomes = dict.fromkeys(self._num_outcomes, 0)
 
     def forget(self, sequence: Sequence) -> None:
         """It ended."""
