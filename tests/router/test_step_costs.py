@@ -58,3 +58,44 @@ def test_more_rows_never_cost_less_however_disturbed_the_measurements(
     costs = StepCosts([plain(n, n, context, ms) for n, ms, context in points])
     assert costs.seconds(rows + more, 10) >= costs.seconds(rows, 10) - 1e-12
     assert costs.row_seconds(rows) >= -1e-12
+
+
+# Milliseconds by rows, as they are.
+TRUE = {1: 10.0, 4: 12.0, 8: 20.0, 16: 35.0}
+
+
+@pytest.mark.parametrize("disturbed", list(TRUE))
+@pytest.mark.parametrize("pace", [0.7, 1.0, 2.0])
+def test_a_disturbed_start_is_corrected_by_the_steps_that_follow(disturbed: int, pace: float) -> None:
+    """Whatever the machine's pace is by then; it changes no ratio."""
+    right = StepCosts([plain(n, n, 0, ms) for n, ms in TRUE.items()])
+    costs = StepCosts([plain(n, n, 0, ms * (1.4 if n == disturbed else 1)) for n, ms in TRUE.items()])
+    for number in range(3000):
+        rows = 1 + 7 * number % 16
+        costs.observe(rows, 0, Proposal.NONE, 0, right.seconds(rows, 0) * pace)
+    for rows in (4, 8, 16):
+        expected = right.seconds(rows, 0) / right.seconds(1, 0)
+        assert costs.seconds(rows, 0) / costs.seconds(1, 0) == pytest.approx(expected, rel=0.06)
+
+
+def test_a_slower_machine_changes_no_decision_and_a_single_delay_nearly_nothing() -> None:
+    costs = StepCosts([plain(n, n, 0, ms) for n, ms in TRUE.items()])
+    ratio = costs.row_seconds(4) / costs.seconds(4, 0)
+    for number in range(500):
+        costs.observe(4, 0, Proposal.NONE, 0, 0.024 if number > 250 else 0.012)
+    costs.observe(4, 0, Proposal.NONE, 0, 5.0)
+    assert costs.row_seconds(4) / costs.seconds(4, 0) == pytest.approx(ratio, rel=0.1)
+
+
+def test_what_asking_takes_is_not_laid_to_the_rows() -> None:
+    costs = StepCosts(
+        [
+            *(plain(n, n, 0, ms) for n, ms in TRUE.items()),
+            *(StepCost(n, n, 0, Proposal.HEADS, TRUE[n] * 1.1e-3) for n in TRUE),
+        ]
+    )
+    before = list(costs.by_rows)
+    for number in range(300):
+        asked = number % 2
+        costs.observe(8, 0, Proposal.HEADS if asked else Proposal.NONE, 8 * asked, 0.022 if asked else 0.020)
+    assert costs.by_rows == [(rows, pytest.approx(seconds)) for rows, seconds in before]
