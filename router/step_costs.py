@@ -86,11 +86,18 @@ class StepCosts:
         ratio = min(max(seconds / (expected * self._pace), 1 / _MOST), _MOST)
         self._pace *= 1 + _PACE_RATE * (ratio - 1)
         low, high, weight = _between(self.by_rows, rows)
-        weight = min(weight, 1.0)
-        for index, part in ((low, 1 - weight), (high, weight)):
-            at, value = self.by_rows[index]
-            self._num_steps[index] = min(self._num_steps[index] + part, _MOST_STEPS)
-            self.by_rows[index] = at, value * (1 + part / self._num_steps[index] * (ratio - 1))
+        changes = {}
+        for index, part in ((low, 1 - min(weight, 1.0)), (high, min(weight, 1.0))):
+            if part:
+                self._num_steps[index] = min(self._num_steps[index] + part, _MOST_STEPS)
+                changes[index] = (ratio - 1) * part / self._num_steps[index]
+        for index, (at, value) in enumerate(self.by_rows):
+            if self._num_steps[index] == _WARM_UP_STEPS:
+                # No step was like it yet: it goes half the way with its neighbour, lest it seem cheap or dear.
+                change = max((one * 0.5 ** abs(index - seen) for seen, one in changes.items()), key=abs)
+            else:
+                change = changes.get(index, 0.0)
+            self.by_rows[index] = at, value * (1 + change)
         self.by_rows = _rising(self.by_rows)
 
 

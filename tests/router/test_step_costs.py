@@ -99,3 +99,12 @@ def test_what_asking_takes_is_not_laid_to_the_rows() -> None:
         asked = number % 2
         costs.observe(8, 0, Proposal.HEADS if asked else Proposal.NONE, 8 * asked, 0.022 if asked else 0.020)
     assert costs.by_rows == [(rows, pytest.approx(seconds)) for rows, seconds in before]
+
+
+def test_kinds_of_steps_that_were_not_seen_go_along_with_their_neighbours() -> None:
+    costs = StepCosts([plain(n, n, 0, ms) for n, ms in TRUE.items()])
+    for number in range(2000):
+        rows = 1 + 7 * (number % 2)
+        costs.observe(rows, 0, Proposal.NONE, 0, 0.010 if rows == 1 else 0.026)
+    assert costs.seconds(8, 0) / costs.seconds(1, 0) == pytest.approx(2.6, rel=0.03)
+    assert costs.seconds(16, 0) / costs.seconds(1, 0) > 1.1 * 3.5
