@@ -1,5 +1,8 @@
 """From speeds to ratios with their confidence, and what they say of "never slower". Pure."""
 
+import statistics
+from dataclasses import dataclass, field
+
 from bench.never_slower.config import NeverSlowerConfig
 from bench.statistic import MeanRatio, mean_ratio, table, verdict
 
@@ -7,16 +10,25 @@ OFF, AUTO = "off", "auto"
 # Speculation may cost two percent: less cannot be told from noise in a run of minutes.
 LEAST = 0.98
 
-# Tokens per second of each run by way, by workload and concurrency; the n-th of each way were taken in turns.
-Points = dict[tuple[str, int], dict[str, list[float]]]
+
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """Of one way, one value a run: tokens per second of all requests, tokens per step of one."""
+
+    speeds: list[float] = field(default_factory=list)
+    tokens_per_step: list[float] = field(default_factory=list)
+
+
+# By workload and concurrency, then by way; the n-th runs of all ways were taken in turns.
+Points = dict[tuple[str, int], dict[str, Runs]]
 
 
 def fixed_name(k: int) -> str:
     return f"fixed {k}"
 
 
-def ratios(point: dict[str, list[float]], way: str, base: str) -> list[float]:
-    return [ours / theirs for ours, theirs in zip(point[way], point[base], strict=True)]
+def ratios(point: dict[str, Runs], way: str, base: str) -> list[float]:
+    return [ours / theirs for ours, theirs in zip(point[way].speeds, point[base].speeds, strict=True)]
 
 
 def speed_ups(points: Points) -> dict[tuple[str, int], MeanRatio]:
@@ -25,24 +37,31 @@ def speed_ups(points: Points) -> dict[tuple[str, int], MeanRatio]:
 
 
 def report(points: Points, config: NeverSlowerConfig) -> str:
-    """Markdown: a row per kind of text, a column per concurrency, then the verdict of each point that is not kept."""
+    """Markdown: a row per kind of text, a column per concurrency; then the tokens per step, which tell a point where
+    drafts were checked from one where on and off did the same; then the verdict of each point that is not kept."""
     found = speed_ups(points)
-    workloads = list(dict.fromkeys(workload for workload, _ in found))
-    columns = sorted({concurrency for _, concurrency in found})
-    rows = [
-        [workload, "", *(str(found[workload, n]) if (workload, n) in found else "–" for n in columns)]
-        for workload in workloads
-    ]
+    per_step = {key: f"{statistics.fmean(point[AUTO].tokens_per_step):.2f}" for key, point in points.items()}
     drafts = "the server's default" if config.speculate is None else f"--speculate {config.speculate}"
     return "\n\n".join(
         [
             "### Never slower",
             f"Throughput with speculation over without, through the server, {drafts}"
             f"{''.join(f' {flag}' for flag in config.flags)}: mean of {config.pairs} pairs [95 % confidence].",
-            table(["workload", "at once:", *map(str, columns)], rows),
+            _by_concurrency({key: str(ratio) for key, ratio in found.items()}),
+            "Tokens per step with speculation; 1.00: no draft was accepted, and hardly one checked.",
+            _by_concurrency(per_step),
             _verdict_lines(found),
         ]
     )
+
+
+def _by_concurrency(cells: dict[tuple[str, int], str]) -> str:
+    columns = sorted({concurrency for _, concurrency in cells})
+    rows = [
+        [workload, "", *(cells.get((workload, n), "–") for n in columns)]
+        for workload in dict.fromkeys(workload for workload, _ in cells)
+    ]
+    return table(["workload", "at once:", *map(str, columns)], rows)
 
 
 def _verdict_lines(found: dict[tuple[str, int], MeanRatio]) -> str:

@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from bench.client import Client
 from bench.never_slower.config import FIXED_CONCURRENCY, NeverSlowerConfig
-from bench.never_slower.report import AUTO, OFF, Points, fixed_name
+from bench.never_slower.report import AUTO, OFF, Points, Runs, fixed_name
 from bench.prompts import RANDOM, WORKLOADS, Prompt, load_prompts, random_prompts
 from bench.server import launched
 
@@ -52,14 +52,14 @@ async def measure_fixed(config: NeverSlowerConfig, say: Say) -> Points:
 
 async def _point(
     config: NeverSlowerConfig, clients: dict[str, Client], prompts: list[Prompt], concurrency: int
-) -> dict[str, list[float]]:
-    """Tokens per second by way, one value for each pair (or round, where there are more than two ways)."""
+) -> dict[str, Runs]:
+    """By way, one value for each pair (or round, where there are more than two ways)."""
     new_tokens = config.num_new_tokens(concurrency)
     ways = list(clients)
     needed = prompts[: concurrency + config.pairs - 1]
     for client in dict.fromkeys(clients.values()):
         await client.generate_together(needed, speculate=None, max_new_tokens=_WARM_UP_TOKENS)
-    speeds: dict[str, list[float]] = {way: [] for way in ways}
+    runs = {way: Runs() for way in ways}
     for number in range(config.pairs):
         asked = list(itertools.islice(itertools.cycle(prompts), number, number + concurrency))
         first = number % len(ways)
@@ -68,8 +68,10 @@ async def _point(
             samples = await clients[way].generate_together(
                 asked, speculate=0 if way == OFF else None, max_new_tokens=new_tokens
             )
-            speeds[way].append(sum(sample.num_tokens for sample in samples) / (time.perf_counter() - start_s))
-    return speeds
+            num_tokens = sum(sample.num_tokens for sample in samples)
+            runs[way].speeds.append(num_tokens / (time.perf_counter() - start_s))
+            runs[way].tokens_per_step.append(num_tokens / sum(sample.num_steps for sample in samples))
+    return runs
 
 
 def _exactly(k: int) -> list[str]:

@@ -3,17 +3,22 @@
 import pytest
 
 from bench.never_slower.config import parse_args
-from bench.never_slower.report import AUTO, OFF, fixed_name, fixed_report, report, speed_ups
+from bench.never_slower.report import AUTO, OFF, Runs, fixed_name, fixed_report, report, speed_ups
+
+
+def _runs(*speeds: float) -> Runs:
+    return Runs(list(speeds), [1.25] * len(speeds))
+
 
 _POINTS = {
-    ("chat", 1): {OFF: [10.0, 10.0, 10.0], AUTO: [12.0, 12.1, 11.9]},
-    ("chat", 8): {OFF: [10.0, 10.0, 10.0], AUTO: [9.0, 9.1, 8.9]},
-    ("code", 1): {OFF: [10.0, 10.0, 10.0], AUTO: [9.0, 11.0, 10.0]},
+    ("chat", 1): {OFF: _runs(10.0, 10.0, 10.0), AUTO: _runs(12.0, 12.1, 11.9)},
+    ("chat", 8): {OFF: _runs(10.0, 10.0, 10.0), AUTO: _runs(9.0, 9.1, 8.9)},
+    ("code", 1): {OFF: _runs(10.0, 10.0, 10.0), AUTO: _runs(9.0, 11.0, 10.0)},
 }
 
 
 def test_speed_ups_are_of_pairs() -> None:
-    found = speed_ups({("chat", 1): {OFF: [10.0, 20.0], AUTO: [11.0, 22.0]}})
+    found = speed_ups({("chat", 1): {OFF: _runs(10.0, 20.0), AUTO: _runs(11.0, 22.0)}})
     assert found["chat", 1].mean == pytest.approx(1.1)
     assert found["chat", 1].high == pytest.approx(1.1)
 
@@ -24,15 +29,16 @@ def test_report_names_what_is_not_kept() -> None:
     assert "MISSED: chat at 8" in text
     assert "not settled: code at 1" in text
     assert "1.200" in text
+    assert "1.25" in text
 
 
 def test_gain_kept_is_against_the_best_fixed() -> None:
     points = {
         ("chat", 1): {
-            OFF: [10.0, 10.0],
-            AUTO: [12.0, 12.0],
-            fixed_name(1): [11.0, 11.0],
-            fixed_name(3): [15.0, 15.0],
+            OFF: _runs(10.0, 10.0),
+            AUTO: _runs(12.0, 12.0),
+            fixed_name(1): _runs(11.0, 11.0),
+            fixed_name(3): _runs(15.0, 15.0),
         }
     }
     row = fixed_report(points).splitlines()[-1]

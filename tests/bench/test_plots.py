@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from bench.machine import Machine
-from bench.never_slower.report import AUTO, OFF
+from bench.never_slower.report import AUTO, OFF, Runs
 from bench.plots import PlotData, draw
 from tests.bench import turns
 
@@ -11,7 +11,7 @@ _MACHINE = Machine("a machine", bandwidth=100e6, weights_bytes=1_000_000)
 
 
 def test_pictures_of_a_run(tmp_path: Path) -> None:
-    points = {("chat", n): {OFF: [10.0, 10.0], AUTO: [12.0, 11.0]} for n in (1, 8)}
+    points = {("chat", n): {OFF: Runs([10.0, 10.0]), AUTO: Runs([12.0, 11.0])} for n in (1, 8)}
     data = PlotData([turns.turn(1, turns.OFF, 50)], _MACHINE, {("ngram", 1): (10, 5), ("ngram", 2): (4, 1)}, points)
     links = draw(data, tmp_path / "plots", print)
     assert [link.rpartition("/")[2] for link in links] == ["speed_up.svg)", "acceptance.svg)", "limit.svg)"]

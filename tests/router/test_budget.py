@@ -51,13 +51,16 @@ class Simulation:
         heads: float = 0.0,
         seed: int = 0,
         measured: StepCosts | None = None,
+        new_tokens: int | None = None,
     ) -> None:
         """`lookup`: by step, the probability that each looked-up token is right given those before; 0: it abstains.
-        `measured`: what the controller is told of the costs, if that is not the truth."""
+        `measured`: what the controller is told of the costs, if that is not the truth. `new_tokens`: after which a
+        sequence ends and another takes its place."""
         self.costs = costs_of(curve)
         self.controller = BudgetController(config, measured or costs_of(curve))
         self.sequences = [Sequence(i, [1] * 100, 100, 10_000, num_speculative_tokens=K) for i in range(num_sequences)]
         self.lookup, self.heads = lookup, heads
+        self.new_tokens = new_tokens
         self.random = random.Random(seed)
         self.seconds = 0.0
         self.num_tokens = 0
@@ -86,12 +89,24 @@ class Simulation:
             while accepted < len(drafts) and self.random.random() < drafts[accepted][1]:
                 accepted += 1
             self.num_tokens += 1 + accepted
+            sequence.token_ids += [1] * (1 + accepted)
             if proposal is not Proposal.NONE:
                 self.controller.observe(sequence, proposal, self._counts(drafts, accepted))
+        if self.new_tokens:
+            self._replace_ended(self.new_tokens)
         self.num_asked += asked
         seconds = self.costs.seconds(rows, 0) + self.costs.proposal_seconds(budget.proposal, asked)
         self.seconds += seconds
         self.controller.costs.observe(rows, 100 * len(self.sequences), budget.proposal, asked, seconds)
+
+    def _replace_ended(self, new_tokens: int) -> None:
+        for index, sequence in enumerate(self.sequences):
+            if sequence.num_generated_tokens >= new_tokens:
+                self.controller.forget(sequence)
+                self.sequences[index] = Sequence(
+                    sequence.seq_id + 1000, [1] * 100, 100, 10_000, num_speculative_tokens=K
+                )
+                self._pending[index] = (Proposal.NONE, [])
 
     def _draft(self, number: int, budget: StepBudget, size: int, depth: int) -> list[tuple[str, float]]:
         """A chain: looked up if there is a match, else by the heads, as far as a draft is worth its price."""
