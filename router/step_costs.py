@@ -80,9 +80,10 @@ class StepCosts:
 
     def observe(self, rows: int, context: int, proposal: Proposal, num_asked: int, seconds: float) -> None:
         """A step of so many rows, in which drafts of `num_asked` sequences were asked for, took so long."""
-        if not self.is_known:
-            return
         expected = self.seconds(rows, context) + self.proposal_seconds(proposal, num_asked)
+        # Nothing is known of what to expect, or of what it took.
+        if not self.is_known or expected <= 0 or seconds <= 0:
+            return
         ratio = min(max(seconds / (expected * self._pace), 1 / _MOST), _MOST)
         self._pace *= 1 + _PACE_RATE * (ratio - 1)
         low, high, weight = _between(self.by_rows, rows)

@@ -108,3 +108,15 @@ def test_kinds_of_steps_that_were_not_seen_go_along_with_their_neighbours() -> N
         costs.observe(rows, 0, Proposal.NONE, 0, 0.010 if rows == 1 else 0.026)
     assert costs.seconds(8, 0) / costs.seconds(1, 0) == pytest.approx(2.6, rel=0.03)
     assert costs.seconds(16, 0) / costs.seconds(1, 0) > 1.1 * 3.5
+
+
+def test_a_step_that_names_no_time_says_nothing() -> None:
+    """However many there are: a pace that shrank to nothing would end the router."""
+    costs = StepCosts([plain(n, n, 0, ms) for n, ms in TRUE.items()])
+    before = list(costs.by_rows)
+    for _ in range(30_000):
+        costs.observe(4, 0, Proposal.NONE, 0, 0.0)
+    assert costs.by_rows == before
+    free = StepCosts([plain(1, 1, 0, 0.0), plain(8, 8, 0, 0.0)])
+    free.observe(4, 0, Proposal.NONE, 0, 0.01)
+    assert free.seconds(4, 0) == 0
