@@ -1,30 +1,26 @@
-"""Decides what each step does: who is admitted, who prefills which chunk, who decodes, who verifies how many drafts.
+"""Decides what each step does: who prefills which chunk, who decodes, who verifies how many drafts.
 
-Pure and synchronous: no clock, no I/O, no protobuf. The engine calls `schedule` to get a plan, sends it, and calls
-`update` with the reply; a second plan may be made before the first reply, and the rules that make this safe are here:
+Pure and synchronous: no clock, no I/O, no protobuf. Slots and blocks are the affair of router/placement.py. The engine
+calls `schedule` to get a plan, sends it, and calls `update` with the reply; a second plan may be made before the first
+reply, and the rules that make this safe are here:
 
 - Blocks are planned for the longest outcome of every outstanding step and of the step being planned.
 - Blocks freed now may be given away in the very next plan: shards run plans in order, so nothing outstanding can
   touch them after that plan begins.
 - A block is offered to the prefix table only when the reply of the step that wrote it is in.
 - A preempted sequence is admitted again only after its outstanding replies, whose tokens it keeps.
-
-Sequences are served in order of arrival. When blocks run out the youngest is preempted and recomputed later, so the
-oldest always gets on.
 """
 
-from bisect import insort
 from collections.abc import Iterable
 from dataclasses import dataclass
-from operator import attrgetter
 
-from router.block_manager import BlockManager, extend_prefix_keys
+from router.block_manager import BlockManager
 from router.budget import BudgetController
+from router.placement import Placement
 from router.plan import NewSequence, SequenceResult, SequenceStep, StepPlan
 from router.proposal import Proposal
 from router.sequence import FinishReason, Sequence, SequenceStatus
 
-_arrival = attrgetter("seq_id")
 _NOBODY = Proposal.NONE
 
 
@@ -63,30 +59,28 @@ class Scheduler:
     def __init__(self, config: SchedulerConfig, budget: BudgetController) -> None:
         self.config = config
         self.budget = budget
-        self._waiting: list[Sequence] = []
-        self._running: list[Sequence] = []
+        self._placement = _placement(config)
         self._step_id = 0
-        self.num_preemptions = 0
-        self._forget_shards()
-
-    def _forget_shards(self) -> None:
-        config = self.config
-        self.blocks = BlockManager(
-            config.num_blocks, config.block_size, enable_prefix_caching=config.enable_prefix_caching
-        )
-        self._free_slots = list(range(config.max_batch_size - 1, -1, -1))
-        self._released_slots: list[int] = []
         self._outstanding: dict[int, list[_Outstanding]] = {}
+        self._num_earlier_preemptions = 0
 
     # --- what the engine asks
 
     @property
+    def blocks(self) -> BlockManager:
+        return self._placement.blocks
+
+    @property
     def num_waiting(self) -> int:
-        return len(self._waiting)
+        return len(self._placement.waiting)
 
     @property
     def num_running(self) -> int:
-        return len(self._running)
+        return len(self._placement.running)
+
+    @property
+    def num_preemptions(self) -> int:
+        return self._num_earlier_preemptions + self._placement.num_preemptions
 
     @property
     def num_outstanding_steps(self) -> int:
@@ -100,22 +94,19 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         assert self.fits(sequence.max_num_tokens), "a sequence that can never run was admitted to the queue"
-        insort(self._waiting, sequence, key=_arrival)
+        self._placement.add(sequence)
 
     def finish(self, sequence: Sequence, reason: FinishReason | None, *, num_tokens: int | None = None) -> None:
         """Ends a sequence, by itself or by the engine (stop string, cancellation), keeping its first `num_tokens`.
 
-        The one place where a sequence that ends gives back its blocks and slot. Ending twice is harmless.
+        Ending twice is harmless.
         """
         if sequence.status is SequenceStatus.FINISHED:
             return
         if num_tokens is not None:
             del sequence.token_ids[num_tokens:]
             sequence.num_computed_tokens = min(sequence.num_computed_tokens, num_tokens)
-        if sequence.status is SequenceStatus.RUNNING:
-            self._leave(sequence)
-        else:
-            self._waiting.remove(sequence)
+        self._placement.remove(sequence)
         sequence.status = SequenceStatus.FINISHED
         sequence.finish_reason = reason
         self.budget.forget(sequence)
@@ -124,48 +115,13 @@ class Scheduler:
         """The shards lost everything: outstanding steps are void and every sequence is prefilled again."""
         self.config = config
         self.budget = budget
-        for sequence in self._running:
-            self._reset(sequence)
-            insort(self._waiting, sequence, key=_arrival)
-        self._running.clear()
-        for sequence in self._waiting:
+        self._num_earlier_preemptions = self.num_preemptions
+        sequences, self._placement = self._placement.reset_all(), _placement(config)
+        for sequence in sequences:
             sequence.outstanding.clear()
+            self._placement.add(sequence)
         self._step_id = 0
-        self._forget_shards()
-
-    def _leave(self, sequence: Sequence) -> None:
-        self._register(sequence)
-        self.blocks.free(sequence.block_table)
-        assert sequence.slot is not None
-        self._free_slots.append(sequence.slot)
-        self._released_slots.append(sequence.slot)
-        self._running.remove(sequence)
-        self._reset(sequence)
-
-    @staticmethod
-    def _reset(sequence: Sequence) -> None:
-        sequence.status = SequenceStatus.WAITING
-        sequence.slot = None
-        sequence.block_table = []
-        sequence.num_registered_blocks = 0
-        sequence.num_computed_tokens = 0
-        sequence.num_prefilled_tokens = 0
-        sequence.num_tokens_to_prefill = 0
-        sequence.num_proposed_drafts = 0
-        sequence.proposed_depth = 0
-        sequence.proposal = _NOBODY
-
-    def _preempt(self, sequence: Sequence) -> None:
-        self.num_preemptions += 1
-        self._leave(sequence)
-        insort(self._waiting, sequence, key=_arrival)
-
-    def _register(self, sequence: Sequence) -> None:
-        full = sequence.num_computed_tokens // self.config.block_size
-        extend_prefix_keys(sequence.prefix_keys, sequence.token_ids, self.config.block_size, num_blocks=full)
-        for index in range(sequence.num_registered_blocks, full):
-            self.blocks.register(sequence.prefix_keys[index], sequence.block_table[index])
-        sequence.num_registered_blocks = max(sequence.num_registered_blocks, full)
+        self._outstanding.clear()
 
     # --- plan
 
@@ -173,11 +129,11 @@ class Scheduler:
         """The next plan, or None when no sequence can take a step now."""
         steps: dict[int, SequenceStep] = {}
         new_sequences: list[NewSequence] = []
-        budget = self.config.max_batch_tokens
-        for sequence in self._running:
-            self._register(sequence)
-        drafting = self.budget.begin_step([*self._running, *self._waiting[: len(self._free_slots)]])
-        decoding = [sequence for sequence in self._running if not sequence.is_prefilling]
+        budget, running = self.config.max_batch_tokens, self._placement.running
+        for sequence in running:
+            self._placement.register(sequence)
+        drafting = self.budget.begin_step([*running, *self._placement.next_to_admit])
+        decoding = [sequence for sequence in running if not sequence.is_prefilling]
         num_drafts, checked = self.config.max_draft_tokens, dict[int, Proposal]()
         for index, sequence in enumerate(decoding):
             # Who was preempted for an older one is gone; each that follows keeps a row.
@@ -189,10 +145,10 @@ class Scheduler:
                 if planned > 1 and sequence.slot is not None:
                     num_drafts -= planned - 1
                     checked[sequence.slot] = proposal
-        for sequence in self._running:
+        for sequence in running:
             if sequence.is_prefilling and budget > 0:
                 budget -= self._plan_chunk(sequence, budget, steps, new_block_ids=[])
-        while budget > 0 and self._waiting and (admitted := self._admit(self._waiting[0])):
+        while budget > 0 and (admitted := self._placement.admit()):
             sequence, block_ids = admitted
             new_sequences.append(self._introduce(sequence))
             budget -= self._plan_chunk(sequence, budget, steps, new_block_ids=block_ids)
@@ -207,19 +163,17 @@ class Scheduler:
                 checked.get(s.slot, _NOBODY),
                 s.proposal,
             )
-            for s in self._running
+            for s in running
             if s.slot is not None and s.slot in steps
         ]
-        plan = StepPlan(
+        return StepPlan(
             self._step_id,
-            self._released_slots,
+            self._placement.take_released_slots(),
             new_sequences,
             list(steps.values()),
             proposal=drafting.proposal,
             draft_min_probability=drafting.price,
         )
-        self._released_slots = []
-        return plan
 
     def _plan_decode(self, sequence: Sequence, budget: int, share: int, steps: dict[int, SequenceStep]) -> int:
         """Plans a decode or verification; returns its rows, 0 if the sequence sits this step out."""
@@ -231,14 +185,9 @@ class Scheduler:
         depth = min(sequence.proposed_depth, verify)
         # The keys and values of the input token and of every accepted draft, after the longest outcome before.
         bound = min(sequence.max_tokens_after_outstanding + depth, sequence.max_num_tokens)
-        missing = self.blocks.blocks_for(bound) - len(sequence.block_table)
-        while not self.blocks.can_allocate(missing):
-            youngest = self._running[-1]
-            self._preempt(youngest)
-            if youngest is sequence:
-                return 0
-        new_block_ids = self.blocks.allocate(max(missing, 0))
-        sequence.block_table += new_block_ids
+        new_block_ids = self._placement.grow(sequence, bound)
+        if new_block_ids is None:
+            return 0
         self._propose(sequence, room - 2, share)
         assert sequence.slot is not None
         steps[sequence.slot] = SequenceStep(
@@ -277,31 +226,6 @@ class Scheduler:
         )
         sequence.outstanding.append(1 if is_last else 0)
         return length
-
-    def _admit(self, sequence: Sequence) -> tuple[Sequence, list[int]] | None:
-        """Gives the sequence a slot and blocks for all its tokens, if there are enough of both."""
-        if not self._free_slots or sequence.outstanding:
-            return None
-        # A hit never covers the last token: some forward pass has to yield the next one.
-        hittable = (sequence.num_tokens - 1) // self.config.block_size
-        extend_prefix_keys(sequence.prefix_keys, sequence.token_ids, self.config.block_size, num_blocks=hittable)
-        hit = self.blocks.match(sequence.prefix_keys[:hittable])
-        missing = self.blocks.blocks_for(sequence.num_tokens) - len(hit)
-        # A block for each that runs stays free: a newcomer that is preempted at once would prefill in vain.
-        if not self.blocks.can_allocate(missing + len(self._running), holding=hit):
-            return None
-        self.blocks.hold(hit)
-        sequence.block_table = hit + self.blocks.allocate(missing)
-        sequence.slot = self._free_slots.pop()
-        sequence.num_prefilled_tokens = sequence.num_computed_tokens = len(hit) * self.config.block_size
-        sequence.num_registered_blocks = len(hit)
-        sequence.num_tokens_to_prefill = sequence.num_tokens
-        if sequence.num_cached_prompt_tokens is None:
-            sequence.num_cached_prompt_tokens = sequence.num_computed_tokens
-        sequence.status = SequenceStatus.RUNNING
-        self._waiting.remove(sequence)
-        insort(self._running, sequence, key=_arrival)
-        return sequence, list(sequence.block_table)
 
     @staticmethod
     def _introduce(sequence: Sequence) -> NewSequence:
@@ -359,3 +283,12 @@ class Scheduler:
             self.finish(sequence, FinishReason.STOP)
         elif sequence.num_tokens >= sequence.max_num_tokens:
             self.finish(sequence, FinishReason.LENGTH)
+
+
+def _placement(config: SchedulerConfig) -> Placement:
+    return Placement(
+        config.num_blocks,
+        config.block_size,
+        num_slots=config.max_batch_size,
+        enable_prefix_caching=config.enable_prefix_caching,
+    )
