@@ -45,14 +45,14 @@ class Client:
         request.stopping.ignore_eos = True
         token_ids: list[int] = []
         arrivals: list[Arrival] = []
-        num_steps = 0
+        num_steps = num_drafted = 0
         start_s = time.perf_counter()
         async for response in self._stub.Generate(request):
             if response.token_ids:
                 arrivals.append(Arrival(time.perf_counter() - start_s, len(response.token_ids)))
                 token_ids += response.token_ids
-            num_steps = response.speculation.steps
-        return Sample(prompt.id, prompt.workload, tuple(token_ids), tuple(arrivals), num_steps)
+            num_steps, num_drafted = response.speculation.steps, response.speculation.drafted_tokens
+        return Sample(prompt.id, prompt.workload, tuple(token_ids), tuple(arrivals), num_steps, num_drafted)
 
     async def generate_together(
         self, prompts: list[Prompt], *, speculate: int | None, max_new_tokens: int | None = None

@@ -13,13 +13,15 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One answer. `num_steps` are the forward passes that yielded tokens; without speculation one a token."""
+    """One answer. `num_steps` are the forward passes that yielded tokens; without speculation one a token.
+    `num_drafted` are the drafts that were checked, as far as the system says."""
 
     prompt_id: str
     workload: str
     token_ids: tuple[int, ...]
     arrivals: tuple[Arrival, ...]
     num_steps: int
+    num_drafted: int = 0
 
     @property
     def num_tokens(self) -> int:

@@ -13,10 +13,10 @@ LEAST = 0.98
 
 @dataclass(frozen=True, slots=True)
 class Runs:
-    """Of one way, one value a run: tokens per second of all requests, tokens per step of one."""
+    """Of one way, one value a run: tokens per second of all requests, drafts checked per step of one."""
 
     speeds: list[float] = field(default_factory=list)
-    tokens_per_step: list[float] = field(default_factory=list)
+    drafts_per_step: list[float] = field(default_factory=list)
 
 
 # By workload and concurrency, then by way; the n-th runs of all ways were taken in turns.
@@ -37,10 +37,10 @@ def speed_ups(points: Points) -> dict[tuple[str, int], MeanRatio]:
 
 
 def report(points: Points, config: NeverSlowerConfig) -> str:
-    """Markdown: a row per kind of text, a column per concurrency; then the tokens per step, which tell a point where
-    drafts were checked from one where on and off did the same; then the verdict of each point that is not kept."""
+    """Markdown: a row per kind of text, a column per concurrency; then the drafts per step, which tell a point where
+    some were checked from one where on and off ran the same rows; then the verdict of each point that is not kept."""
     found = speed_ups(points)
-    per_step = {key: f"{statistics.fmean(point[AUTO].tokens_per_step):.2f}" for key, point in points.items()}
+    drafts_per_step = {key: f"{statistics.fmean(point[AUTO].drafts_per_step):.2f}" for key, point in points.items()}
     drafts = "the server's default" if config.speculate is None else f"--speculate {config.speculate}"
     return "\n\n".join(
         [
@@ -48,8 +48,8 @@ def report(points: Points, config: NeverSlowerConfig) -> str:
             f"Throughput with speculation over without, through the server, {drafts}"
             f"{''.join(f' {flag}' for flag in config.flags)}: mean of {config.pairs} pairs [95 % confidence].",
             _by_concurrency({key: str(ratio) for key, ratio in found.items()}),
-            "Tokens per step with speculation; 1.00: no draft was accepted, and hardly one checked.",
-            _by_concurrency(per_step),
+            "Drafts checked per step of a request; at 0.00 the two ways ran the same rows.",
+            _by_concurrency(drafts_per_step),
             _verdict_lines(found),
         ]
     )

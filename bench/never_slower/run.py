@@ -68,9 +68,10 @@ async def _point(
             samples = await clients[way].generate_together(
                 asked, speculate=0 if way == OFF else None, max_new_tokens=new_tokens
             )
-            num_tokens = sum(sample.num_tokens for sample in samples)
-            runs[way].speeds.append(num_tokens / (time.perf_counter() - start_s))
-            runs[way].tokens_per_step.append(num_tokens / sum(sample.num_steps for sample in samples))
+            wall_s = time.perf_counter() - start_s
+            num_steps = sum(sample.num_steps for sample in samples)
+            runs[way].speeds.append(sum(sample.num_tokens for sample in samples) / wall_s)
+            runs[way].drafts_per_step.append(sum(sample.num_drafted for sample in samples) / num_steps)
     return runs
 
 
