@@ -16,8 +16,6 @@ MAX_BATCH_SIZE, MAX_TOTAL_TOKENS, SPECULATE = 64, 2048, 3
 _BLOCK_SIZE = 16
 # Of the drafts in a step so many are right; a text that copies has about as many.
 _ACCEPTED = 1
-# What it says a step takes: rows cost next to nothing, so whoever wants drafts is asked for them.
-_STEP_NS = 10_000_000
 # The ids go round through the bytes of the alphabet.
 _VOCAB_SIZE = 256
 
@@ -85,9 +83,12 @@ class FakeShard(shard_pb2_grpc.ShardServiceServicer):
         )
 
     async def Warmup(self, request: shard_pb2.WarmupRequest, context: Any) -> shard_pb2.WarmupResponse:
+        # A device to which rows cost next to nothing, so that whoever wants drafts is asked for them.
         return shard_pb2.WarmupResponse(
             step_costs=[
-                shard_pb2.StepCost(sequences=n, rows=n, context=n, proposal=proposal, duration_ns=_STEP_NS + n + asked)
+                shard_pb2.StepCost(
+                    sequences=n, rows=n, context=n, proposal=proposal, duration_ns=10_000_000 + n + asked
+                )
                 for n in (1, 4096)
                 for proposal, asked in ((shard_pb2.PROPOSAL_NONE, 0), (shard_pb2.PROPOSAL_LOOKUP, 1))
             ]
@@ -129,7 +130,6 @@ class FakeShard(shard_pb2_grpc.ShardServiceServicer):
             shard_incarnation=plan.shard_incarnation,
             router_incarnation=plan.router_incarnation,
             digest=plan.step_id,
-            duration_ns=_STEP_NS,
             sequences=[result for result in results if result is not None],
         )
 

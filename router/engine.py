@@ -274,7 +274,7 @@ class Engine:
     def _take(self, result: StepResult) -> None:
         assert self._scheduler is not None
         self._observer.note_step(self._phases.pop(result.step_id), result)
-        for progress in self._scheduler.update(result.step_id, result.sequences, seconds=result.duration_s):
+        for progress in self._scheduler.update(result.step_id, result.sequences):
             self._pass_on(progress)
 
     def _pass_on(self, progress: Progress) -> None:

@@ -115,7 +115,7 @@ class Metrics:
         )
         self.step_cost_seconds = Gauge(
             "drafthouse_step_cost_seconds",
-            "Time of a step by its rows without the reading of keys and values: the warm-up's, corrected since.",
+            "Time of a step by its rows, as measured by the warm-up, without the reading of keys and values.",
             ["rows"],
             registry=registry,
         )
@@ -158,11 +158,11 @@ class Metrics:
                 self.speculation_accepted_tokens.labels(method, str(position))
 
     def show_costs(self, costs: StepCosts) -> None:
-        """The tables of a session, as they are when asked for; those of the one before are gone."""
+        """The tables of a session; those of the one before are gone."""
         self.step_cost_seconds.clear()
         self.proposal_cost_seconds.clear()
-        for index, (rows, _) in enumerate(costs.by_rows):
-            self.step_cost_seconds.labels(str(rows)).set_function(lambda index=index: costs.by_rows[index][1])  # type: ignore[misc]
+        for rows, seconds in costs.by_rows:
+            self.step_cost_seconds.labels(str(rows)).set(seconds)
         for proposal, points in costs.by_proposal.items():
             for sequences, seconds in points:
                 self.proposal_cost_seconds.labels(proposal.value, str(sequences)).set(seconds)

@@ -50,9 +50,8 @@ class _Outstanding:
     sequence: Sequence
     slot: int
     chunk_end: int  # 0 for a decode
-    # Who had been asked for the drafts that the step checks, and who is asked in it.
+    # Who had been asked for the drafts that the step checks.
     proposal: Proposal
-    asks: Proposal
 
 
 class Scheduler:
@@ -157,11 +156,7 @@ class Scheduler:
         self._step_id += 1
         self._outstanding[self._step_id] = [
             _Outstanding(
-                s,
-                s.slot,
-                steps[s.slot].chunk_start + steps[s.slot].chunk_length,
-                checked.get(s.slot, _NOBODY),
-                s.proposal,
+                s, s.slot, steps[s.slot].chunk_start + steps[s.slot].chunk_length, checked.get(s.slot, _NOBODY)
             )
             for s in running
             if s.slot is not None and s.slot in steps
@@ -241,14 +236,11 @@ class Scheduler:
 
     # --- reply
 
-    def update(self, step_id: int, results: Iterable[SequenceResult], *, seconds: float) -> list[Progress]:
-        """Takes the reply to the oldest outstanding step, which took so long. Sequences that ended by token or length
-        are finished here."""
+    def update(self, step_id: int, results: Iterable[SequenceResult]) -> list[Progress]:
+        """Takes the reply to the oldest outstanding step. Sequences that ended by token or length are finished here."""
         by_slot = {result.slot: result for result in results}
-        entries = self._outstanding.pop(step_id)
-        self._note_cost(entries, by_slot, seconds)
         progress: list[Progress] = []
-        for entry in entries:
+        for entry in self._outstanding.pop(step_id):
             sequence = entry.sequence
             if sequence.status is SequenceStatus.FINISHED:
                 continue
@@ -264,19 +256,6 @@ class Scheduler:
                 sequence.num_computed_tokens = entry.chunk_end or sequence.num_tokens - 1
             self._finish_if_done(sequence)
         return progress
-
-    def _note_cost(self, entries: list[_Outstanding], by_slot: dict[int, SequenceResult], seconds: float) -> None:
-        """Of a decode or verification whose rows are all known: a row of a sequence that ended has no result."""
-        if any(entry.chunk_end or entry.slot not in by_slot for entry in entries):
-            return
-        asked = [entry.asks for entry in entries if entry.asks is not _NOBODY]
-        self.budget.costs.observe(
-            rows=len(entries) + sum(result.drafted for result in by_slot.values()),
-            context=sum(entry.sequence.num_tokens for entry in entries),
-            proposal=asked[0] if asked else _NOBODY,
-            num_asked=len(asked),
-            seconds=seconds,
-        )
 
     def _finish_if_done(self, sequence: Sequence) -> None:
         if sequence.num_generated_tokens and sequence.token_ids[-1] in sequence.stop_token_ids:

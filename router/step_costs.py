@@ -1,4 +1,4 @@
-"""What a step costs on this machine: measured by the shards at every start, corrected by the steps that follow.
+"""What a step costs on this machine: measured by the shards at every start, read between the measurements.
 
 Pure. Must not know what is decided with it.
 
@@ -6,10 +6,6 @@ Pure. Must not know what is decided with it.
 
 `rows` are all rows of a decode or verification; `context` is the sum of the committed tokens of its sequences, whose
 keys and values are read once for each sequence, however many rows it has.
-
-A start beside a busy neighbour measures wrong, so steps are held against the table as they are taken. A machine that is
-slower now is slower for all kinds of steps, which changes no decision: that is the pace, and follows quickly. What a
-number of rows costs beside others is what is corrected, slowly, between the two measurements that it lies between.
 """
 
 from bisect import bisect_left
@@ -21,11 +17,6 @@ from router.proposal import Proposal
 
 # The cost of a row is taken over so many: a product's tiles make single rows free or dear by turns.
 _ROWS = 4
-# Part of a step's difference that the pace takes over. The table takes a mean: the warm-up counts as so many steps, and
-# more than so many are not remembered.
-_PACE_RATE, _WARM_UP_STEPS, _MOST_STEPS = 1 / 8, 16.0, 256.0
-# A step that took longer than so many times what was expected was held up: it counts no more than this.
-_MOST = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +51,6 @@ class StepCosts:
             )
             for proposal in (Proposal.LOOKUP, Proposal.HEADS)
         }
-        self._pace = 1.0
-        self._num_steps = [_WARM_UP_STEPS] * len(self.by_rows)
 
     @property
     def is_known(self) -> bool:
@@ -77,29 +66,6 @@ class StepCosts:
     def proposal_seconds(self, proposal: Proposal, sequences: int) -> float:
         """Of asking for drafts of so many sequences."""
         return _at(self.by_proposal.get(proposal, []), sequences) if sequences else 0.0
-
-    def observe(self, rows: int, context: int, proposal: Proposal, num_asked: int, seconds: float) -> None:
-        """A step of so many rows, in which drafts of `num_asked` sequences were asked for, took so long."""
-        expected = self.seconds(rows, context) + self.proposal_seconds(proposal, num_asked)
-        # Nothing is known of what to expect, or of what it took.
-        if not self.is_known or expected <= 0 or seconds <= 0:
-            return
-        ratio = min(max(seconds / (expected * self._pace), 1 / _MOST), _MOST)
-        self._pace *= 1 + _PACE_RATE * (ratio - 1)
-        low, high, weight = _between(self.by_rows, rows)
-        changes = {}
-        for index, part in ((low, 1 - min(weight, 1.0)), (high, min(weight, 1.0))):
-            if part:
-                self._num_steps[index] = min(self._num_steps[index] + part, _MOST_STEPS)
-                changes[index] = (ratio - 1) * part / self._num_steps[index]
-        for index, (at, value) in enumerate(self.by_rows):
-            if self._num_steps[index] == _WARM_UP_STEPS:
-                # No step was like it yet: it goes half the way with its neighbour, lest it seem cheap or dear.
-                change = max((one * 0.5 ** abs(index - seen) for seen, one in changes.items()), key=abs)
-            else:
-                change = changes.get(index, 0.0)
-            self.by_rows[index] = at, value * (1 + change)
-        self.by_rows = _rising(self.by_rows)
 
 
 def _context_slope(plain: dict[tuple[int, int, int], float]) -> float:
@@ -129,15 +95,8 @@ def _at(points: list[tuple[int, float]], x: float) -> float:
     """Between the points linear, before the first as it is, behind the last as between the last two."""
     if not points:
         return 0.0
-    low, high, weight = _between(points, x)
-    return points[low][1] + (points[high][1] - points[low][1]) * weight
-
-
-def _between(points: list[tuple[int, float]], x: float) -> tuple[int, int, float]:
-    """The points to the left and right of x, and how far it is from one to the other; over 1 behind the last."""
     index = bisect_left(points, (x, 0.0))
     if index == 0 or len(points) == 1:
-        return 0, 0, 0.0
-    high = min(index, len(points) - 1)
-    x0, x1 = points[high - 1][0], points[high][0]
-    return high - 1, high, (x - x0) / (x1 - x0)
+        return points[0][1]
+    (x0, y0), (x1, y1) = points[min(index, len(points) - 1) - 1], points[min(index, len(points) - 1)]
+    return y0 + (y1 - y0) * (x - x0) / (x1 - x0)

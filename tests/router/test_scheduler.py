@@ -56,7 +56,7 @@ def step(scheduler: Scheduler, shards: SimulatedShards) -> None:
         shards.send(plan)
     if shards.queue:
         result = shards.reply()
-        scheduler.update(result.step_id, result.sequences, seconds=result.duration_s)
+        scheduler.update(result.step_id, result.sequences)
 
 
 def run(scheduler: Scheduler, shards: SimulatedShards, *sequences: Sequence) -> None:
@@ -246,7 +246,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule()
     def reply(self) -> None:
         result = self.shards.reply()
-        for progress in self.scheduler.update(result.step_id, result.sequences, seconds=result.duration_s):
+        for progress in self.scheduler.update(result.step_id, result.sequences):
             assert progress.sequence in self.live
         self.collect()
 
