@@ -64,7 +64,7 @@ async def _run(config: BenchConfig) -> None:
         links = draw(PlotData(run.turns, run.machine, drafts, points), folder, _say)
         links += _draw_tree_cost(config, folder / "tree_cost.svg") if links else []
         write_section(config.output, report(run, links, never_slower))
-        write_samples(config.output.with_suffix(".samples.json"), run.turns)
+        write_samples(config.output.with_suffix(".samples.json"), run.turns, points)
         _say(f"written to {config.output}")
 
 

@@ -59,7 +59,7 @@ def parse_args(argv: list[str]) -> BenchConfig:
         help="beside the service (all; if quick, those that start fast and are fast)",
     )
     parser.add_argument(
-        "--pairs", type=int, default=5, help="of bench.never_slower, which follows; 0 leaves it out (%(default)s)"
+        "--pairs", type=int, default=8, help="of bench.never_slower, which follows; 0 leaves it out (%(default)s)"
     )
     parser.add_argument(
         "--quick",

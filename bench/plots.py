@@ -64,7 +64,7 @@ def _speed_up(axes: Any, data: PlotData) -> bool:
     found = speed_ups(data.never_slower)
     for workload in dict.fromkeys(workload for workload, _ in found):
         points = sorted((n, ratio) for (name, n), ratio in found.items() if name == workload)
-        axes.plot([n for n, _ in points], [ratio.mean for _, ratio in points], marker="o", label=workload)
+        axes.plot([n for n, _ in points], [ratio.value for _, ratio in points], marker="o", label=workload)
         axes.fill_between([n for n, _ in points], [r.low for _, r in points], [r.high for _, r in points], alpha=0.15)
     if found:
         ticks = sorted({n for _, n in found})

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from bench.measure import Turn
+from bench.never_slower.report import Points
 
 BEGIN, END = "<!-- latest run: begin -->", "<!-- latest run: end -->"
 _TITLE = "# Results"
@@ -29,6 +30,12 @@ def write_section(path: Path, section: str) -> None:
     path.write_text(replace_marked(text, section), encoding="utf-8")
 
 
-def write_samples(path: Path, turns: Sequence[Turn]) -> None:
-    """Every sample of every turn as JSON, for other evaluations."""
-    path.write_text(json.dumps([asdict(turn) for turn in turns]), encoding="utf-8")
+def write_samples(path: Path, turns: Sequence[Turn], points: Points) -> None:
+    """Every sample of every turn and every run of bench.never_slower as JSON, for other evaluations."""
+    runs = [
+        {"workload": workload, "concurrency": concurrency, "way": way, **asdict(taken)}
+        for (workload, concurrency), point in points.items()
+        for way, taken in point.items()
+    ]
+    everything = {"turns": [asdict(turn) for turn in turns], "never_slower": runs}
+    path.write_text(json.dumps(everything), encoding="utf-8")

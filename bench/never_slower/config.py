@@ -44,7 +44,7 @@ def parse_args(argv: list[str]) -> NeverSlowerConfig:
     parser.add_argument("--model-id", help="as the launcher's; unset: its default model")
     parser.add_argument("--threads", type=positive, default=usable_cores(), help="of the shard (%(default)s)")
     parser.add_argument("--speculate", help="as the launcher's; unset: its default, all heads")
-    parser.add_argument("--pairs", type=positive, default=5, help="of runs with and without (%(default)s)")
+    parser.add_argument("--pairs", type=positive, default=8, help="of runs with and without (%(default)s)")
     parser.add_argument("--concurrency", type=positive, nargs="+", default=list(CONCURRENCY), help="requests at once")
     parser.add_argument("--workloads", nargs="+", choices=[*WORKLOADS, RANDOM], default=[*WORKLOADS, RANDOM])
     parser.add_argument("--new-tokens", type=positive, help="of each request; unset: fewer the more are at once")

@@ -4,7 +4,7 @@ import statistics
 from dataclasses import dataclass, field
 
 from bench.never_slower.config import NeverSlowerConfig
-from bench.statistic import MeanRatio, mean_ratio, table, verdict
+from bench.statistic import Ratio, table, typical_ratio, verdict
 
 OFF, AUTO = "off", "auto"
 # Speculation may cost two percent: less cannot be told from noise in a run of minutes.
@@ -31,9 +31,16 @@ def ratios(point: dict[str, Runs], way: str, base: str) -> list[float]:
     return [ours / theirs for ours, theirs in zip(point[way].speeds, point[base].speeds, strict=True)]
 
 
-def speed_ups(points: Points) -> dict[tuple[str, int], MeanRatio]:
+def speed_ups(points: Points) -> dict[tuple[str, int], Ratio]:
     """Speculation on over off."""
-    return {key: mean_ratio(ratios(point, AUTO, OFF)) for key, point in points.items()}
+    return {key: typical_ratio(ratios(point, AUTO, OFF)) for key, point in points.items()}
+
+
+def pairs_line(points: Points, workload: str, concurrency: int) -> str:
+    """Of one point, when it is measured: every pair, for whoever asks later how they spread."""
+    found = ratios(points[workload, concurrency], AUTO, OFF)
+    pairs = " ".join(f"{ratio:.3f}" for ratio in found)
+    return f"never slower: {workload}, {concurrency} at once: {typical_ratio(found)}, pairs {pairs}"
 
 
 def report(points: Points, config: NeverSlowerConfig) -> str:
@@ -46,7 +53,7 @@ def report(points: Points, config: NeverSlowerConfig) -> str:
         [
             "### Never slower",
             f"Throughput with speculation over without, through the server, {drafts}"
-            f"{''.join(f' {flag}' for flag in config.flags)}: mean of {config.pairs} pairs [95 % confidence].",
+            f"{''.join(f' {flag}' for flag in config.flags)}: {config.pairs} pairs [95 % confidence].",
             _by_concurrency({key: str(ratio) for key, ratio in found.items()}),
             "Drafts checked per step of a request; at 0.00 the two ways ran the same rows.",
             _by_concurrency(drafts_per_step),
@@ -64,7 +71,7 @@ def _by_concurrency(cells: dict[tuple[str, int], str]) -> str:
     return table(["workload", "at once:", *map(str, columns)], rows)
 
 
-def _verdict_lines(found: dict[tuple[str, int], MeanRatio]) -> str:
+def _verdict_lines(found: dict[tuple[str, int], Ratio]) -> str:
     said = {key: verdict(ratio, LEAST) for key, ratio in found.items()}
     counts = {word: sum(one == word for one in said.values()) for word in ("kept", "not settled", "MISSED")}
     lines = [f"At least {LEAST}: " + ", ".join(f"{number} {word}" for word, number in counts.items())]
@@ -72,7 +79,7 @@ def _verdict_lines(found: dict[tuple[str, int], MeanRatio]) -> str:
         points = [f"{workload} at {n}" for (workload, n), one in said.items() if one == word]
         if points:
             lines.append(f"{word}: {', '.join(points)}")
-    everything = mean_ratio([ratio.mean for ratio in found.values()])
+    everything = typical_ratio([ratio.value for ratio in found.values()])
     lines.append(f"all points together: {everything}")
     return "\n".join(f"- {line}" for line in lines)
 
@@ -81,15 +88,15 @@ def fixed_report(points: Points) -> str:
     """How much of the best fixed number's gain the server's own choice keeps. The best is chosen after the fact."""
     rows = []
     for (workload, concurrency), point in points.items():
-        fixed = {way: mean_ratio(ratios(point, way, OFF)).mean for way in point if way not in (OFF, AUTO)}
+        fixed = {way: typical_ratio(ratios(point, way, OFF)).value for way in point if way not in (OFF, AUTO)}
         best = max(fixed, key=lambda way: fixed[way])
         rows.append(
             [
                 f"{concurrency} {workload}",
                 best,
-                str(mean_ratio(ratios(point, AUTO, OFF))),
+                str(typical_ratio(ratios(point, AUTO, OFF))),
                 *(f"{fixed[way]:.3f}" for way in fixed),
-                str(mean_ratio(ratios(point, AUTO, best))),
+                str(typical_ratio(ratios(point, AUTO, best))),
             ]
         )
     names = [way for way in next(iter(points.values())) if way not in (OFF, AUTO)]

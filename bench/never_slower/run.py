@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from bench.client import Client
 from bench.never_slower.config import FIXED_CONCURRENCY, NeverSlowerConfig
-from bench.never_slower.report import AUTO, OFF, Points, Runs, fixed_name
+from bench.never_slower.report import AUTO, OFF, Points, Runs, fixed_name, pairs_line
 from bench.prompts import RANDOM, WORKLOADS, Prompt, load_prompts, random_prompts
 from bench.server import launched
 
@@ -26,10 +26,9 @@ async def measure(config: NeverSlowerConfig, say: Say) -> Points:
         prompts = await _prompts(client, config)
         points: Points = {}
         for workload, concurrency in itertools.product(config.workloads, config.concurrency):
-            say(f"never slower: {workload}, {concurrency} at once")
-            points[workload, concurrency] = await _point(
-                config, {OFF: client, AUTO: client}, prompts[workload], concurrency
-            )
+            clients = {OFF: client, AUTO: client}
+            points[workload, concurrency] = await _point(config, clients, prompts[workload], concurrency)
+            say(pairs_line(points, workload, concurrency))
         return points
 
 

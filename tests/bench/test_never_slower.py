@@ -3,7 +3,7 @@
 import pytest
 
 from bench.never_slower.config import parse_args
-from bench.never_slower.report import AUTO, OFF, Runs, fixed_name, fixed_report, report, speed_ups
+from bench.never_slower.report import AUTO, OFF, Runs, fixed_name, fixed_report, pairs_line, report, speed_ups
 
 
 def _runs(*speeds: float) -> Runs:
@@ -11,20 +11,19 @@ def _runs(*speeds: float) -> Runs:
 
 
 _POINTS = {
-    ("chat", 1): {OFF: _runs(10.0, 10.0, 10.0), AUTO: _runs(12.0, 12.1, 11.9)},
-    ("chat", 8): {OFF: _runs(10.0, 10.0, 10.0), AUTO: _runs(9.0, 9.1, 8.9)},
-    ("code", 1): {OFF: _runs(10.0, 10.0, 10.0), AUTO: _runs(9.0, 11.0, 10.0)},
+    ("chat", 1): {OFF: _runs(*[10.0] * 6), AUTO: _runs(12.0, 12.1, 11.9, 12.0, 12.0, 12.0)},
+    ("chat", 8): {OFF: _runs(*[10.0] * 6), AUTO: _runs(9.0, 9.1, 8.9, 9.0, 9.0, 9.0)},
+    ("code", 1): {OFF: _runs(*[10.0] * 6), AUTO: _runs(9.0, 11.0, 10.0, 9.0, 11.0, 10.0)},
 }
 
 
 def test_speed_ups_are_of_pairs() -> None:
     found = speed_ups({("chat", 1): {OFF: _runs(10.0, 20.0), AUTO: _runs(11.0, 22.0)}})
-    assert found["chat", 1].mean == pytest.approx(1.1)
-    assert found["chat", 1].high == pytest.approx(1.1)
+    assert found["chat", 1].value == pytest.approx(1.1)
 
 
 def test_report_names_what_is_not_kept() -> None:
-    text = report(_POINTS, parse_args(["--pairs", "3"]))
+    text = report(_POINTS, parse_args(["--pairs", "6"]))
     assert "1 kept, 1 not settled, 1 MISSED" in text
     assert "MISSED: chat at 8" in text
     assert "not settled: code at 1" in text
@@ -32,13 +31,19 @@ def test_report_names_what_is_not_kept() -> None:
     assert "1.25" in text
 
 
+def test_every_pair_is_told_at_once() -> None:
+    line = pairs_line(_POINTS, "code", 1)
+    assert "code, 1 at once" in line
+    assert line.endswith("pairs 0.900 1.100 1.000 0.900 1.100 1.000")
+
+
 def test_gain_kept_is_against_the_best_fixed() -> None:
     points = {
         ("chat", 1): {
-            OFF: _runs(10.0, 10.0),
-            AUTO: _runs(12.0, 12.0),
-            fixed_name(1): _runs(11.0, 11.0),
-            fixed_name(3): _runs(15.0, 15.0),
+            OFF: _runs(*[10.0] * 6),
+            AUTO: _runs(*[12.0] * 6),
+            fixed_name(1): _runs(*[11.0] * 6),
+            fixed_name(3): _runs(*[15.0] * 6),
         }
     }
     row = fixed_report(points).splitlines()[-1]

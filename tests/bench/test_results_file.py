@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.never_slower.report import Runs
 from bench.results_file import BEGIN, END, replace_marked, write_samples, write_section
 from tests.bench.turns import OFF, turn
 
@@ -31,7 +32,9 @@ def test_a_lost_end_marker_is_not_guessed() -> None:
 def test_files(tmp_path: Path) -> None:
     write_section(tmp_path / "RESULTS.md", "## New")
     assert "## New" in (tmp_path / "RESULTS.md").read_text()
-    write_samples(tmp_path / "samples.json", [turn(1, OFF, 10)])
-    (found,) = json.loads((tmp_path / "samples.json").read_text())
-    assert found["system"]["name"] == "drafthouse"
-    assert found["samples"][0]["arrivals"][0] == {"time_s": 0.1, "num_tokens": 1}
+    write_samples(tmp_path / "samples.json", [turn(1, OFF, 10)], {("chat", 8): {"off": Runs([40.0], [0.0])}})
+    found = json.loads((tmp_path / "samples.json").read_text())
+    (taken,), (run,) = found["turns"], found["never_slower"]
+    assert taken["system"]["name"] == "drafthouse"
+    assert taken["samples"][0]["arrivals"][0] == {"time_s": 0.1, "num_tokens": 1}
+    assert run == {"workload": "chat", "concurrency": 8, "way": "off", "speeds": [40.0], "drafts_per_step": [0.0]}

@@ -1,44 +1,49 @@
-"""Mean ratios with their confidence, and what is said of them."""
+"""Ratios with their confidence, and what is said of them."""
 
 import math
+import random
 
 import pytest
 from scipy import stats
 
-from bench.statistic import MeanRatio, mean_ratio, verdict
+from bench.statistic import Ratio, typical_ratio, verdict
 
 
-def test_interval_is_students_on_the_logarithms() -> None:
-    ratios = [0.97, 1.02, 1.1, 0.99, 1.05]
-    logs = [math.log(ratio) for ratio in ratios]
-    low, high = stats.t.interval(0.95, len(logs) - 1, loc=sum(logs) / len(logs), scale=stats.sem(logs))
-    found = mean_ratio(ratios)
-    assert (found.mean, found.low, found.high) == pytest.approx(
-        (math.exp(sum(logs) / len(logs)), math.exp(low), math.exp(high)), rel=1e-4
-    )
+@pytest.mark.parametrize("num", [6, 7, 12, 30])
+def test_interval_is_that_of_wilcoxons_test(num: int) -> None:
+    """Its bounds are where the exact test begins to doubt: a shift within them is believed, one outside is not."""
+    rng = random.Random(num)
+    logs = [rng.gauss(0.0, 0.05) for _ in range(num)]
+    found = typical_ratio([math.exp(value) for value in logs])
+    for bound, outside in ((math.log(found.low), -1e-6), (math.log(found.high), 1e-6)):
+        for shift, believed in ((bound - outside, True), (bound + outside, False)):
+            test = stats.wilcoxon([value - shift for value in logs], method="exact")
+            assert bool(test.pvalue > 0.05) is believed
 
 
-@pytest.mark.parametrize("num", [2, 3, 31, 32, 60])
-def test_factors_of_the_table(num: int) -> None:
-    ratios = [math.exp(0.1 * (-1) ** i) for i in range(num)]
-    low, _ = stats.t.interval(0.95, num - 1, loc=0, scale=stats.sem([math.log(r) for r in ratios]))
-    shift = math.log(mean_ratio(ratios).mean)
-    assert math.log(mean_ratio(ratios).low) - shift == pytest.approx(low, rel=0.04)
+def test_a_burst_in_one_pair_moves_little() -> None:
+    ratios = [1.0 + 0.002 * i for i in range(-10, 11)]
+    calm, disturbed = typical_ratio(ratios), typical_ratio([*ratios[:-1], 5.0])
+    assert disturbed.value == pytest.approx(calm.value, abs=0.004)
+    assert disturbed.high < 1.03
 
 
 def test_on_over_off_agrees_with_off_over_on() -> None:
-    forward, back = mean_ratio([1.1, 1.2, 0.9]), mean_ratio([1 / 1.1, 1 / 1.2, 1 / 0.9])
-    assert (forward.mean, forward.low, forward.high) == pytest.approx((1 / back.mean, 1 / back.high, 1 / back.low))
+    ratios = [1.1, 1.2, 0.9, 1.01, 0.97, 1.3, 1.0]
+    forward, back = typical_ratio(ratios), typical_ratio([1 / ratio for ratio in ratios])
+    assert (forward.value, forward.low, forward.high) == pytest.approx((1 / back.value, 1 / back.high, 1 / back.low))
 
 
-def test_one_ratio_has_open_bounds() -> None:
-    found = mean_ratio([1.5])
-    assert found == MeanRatio(pytest.approx(1.5), 0.0, math.inf)
-    assert str(found) == "1.500 [one value]"
+@pytest.mark.parametrize("num", [1, 5])
+def test_too_few_pairs_have_open_bounds(num: int) -> None:
+    found = typical_ratio([1.5] * num)
+    assert found == Ratio(pytest.approx(1.5), 0.0, math.inf)
+    assert str(found) == "1.500 [too few pairs]"
+    assert verdict(found, 0.98) == "not settled"
 
 
 @pytest.mark.parametrize(
     ("low", "high", "said"), [(0.98, 1.1, "kept"), (0.9, 1.1, "not settled"), (0.9, 0.97, "MISSED")]
 )
 def test_verdict(low: float, high: float, said: str) -> None:
-    assert verdict(MeanRatio((low + high) / 2, low, high), 0.98) == said
+    assert verdict(Ratio((low + high) / 2, low, high), 0.98) == said
