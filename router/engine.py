@@ -3,11 +3,13 @@
     while a plan can be made and fewer than two steps are outstanding: send it
     when a reply comes: update the scheduler, turn tokens to text, pass them on
 
-A step is sent before the reply to the one before it is in; what makes that safe is the scheduler's affair. When the
-shard group is lost the loop opens a session with the next one and every unfinished sequence is prefilled again.
+A step is sent before the reply to the one before it is in: the scheduler makes that safe, router/pacing.py says how
+long before it. When the shard group is lost the loop opens a session with the next one and every unfinished sequence
+is prefilled again.
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import deque
@@ -20,6 +22,7 @@ from router.errors import DeadlineExceeded, Overloaded, RequestError, Unavailabl
 from router.group_info import GroupInfo, ShardGroupLost
 from router.metrics import Metrics
 from router.observer import Observer
+from router.pacing import Pacer
 from router.plan import Phase, StepResult
 from router.request import GenerationOutput, GenerationRequest, Limits, ModelInfo
 from router.scheduler import Progress, Scheduler, SchedulerConfig
@@ -61,6 +64,7 @@ class Engine:
         self._streams: dict[Sequence, Stream] = {}
         self._next_seq_id = 0
         self._phases: dict[int, Phase] = {}
+        self._pacer = Pacer()
         # What the session brought since the loop last looked.
         self._results: deque[StepResult] = deque()
         self._lost: ShardGroupLost | None = None
@@ -189,6 +193,7 @@ class Engine:
     async def _open_session(self) -> ShardSession:
         self._results.clear()
         self._phases.clear()
+        self._pacer = Pacer()
         self._lost = None
         last_reason = ""
         while True:
@@ -262,8 +267,13 @@ class Engine:
             if self._lost is not None:
                 raise self._lost
             self._wake.clear()
+            if (wait_s := self._pacer.wait_s(time.monotonic())) > 0:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), wait_s)
+                continue
             if self._scheduler.num_outstanding_steps < _MAX_OUTSTANDING_STEPS and (plan := self._scheduler.schedule()):
                 self._phases[plan.step_id] = plan.phase
+                self._pacer.note_sent(plan, time.monotonic())
                 if plan.new_sequences:
                     self._observer.note_admissions(self._streams.values())
                 await session.send(plan)
@@ -274,6 +284,7 @@ class Engine:
     def _take(self, result: StepResult) -> None:
         assert self._scheduler is not None
         self._observer.note_step(self._phases.pop(result.step_id), result)
+        self._pacer.note_result(result.duration_s, time.monotonic())
         for progress in self._scheduler.update(result.step_id, result.sequences):
             self._pass_on(progress)
 

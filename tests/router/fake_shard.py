@@ -152,6 +152,7 @@ class FakeRank(shard_pb2_grpc.ShardServiceServicer):
             shard_incarnation=message.shard_incarnation,
             router_incarnation=message.router_incarnation,
             digest=digest,
+            duration_ns=round(self.group.latency_s * 1e9),
             sequences=[
                 shard_pb2.SequenceResult(
                     slot=s.slot,

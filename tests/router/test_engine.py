@@ -36,6 +36,25 @@ def test_the_next_step_is_sent_before_the_reply_to_the_one_before(tmp_path: Path
     assert all(group.arrived_s[step] > group.replied_s[step - 2] for step in range(3, 11))
 
 
+def test_who_comes_while_a_prompt_is_processed_is_in_the_next_step(tmp_path: Path) -> None:
+    group = FakeGroup(latency_s=0.6)
+
+    async def scenario() -> None:
+        async with FakeShards(tmp_path, group), service(tmp_path) as s:
+            await s.ready()
+            # Shows what a prompt takes.
+            await s.tokens(request(list(range(40)), new=1))
+            first = asyncio.create_task(s.tokens(request(list(range(40)), new=3)))
+            while 2 not in group.arrived_s:
+                await asyncio.sleep(0.01)
+            assert await s.tokens(request([7, 8, 9], new=1)) == expected([7, 8, 9], 1)
+            assert await first == expected(list(range(40)), 3)
+
+    run(scenario)
+    assert group.phases[:3] == ["prefill", "prefill", "prefill"]
+    assert group.arrived_s[3] < group.replied_s[2], "the plan waited for the reply"
+
+
 def test_sequences_with_and_without_speculation_share_a_batch(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with FakeShards(tmp_path, FakeGroup(num_ranks=2)), service(tmp_path, num_ranks=2) as s:
