@@ -39,7 +39,9 @@ def fill_model(
     total = sum(layer.get_parameter(name).nbytes for layer, name, _ in wanted)
     done = 0
     for layer, name, sources in wanted:
-        value = torch.zeros_like(layer.get_parameter(name), device=device)
+        declared = layer.get_parameter(name)
+        # Not zeros_like: of a tensor on the meta device that imports sympy, which takes half a second.
+        value = torch.zeros(declared.shape, dtype=declared.dtype, device=device)
         offset = 0
         for key, piece in sources:
             rows = piece.rows

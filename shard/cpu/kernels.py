@@ -92,7 +92,8 @@ class CpuKernels:
 
     def pack(self, weight: Tensor) -> Tensor:
         """A weight [out, in] as `linear` reads it (linear.c): [panels, in, lanes, 2], outputs padded with zeros."""
-        padded = torch.nn.functional.pad(weight, (0, 0, 0, -len(weight) % self.panel))
+        missing = -len(weight) % self.panel
+        padded = torch.nn.functional.pad(weight, (0, 0, 0, missing)) if missing else weight
         return padded.view(-1, 2, self._lanes, weight.shape[1]).permute(0, 3, 2, 1).contiguous()
 
     def pack_bias(self, bias: Tensor) -> Tensor:

@@ -17,6 +17,8 @@ from shard.weights import Progress, fill_model
 
 __all__ = ["HeadFigures", "MedusaHeads", "load_heads"]
 
+# Of the LM head: one by one they take long, all together may be a gigabyte.
+_ROWS_AT_ONCE = 1024
 _NAMES = {"blocks.*.*": ("blocks.*.*",), "projections.*": ("projections.*",)}
 
 
@@ -121,8 +123,12 @@ def _frequent_rows(
     layer = ParallelLMHead(len(token_ids), model.config.hidden_size, group=group, dtype=dtype, tied_to=None)
     checkpoint, name = Checkpoint(base_path), lm_head_tensor(model.config)
     weight = torch.zeros(layer.rows.size, model.config.hidden_size, dtype=dtype)
-    for row, token_id in enumerate(token_ids[layer.rows.start : layer.rows.stop]):
-        weight[row] = checkpoint.read(name, dim=0, start=token_id, stop=token_id + 1)[0]
+    wanted = torch.tensor(token_ids[layer.rows.start : layer.rows.stop])
+    for start in range(0, model.config.vocab_size, _ROWS_AT_ONCE):
+        stop = min(start + _ROWS_AT_ONCE, model.config.vocab_size)
+        (places,) = torch.where((wanted >= start) & (wanted < stop))
+        if len(places):
+            weight[places] = checkpoint.read(name, dim=0, start=start, stop=stop)[wanted[places] - start].to(dtype)
     layer.fill("weight", weight.to(device))
     layer.finish()
     return layer
