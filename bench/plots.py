@@ -1,7 +1,7 @@
 """Pictures of a run as small SVG files. Needs matplotlib (`pip install '.[bench]'`); without it there are none."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,10 @@ SETTINGS: dict[Any, Any] = {
 class PlotData:
     """What is drawn; a picture whose part is empty is left out."""
 
-    turns: Sequence[Turn]
-    machine: Machine
-    drafts: Drafts
-    never_slower: Points
+    turns: Sequence[Turn] = ()
+    machine: Machine | None = None
+    drafts: Drafts = field(default_factory=dict)
+    never_slower: Points = field(default_factory=dict)
 
 
 def draw(data: PlotData, folder: Path, say: Callable[[str], None]) -> list[str]:
@@ -91,7 +91,7 @@ def _acceptance(axes: Any, data: PlotData) -> bool:
 
 
 def _limit(axes: Any, data: PlotData) -> bool:
-    shares = limit_shares(data.turns, data.machine)
+    shares = limit_shares(data.turns, data.machine) if data.machine else {}
     width = 0.8 / len(WORKLOADS)
     for i, workload in enumerate(WORKLOADS):
         offsets = [k + (i - 1) * width for k in range(len(shares))]

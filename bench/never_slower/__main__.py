@@ -9,6 +9,7 @@ from bench.errors import BenchError
 from bench.never_slower.config import parse_args
 from bench.never_slower.report import fixed_report, report
 from bench.never_slower.run import measure, measure_fixed
+from bench.plots import PlotData, draw
 
 
 def main() -> None:
@@ -17,7 +18,10 @@ def main() -> None:
         if config.fixed:
             print(fixed_report(asyncio.run(measure_fixed(config, _say))))
         else:
-            print(report(asyncio.run(measure(config, _say)), config))
+            points = asyncio.run(measure(config, _say))
+            print(report(points, config), flush=True)
+            if config.plots is not None:
+                draw(PlotData(never_slower=points), config.plots, _say)
     except BenchError as error:
         sys.exit(f"bench: {error}")
     except grpc.aio.AioRpcError as error:

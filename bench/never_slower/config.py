@@ -3,6 +3,7 @@
 import argparse
 import shlex
 from dataclasses import dataclass
+from pathlib import Path
 
 from bench.config import BenchConfig, positive
 from bench.prompts import RANDOM, WORKLOADS
@@ -28,6 +29,7 @@ class NeverSlowerConfig:
     new_tokens: int | None
     flags: tuple[str, ...]
     fixed: tuple[int, ...]
+    plots: Path | None = None
 
     def num_new_tokens(self, concurrency: int) -> int:
         """Of each request."""
@@ -52,6 +54,7 @@ def parse_args(argv: list[str]) -> NeverSlowerConfig:
     parser.add_argument(
         "--fixed", type=positive, nargs="*", default=[], help="compare with servers that always check K drafts"
     )
+    parser.add_argument("--plots", type=Path, help="folder that the picture is written to")
     options = parser.parse_args(argv)
     return NeverSlowerConfig(
         model_id=options.model_id,
@@ -63,6 +66,7 @@ def parse_args(argv: list[str]) -> NeverSlowerConfig:
         new_tokens=options.new_tokens,
         flags=tuple(shlex.split(options.flags)),
         fixed=tuple(options.fixed),
+        plots=options.plots,
     )
 
 

@@ -18,5 +18,11 @@ def test_pictures_of_a_run(tmp_path: Path) -> None:
     assert all(file.stat().st_size < 40_000 for file in (tmp_path / "plots").iterdir())
 
 
+def test_a_run_of_never_slower_has_its_one_picture(tmp_path: Path) -> None:
+    points = {("chat", n): {OFF: Runs([10.0] * 6), AUTO: Runs([12.0] * 6)} for n in (1, 8)}
+    (link,) = draw(PlotData(never_slower=points), tmp_path, print)
+    assert "speed_up.svg" in link
+
+
 def test_what_was_not_measured_is_not_drawn(tmp_path: Path) -> None:
-    assert draw(PlotData([], _MACHINE, {}, {}), tmp_path / "plots", print) == []
+    assert draw(PlotData(machine=_MACHINE), tmp_path / "plots", print) == []
