@@ -3,19 +3,18 @@ the three packages: what stands here must be what `python -m shard` and `python 
 """
 
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.config import LauncherConfig
 from launcher.options import ENV_PREFIX
-from launcher.process import EXEC_CHILD, ChildSpec
+from launcher.process import ChildSpec
 from launcher.resolve import ResolvedModel
 
-# torchrun's own restarts of the shard group, before the launcher has to start a new agent.
+# The agent's own restarts of the shard group, before the launcher has to start a new agent.
 GROUP_RESTARTS = 3
-# Shards leave at once on SIGTERM; this is for an agent whose shards do not.
+# It ends its shards and itself at once; the kernel may take a while to free what a shard holds.
 AGENT_GRACE_S = 15.0
 
 
@@ -32,17 +31,10 @@ class RunPaths:
 
 
 def agent_spec(
-    config: LauncherConfig, model: ResolvedModel, paths: RunPaths, environ: Mapping[str, str], shard: list[str]
+    config: LauncherConfig, model: ResolvedModel, paths: RunPaths, environ: Mapping[str, str], agent: list[str]
 ) -> ChildSpec:
-    """torchrun's elastic agent with one `shard` process (a command, without its flags) per rank."""
-    command = [sys.executable, "-m", "torch.distributed.run"]
-    command += ["--nnodes", "1", "--nproc-per-node", str(config.num_shard), "--max-restarts", str(GROUP_RESTARTS)]
-    command += ["--monitor-interval", "0.1", *_meeting_point(config), "--no-python"]
-    # Nothing is logged there, but the agent would make a folder elsewhere and leave it.
-    command += ["--log-dir", str(paths.run_dir / "agent")]
-    # Parent 0: the shards' parent is the agent, whose process id is not known yet.
-    command += [sys.executable, "-I", "-S", str(EXEC_CHILD), "0", str(paths.shard_output)]
-    command += [*shard, *_shard_flags(config, model, paths)]
+    """`agent` is a command without its flags; it has a shard for each rank and hands on flags that are not its own."""
+    command = [*agent, *_agent_flags(config, paths), *_shard_flags(config, model, paths)]
     return ChildSpec("shards", command, _shard_environ(config, environ), AGENT_GRACE_S)
 
 
@@ -55,11 +47,14 @@ def router_spec(
     return ChildSpec("router", command, _child_environ(environ), config.graceful_termination_timeout + 5.0)
 
 
-def _meeting_point(config: LauncherConfig) -> list[str]:
-    host = config.master_addr or "127.0.0.1"
-    # Port 0: the kernel picks a free one, so that two launchers on a machine never meet.
-    endpoint = f"{host}:{config.master_port or 0}"
-    return ["--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-conf", "is_host=1", "--local-addr", host]
+def _agent_flags(config: LauncherConfig, paths: RunPaths) -> list[str]:
+    return _flags(
+        num_shard=config.num_shard,
+        max_restarts=GROUP_RESTARTS,
+        # Port 0: the kernel picks a free one, so that two launchers on a machine never meet.
+        meeting_point=f"{config.master_addr or '127.0.0.1'}:{config.master_port or 0}",
+        shard_output=paths.shard_output,
+    )
 
 
 def _shard_flags(config: LauncherConfig, model: ResolvedModel, paths: RunPaths) -> list[str]:
@@ -140,7 +135,7 @@ def _shard_environ(config: LauncherConfig, environ: Mapping[str, str]) -> dict[s
         defaults = {}
     # Weights in huge pages: fewer misses on the way through memory, a tenth of a step on CPU (bench/RESULTS.md).
     defaults["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
-    # torchrun reads its own variables as flags, and would take a foreign rank or rendezvous for ours.
+    # The agent would take a foreign rank or rendezvous, as torchrun leaves them to what it starts, for its own.
     inherited = {k: v for k, v in _child_environ(environ).items() if not k.startswith(("PET_", "TORCHELASTIC_"))}
     # The agent's own store outlives a group: ranks of the next one would read the addresses of the last one in it, and
     # connect to nobody. So rank 0 of each group opens a new one, at a port that the agents agree on.

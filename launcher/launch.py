@@ -27,7 +27,7 @@ from launcher.supervisor import Service, Supervisor
 class Programs:
     """The commands of the two programs, without their flags."""
 
-    shard: tuple[str, ...] = (sys.executable, "-m", "shard")
+    agent: tuple[str, ...] = (sys.executable, "-m", "shard.agent")
     router: tuple[str, ...] = (sys.executable, "-m", "router")
     # Makes what shards on CPU would otherwise make themselves, while they start; None: there is nothing to make.
     kernels: tuple[str, ...] | None = None
@@ -102,7 +102,7 @@ def _supervisor(
 
     if model.weights_note:
         log.info(f"weights of {model.model_id}: {model.weights_note}")
-    agent = agent_spec(config, model, paths, environ, list(programs.shard))
+    agent = agent_spec(config, model, paths, environ, list(programs.agent))
     router = router_spec(config, model, paths, environ, list(programs.router))
     return Supervisor(
         [Service(agent, follow_agent), Service(router, lambda: (partial(log.relay, "router"), None))],

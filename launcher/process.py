@@ -12,12 +12,12 @@ from pathlib import Path
 
 from launcher.log_pump import LogPump
 
-EXEC_CHILD = Path(__file__).with_name("exec_child.py")
+_EXEC_CHILD = Path(__file__).with_name("exec_child.py")
 
 
-def tied_to_parent(command: list[str], *, parent: int, output: str = "-") -> list[str]:
-    """`command`, wrapped so that the kernel kills it when its parent dies. For the arguments see exec_child.py."""
-    return [sys.executable, "-I", "-S", str(EXEC_CHILD), str(parent), output, *command]
+def tied_to_parent(command: list[str], *, parent: int) -> list[str]:
+    """`command`, wrapped so that the kernel kills it when its parent dies."""
+    return [sys.executable, "-I", "-S", str(_EXEC_CHILD), str(parent), *command]
 
 
 @contextmanager

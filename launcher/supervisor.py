@@ -1,7 +1,7 @@
 """Keeps the two children running: starts them, restarts them within a budget, stops them in order.
 
 Both are restarted on their own. A router that died costs its open streams but not the shards' minutes of loading; an
-agent that used up torchrun's restarts costs a pause, because the router replays its sequences. Must not know how a
+agent that used up its own restarts costs a pause, because the router replays its sequences. Must not know how a
 child's command line is made, nor what a shard or a router is beyond its name.
 """
 

@@ -21,9 +21,8 @@ from shard.step_order import StepOrder
 log = logging.getLogger("shard")
 
 
-def main() -> None:
-    die_with_parent()
-    config = parse_args()
+def main(argv: list[str]) -> None:
+    config = parse_args(argv)
     configure(config.log_level, config.json_output, rank=int(os.environ.get("RANK", "0")))
     try:
         asyncio.run(serve(config))
@@ -54,4 +53,5 @@ async def serve(config: ShardConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    die_with_parent(os.getppid())
+    main(sys.argv[1:])

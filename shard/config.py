@@ -57,9 +57,10 @@ class ShardConfig:
             )
 
 
-def parse_args(argv: list[str] | None = None) -> ShardConfig:
+def parse_args(argv: list[str]) -> ShardConfig:
     parser = argparse.ArgumentParser(
-        prog="shard", description="One rank of the sharded model. Started by torchrun, which sets rank and world size."
+        prog="shard",
+        description="One rank of the sharded model. Rank and world size are in the environment, as torchrun sets them.",
     )
     parser.add_argument("--model-path", type=Path, required=True, help="folder with config.json and safetensors files")
     parser.add_argument("--uds-path", required=True, help="rank r listens on the Unix socket UDS_PATH-r")

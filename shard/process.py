@@ -1,22 +1,29 @@
-"""What ties this process to its parent and to the launcher: death with the parent, and the last word."""
+"""What ties this process to its parent and to the launcher: its name, death with the parent, and the last word."""
 
+import contextlib
 import ctypes
 import os
 import signal
 from pathlib import Path
 
-_PR_SET_PDEATHSIG = 1
+# linux/prctl.h
+_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 
 
-def die_with_parent() -> None:
+def die_with_parent(parent: int) -> None:
     """Asks the Linux kernel to kill this process when its parent dies: a killed agent must not leave shards behind."""
-    parent = os.getppid()
     try:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     except (OSError, AttributeError):
         return  # not Linux; the agent's own clean-up has to do
     if os.getppid() != parent:
         os._exit(1)
+
+
+def name_process(name: str) -> None:
+    """What `top` and `ps -o comm` call it, 15 letters at most."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode())
 
 
 def write_fatal(run_dir: Path, message: str) -> None:

@@ -42,12 +42,14 @@ def free_ports(count: int) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class Process:
+    """`name` is what the kernel calls it: shards are forked from their agent and have its arguments."""
+
     pid: int
+    name: str
     arguments: list[str]
-    environ: dict[str, str]
 
     def runs(self, module: str) -> bool:
-        return self.arguments[1:3] == ["-m", module]
+        return self.arguments[1:3] == ["-m", module] and not self.name.startswith("shard-")
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
         os.kill(self.pid, number)
@@ -144,20 +146,20 @@ class Launch:
                 continue
             try:
                 environ = (entry / "environ").read_bytes().split(b"\0")
+                name = (entry / "comm").read_text().strip()
                 arguments = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
             except (FileNotFoundError, ProcessLookupError, PermissionError):
                 continue
             if mark in environ:
-                pairs = (variable.decode(errors="replace").partition("=") for variable in environ)
-                found.append(Process(int(entry.name), arguments, {name: value for name, _, value in pairs}))
+                found.append(Process(int(entry.name), name, arguments))
         return found
 
     def shard(self, rank: int) -> Process:
-        return self._the_one(lambda p: p.runs("shard") and p.environ["RANK"] == str(rank))
+        return self._the_one(lambda p: p.name == f"shard-{rank}")
 
     @property
     def agent(self) -> Process:
-        return self._the_one(lambda p: p.runs("torch.distributed.run"))
+        return self._the_one(lambda p: p.runs("shard.agent"))
 
     @property
     def router(self) -> Process:

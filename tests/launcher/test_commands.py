@@ -1,4 +1,3 @@
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,8 +17,8 @@ def config(**flags: object) -> LauncherConfig:
 
 
 def test_a_shard_is_told_everything_on_its_command_line() -> None:
-    spec = agent_spec(config(num_shard=2, speculate=3, max_batch_total_tokens=4096), MODEL, PATHS, {}, ["shard"])
-    shard = spec.command[spec.command.index("shard") + 1 :]
+    spec = agent_spec(config(num_shard=2, speculate=3, max_batch_total_tokens=4096), MODEL, PATHS, {}, ["agent"])
+    shard = spec.command[spec.command.index("agent") + 1 :]
     assert {
         "--model-path=/models/tiny",
         "--speculate=3",
@@ -42,13 +41,13 @@ def test_a_shard_is_told_where_its_heads_are_and_how_to_draft() -> None:
         "--tree-size=16",
         "--tree-width=1",
         "--max-batch-draft-tokens=48",
-    } <= set(agent_spec(flags, model, PATHS, {}, ["shard"]).command)
+    } <= set(agent_spec(flags, model, PATHS, {}, ["agent"]).command)
 
 
 def test_drafting_is_left_to_the_shard_where_nothing_is_said_of_it() -> None:
-    command = agent_spec(config(), MODEL, PATHS, {}, ["shard"]).command
+    command = agent_spec(config(), MODEL, PATHS, {}, ["agent"]).command
     assert not any(word.startswith(("--medusa", "--speculate", "--tree")) for word in command)
-    assert "--speculate=0" in agent_spec(config(speculate=0), MODEL, PATHS, {}, ["shard"]).command
+    assert "--speculate=0" in agent_spec(config(speculate=0), MODEL, PATHS, {}, ["agent"]).command
 
 
 def test_unset_flags_are_left_to_the_child_and_switches_carry_no_value() -> None:
@@ -59,7 +58,7 @@ def test_unset_flags_are_left_to_the_child_and_switches_carry_no_value() -> None
 
 
 def test_children_see_neither_our_variables_nor_foreign_torchrun_settings() -> None:
-    environ = agent_spec(config(num_shard=7), MODEL, PATHS, ENVIRON, ["shard"]).environ
+    environ = agent_spec(config(num_shard=7), MODEL, PATHS, ENVIRON, ["agent"]).environ
     assert environ["PATH"] == "/bin"
     assert environ["OMP_NUM_THREADS"] == "1"
     assert environ["OMP_WAIT_POLICY"] == "PASSIVE"
@@ -69,12 +68,12 @@ def test_children_see_neither_our_variables_nor_foreign_torchrun_settings() -> N
 
 
 def test_a_waiting_policy_that_the_user_set_is_kept() -> None:
-    environ = agent_spec(config(), MODEL, PATHS, {"OMP_WAIT_POLICY": "ACTIVE"}, ["shard"]).environ
+    environ = agent_spec(config(), MODEL, PATHS, {"OMP_WAIT_POLICY": "ACTIVE"}, ["agent"]).environ
     assert environ["OMP_WAIT_POLICY"] == "ACTIVE"
 
 
 def test_shards_meet_on_a_free_port_unless_one_is_given() -> None:
-    free = agent_spec(config(), MODEL, PATHS, {}, [sys.executable]).command
-    assert free[free.index("--rdzv-endpoint") + 1] == "127.0.0.1:0"
-    fixed = agent_spec(config(master_port=29500), MODEL, PATHS, {}, [sys.executable]).command
-    assert fixed[fixed.index("--rdzv-endpoint") + 1] == "127.0.0.1:29500"
+    assert "--meeting-point=127.0.0.1:0" in agent_spec(config(), MODEL, PATHS, {}, ["agent"]).command
+    assert (
+        "--meeting-point=127.0.0.1:29500" in agent_spec(config(master_port=29500), MODEL, PATHS, {}, ["agent"]).command
+    )

@@ -1,4 +1,4 @@
-"""The whole launcher with torchrun's real agent, over stand-ins for shard and router that speak just enough."""
+"""The whole launcher with the real agent, over stand-ins for shards and router that speak just enough."""
 
 import json
 import os
@@ -24,24 +24,31 @@ from launcher.machine import Machine
 model, port, workdir = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 config = settled(LauncherConfig(model_id=model, num_shard=2, port=port, grpc_port=port + 1 if port < 65535 else 1024),
                  Machine(num_gpus=0, num_cores=4))
-programs = Programs(shard=(sys.executable, workdir + "/shard.py"), router=(sys.executable, workdir + "/router.py"))
+programs = Programs(agent=(sys.executable, workdir + "/agent.py"), router=(sys.executable, workdir + "/router.py"))
 sys.exit(launch(config, os.environ, LogWriter(level="info", json_output=False), programs))
 """
 
-SHARD = """
+AGENT = """
 import argparse, os, pathlib, sys, time
-parser = argparse.ArgumentParser()
-parser.add_argument("--run-dir", type=pathlib.Path)
-flags, _ = parser.parse_known_args()
-rank = os.environ["RANK"]
-with open(os.environ["PIDS"], "a") as pids:
-    pids.write(f"{os.getpid()}\\n")
-print(f"started with {os.environ['OMP_NUM_THREADS']} thread", flush=True)
-if rank == os.environ.get("FAIL_RANK"):
-    (flags.run_dir / "fatal.tmp").write_text("model.safetensors is truncated")
-    (flags.run_dir / "fatal.tmp").rename(flags.run_dir / "fatal")
-    sys.exit(1)
-time.sleep(600)
+from shard.agent import run
+
+def shard(argv):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--run-dir", type=pathlib.Path)
+    flags, _ = parser.parse_known_args(argv)
+    rank = os.environ["RANK"]
+    with open(os.environ["PIDS"], "a") as pids:
+        pids.write(f"{os.getpid()}\\n")
+    print(f"started with {os.environ['OMP_NUM_THREADS']} thread", flush=True)
+    if rank == os.environ.get("FAIL_RANK"):
+        (flags.run_dir / "fatal.tmp").write_text("model.safetensors is truncated")
+        (flags.run_dir / "fatal.tmp").rename(flags.run_dir / "fatal")
+        sys.exit(1)
+    if rank == os.environ.get("RAISE_RANK"):
+        raise ValueError("no such layer")
+    time.sleep(600)
+
+run(sys.argv[1:], shard)
 """
 
 ROUTER = """
@@ -93,7 +100,7 @@ class Launched:
 
 @pytest.fixture
 def launched(tmp_path: Path) -> Iterator[Callable[..., Launched]]:
-    for name, source in (("launch", LAUNCH), ("shard", SHARD), ("router", ROUTER)):
+    for name, source in (("launch", LAUNCH), ("agent", AGENT), ("router", ROUTER)):
         (tmp_path / f"{name}.py").write_text(source)
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text(json.dumps({"max_position_embeddings": 256}))
@@ -142,6 +149,13 @@ def test_killing_the_agent_leaves_no_shard_behind_and_a_new_one_is_started(launc
     os.kill(agent, signal.SIGKILL)
     wait_until(lambda: not any(is_running(pid) for pid in first), what="the shards to die")
     wait_until(lambda: len(service.shard_pids()) == 4, what="new shards")
+
+
+def test_what_a_shard_dies_of_is_said_once_by_itself(launched: Callable[..., Launched]) -> None:
+    service = launched(RAISE_RANK="1")
+    wait_until(lambda: "shard failed (exitcode: 1) local_rank: 1" in service.log(), what="the failure", limit_s=60)
+    assert "shard 1: ValueError: no such layer" in service.log()
+    assert "multiprocessing" not in service.log()
 
 
 def test_a_shard_that_cannot_start_ends_the_launch_with_its_message(launched: Callable[..., Launched]) -> None:

@@ -1,0 +1,88 @@
+"""Entry of a node's agent: keeps the group of shards that this node has, starts all of them again when one dies.
+
+`python -m shard.agent FLAGS`: its own flags, and those of the shards, which get whatever is not its own. The agent is
+torch's, the one behind torchrun. Shards are forked from it instead of started, because it has imported what they need:
+a group comes up two seconds sooner, after a death too, and shares the memory. So nothing here may touch CUDA, compute
+with tensors or open a gRPC channel: none of these outlives a fork.
+"""
+
+import argparse
+import multiprocessing
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from types import FrameType
+
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from shard.process import die_with_parent, name_process
+
+# How often the agent looks after its shards.
+_INTERVAL_S = 0.1
+
+
+def main() -> None:
+    # Here and not above: who brings shards of another kind does not pay for it.
+    from shard.__main__ import main as shard
+
+    run(sys.argv[1:], shard)
+
+
+def run(argv: list[str], shard: Callable[[list[str]], None]) -> None:
+    """Keeps `--num-shard` processes of `shard`; raises when they died too often."""
+    parser = argparse.ArgumentParser(prog="shard.agent", description=__doc__, add_help=False, allow_abbrev=False)
+    parser.add_argument("--num-shard", type=int, required=True, help="processes on this node")
+    parser.add_argument("--max-restarts", type=int, required=True, help="of the group, before the agent gives up")
+    parser.add_argument("--meeting-point", required=True, help="HOST:PORT of this node, where ranks find each other")
+    parser.add_argument("--shard-output", required=True, help="named pipe that rank r prints to, without -r")
+    own, flags = parser.parse_known_args(argv)
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=own.num_shard,
+        run_id="drafthouse",
+        rdzv_backend="c10d",
+        rdzv_endpoint=own.meeting_point,
+        rdzv_configs={"is_host": True},
+        local_addr=own.meeting_point.rpartition(":")[0],
+        max_restarts=own.max_restarts,
+        monitor_interval=_INTERVAL_S,
+        start_method="fork",
+        # One that nobody sends: the agent makes exceptions of them, which are lost where a message is being logged.
+        signals_to_handle="SIGUSR2",
+        logs_specs=DefaultLogsSpecs(log_dir=os.devnull),
+    )
+    signal.signal(signal.SIGTERM, _end)
+    elastic_launch(config, _begin)(shard, flags, own.shard_output, os.getpid())
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """At any moment: shards owe nobody anything."""
+    for shard in multiprocessing.active_children():
+        shard.kill()
+    for shard in multiprocessing.active_children():
+        shard.join()
+    os._exit(0)
+
+
+def _begin(shard: Callable[[list[str]], None], flags: list[str], output: str, agent_pid: int) -> None:
+    """The first code of a forked shard. What it fails of is said where it prints, not by the agent."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    die_with_parent(agent_pid)
+    pipe = os.open(f"{output}-{os.environ['LOCAL_RANK']}", os.O_WRONLY)
+    os.dup2(pipe, 1)
+    os.dup2(pipe, 2)
+    os.close(pipe)
+    name_process(f"shard-{os.environ['RANK']}")
+    try:
+        shard(flags)
+    except Exception:
+        traceback.print_exc()
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
