@@ -56,6 +56,8 @@ def parse_args(argv: list[str]) -> NeverSlowerConfig:
     )
     parser.add_argument("--plots", type=Path, help="folder that the picture is written to")
     options = parser.parse_args(argv)
+    if options.plots and options.fixed:
+        parser.error("--plots draws speculation on over off; --fixed does not measure that")
     return NeverSlowerConfig(
         model_id=options.model_id,
         threads=options.threads,
