@@ -7,6 +7,9 @@ pays if its probability of being accepted is at least the price, row / token: th
 plan, and they propose only what is worth it (they know how long a match was, and how sure a head). What they do not
 know is told here by the outcome: asking costs time too, and a sequence whose drafts do not bring that time back is
 asked ever more rarely.
+
+Prompts that wait fill every step, whoever has its rows. A draft then takes a row from a prompt, and a token that comes
+early saves what it would have taken later: a row as well, and the reading of its context.
 """
 
 from collections.abc import Sequence as Sequence_
@@ -125,8 +128,11 @@ class BudgetController:
 
     # --- a step
 
-    def begin_step(self, sequences: Sequence_[Sequence]) -> StepBudget:
-        """Settles price and proposers for a step of these sequences; `allow` is for each of them after that."""
+    def begin_step(self, sequences: Sequence_[Sequence], *, full_rows: int = 0) -> StepBudget:
+        """Settles price and proposers for a step of these sequences; `allow` is for each of them after that.
+
+        `full_rows`: the rows of the step that will check the drafts, where prompts fill it; else 0.
+        """
         self._take_outcomes()
         wanting = [sequence for sequence in sequences if sequence.num_speculative_tokens]
         if not wanting or not self.config.max_depth:
@@ -135,21 +141,24 @@ class BudgetController:
             asked = Proposal.HEADS if self.config.has_heads else Proposal.LOOKUP
             self.budget = StepBudget(self.config.min_probability or 0.0, proposal=asked)
         else:
-            self.budget = self._weigh(sequences, wanting)
+            self.budget = self._weigh(sequences, wanting, full_rows)
         self._asked.clear()
         return self.budget
 
-    def _weigh(self, sequences: Sequence_[Sequence], wanting: list[Sequence]) -> StepBudget:
+    def _weigh(self, sequences: Sequence_[Sequence], wanting: list[Sequence], full_rows: int) -> StepBudget:
         before, rows, tokens = self.budget.proposal, float(len(sequences)), float(len(sequences))
+        context = sum(len(sequence.token_ids) for sequence in sequences)
         for record in self._asked:
             rows += record.lookup.rows
             tokens += record.lookup.gain
             if before is Proposal.HEADS:
                 rows += record.heads.rows
                 tokens += record.heads.gain
-        step_s = self.costs.seconds(rows, sum(len(sequence.token_ids) for sequence in sequences))
-        step_s += self.costs.proposal_seconds(before, len(self._asked))
-        token_s, row_s = step_s / tokens, self.costs.row_seconds(rows)
+        rows = full_rows or rows
+        step_s = self.costs.seconds(rows, context) + self.costs.proposal_seconds(before, len(self._asked))
+        row_s = self.costs.row_seconds(rows)
+        own_s = row_s + self.costs.per_context_token * context / len(sequences)
+        token_s = own_s if full_rows else step_s / tokens
         price = _MARGIN * row_s / token_s
         if price > _MAX_PRICE:
             return StepBudget(price, Proposal.NONE, step_s, token_s, row_s)

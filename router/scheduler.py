@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from router.block_manager import BlockManager
-from router.budget import BudgetController
+from router.budget import BudgetController, StepBudget
 from router.placement import Placement
 from router.plan import NewSequence, SequenceResult, SequenceStep, StepPlan
 from router.proposal import Proposal
@@ -131,8 +131,8 @@ class Scheduler:
         budget, running = self.config.max_batch_tokens, self._placement.running
         for sequence in running:
             self._placement.register(sequence)
-        drafting = self.budget.begin_step([*running, *self._placement.next_to_admit])
         decoding = [sequence for sequence in running if not sequence.is_prefilling]
+        drafting = self._begin_drafting(len(decoding))
         num_drafts, checked = self.config.max_draft_tokens, dict[int, Proposal]()
         for index, sequence in enumerate(decoding):
             # Who was preempted for an older one is gone; each that follows keeps a row.
@@ -169,6 +169,15 @@ class Scheduler:
             proposal=drafting.proposal,
             draft_min_probability=drafting.price,
         )
+
+    def _begin_drafting(self, num_decoding: int) -> StepBudget:
+        """What this step asks for is checked by the next one: do prompts fill that, too?"""
+        running, next_to_admit = self._placement.running, self._placement.next_to_admit
+        num_prompt_rows = sum(sequence.num_tokens_to_prefill - sequence.num_prefilled_tokens for sequence in running)
+        num_prompt_rows += sum(sequence.num_tokens for sequence in next_to_admit)
+        most = self.config.max_batch_tokens
+        is_full = num_prompt_rows >= 2 * (most - num_decoding)
+        return self.budget.begin_step([*running, *next_to_admit], full_rows=most if is_full else 0)
 
     def _plan_decode(self, sequence: Sequence, budget: int, share: int, steps: dict[int, SequenceStep]) -> int:
         """Plans a decode or verification; returns its rows, 0 if the sequence sits this step out."""

@@ -18,9 +18,10 @@ from shard.speculation.drafter import SpeculationSizes
 
 log = logging.getLogger(__name__)
 
-# Steps of each kind, fewer where they take long; the fastest counts, because others may be using the machine. Their
-# number follows from the kind, never from a clock: all ranks must take the same steps.
-_MOST_ROUNDS, _FEWER_ROUNDS, _LEAST_ROUNDS = 5, 3, 2
+# Kinds of steps are measured in sweeps over all of them, fewer of those that take long, and the fastest step of each
+# counts: what else runs on the machine then slows a sweep down, and not one kind beside the others. How many follows
+# from the kind, never from a clock: all ranks must take the same steps.
+_MOST_SWEEPS, _FEWER_SWEEPS, _LEAST_SWEEPS = 5, 3, 2
 # Committed tokens of each sequence, where the model allows so many.
 _SHORT, _LONG = 64, 1024
 
@@ -39,8 +40,8 @@ class _Kind:
         return self.sequences * (1 + self.drafts)
 
     @property
-    def rounds(self) -> int:
-        return _MOST_ROUNDS if self.rows <= 4 else _FEWER_ROUNDS if self.rows <= 16 else _LEAST_ROUNDS
+    def num_sweeps(self) -> int:
+        return _MOST_SWEEPS if self.rows <= 4 else _FEWER_SWEEPS if self.rows <= 16 else _LEAST_SWEEPS
 
 
 def warm_up(
@@ -55,14 +56,18 @@ def warm_up(
     """What steps cost, on every rank; empty if nothing is ever drafted. `proposals`: who can be asked for drafts."""
     steps = _Steps(runner, config, num_blocks, vocab_size, sizes)
     steps.prefill()
-    costs = []
-    if sizes.num_speculative_tokens:
-        for kind in _kinds(config, sizes, proposals):
-            costs += steps.measured(kind)
-        log.info("steps: %s", ", ".join(_words(cost) for cost in costs))
-    else:
-        steps.measured(_Kind(1))
-    runner.reset()
+    if not sizes.num_speculative_tokens:
+        steps.sweep([_Kind(1)])
+        return []
+    kinds = list(_kinds(config, sizes, proposals))
+    fastest: dict[tuple[_Kind, Proposal], StepCost] = {}
+    for sweep in range(_MOST_SWEEPS):
+        for kind, cost in steps.sweep([kind for kind in kinds if kind.num_sweeps > sweep]):
+            key = kind, cost.proposal
+            if key not in fastest or cost.duration_ns < fastest[key].duration_ns:
+                fastest[key] = cost
+    costs = list(fastest.values())
+    log.info("steps: %s", ", ".join(_words(cost) for cost in costs))
     return costs
 
 
@@ -104,20 +109,36 @@ class _Steps:
     def prefill(self) -> None:
         """The longest chunk there can be."""
         length = min(self._config.max_batch_prefill_tokens, self._config.max_total_tokens - 1)
-        self._run([self._new(0, length)], [self._chunk(0, 0, length)])
+        self._run([self._new(0, length)], [self._chunk(0, 0, length, length)])
         self._runner.reset()
 
-    def measured(self, kind: _Kind) -> list[StepCost]:
-        """The fastest of some steps; nothing where sequences cannot be so long."""
-        # One more for the chunk's own token.
-        context = min(
-            kind.context, self._config.max_total_tokens - _MOST_ROUNDS - 2 - self._sizes.num_speculative_tokens
-        )
-        if context < 1 or context < kind.context == _LONG:
-            return []
+    def sweep(self, kinds: list[_Kind]) -> Iterator[tuple[_Kind, StepCost]]:
+        """A step of each kind for each proposal; of none where sequences cannot be so long."""
+        for wanted in sorted({kind.context for kind in kinds}):
+            alike = [kind for kind in kinds if kind.context == wanted]
+            # Each step may bring all its drafts.
+            room = 2 * len(alike) * (1 + self._sizes.num_speculative_tokens) + 1
+            context = min(wanted, self._config.max_total_tokens - room)
+            if context < 1 or context < wanted == _LONG:
+                continue
+            slots = range(max(kind.sequences for kind in alike))
+            self._run(
+                [self._new(slot, context) for slot in slots],
+                [self._chunk(slot, context - 1, 1, context + room) for slot in slots],
+            )
+            for kind in alike:
+                # What asking costs is a small difference: both kinds of step are taken in turns.
+                for proposal in dict.fromkeys((Proposal.NONE, kind.proposal)):
+                    taken = self._measured(kind, proposal)
+                    yield kind, StepCost(kind.sequences, kind.rows, kind.sequences * (context + 1), proposal, taken)
+            self._runner.reset()
+
+    def _measured(self, kind: _Kind, proposal: Proposal) -> int:
         slots = range(kind.sequences)
-        self._run([self._new(slot, context) for slot in slots], [self._chunk(slot, context - 1, 1) for slot in slots])
-        proposes = kind.proposal is not Proposal.NONE
+        proposes = proposal is not Proposal.NONE
+        if kind.drafts:
+            states = self._runner.states
+            states.set_drafts(torch.tensor(slots, device=states.device), self._wrong(kind))
         steps = [
             SequenceStep(
                 slot,
@@ -130,18 +151,7 @@ class _Steps:
             )
             for slot in slots
         ]
-        # What asking costs is a small difference: both kinds of step are taken in turns.
-        times: dict[Proposal, list[int]] = {Proposal.NONE: [], kind.proposal: []}
-        for _ in range(kind.rounds):
-            for proposal, taken in times.items():
-                if kind.drafts:
-                    self._runner.states.set_drafts(
-                        torch.tensor(slots, device=self._runner.states.device), self._wrong(kind)
-                    )
-                taken.append(self._run([], steps, proposal))
-        self._runner.reset()
-        tokens = kind.sequences * (context + 1)
-        return [StepCost(kind.sequences, kind.rows, tokens, proposal, min(taken)) for proposal, taken in times.items()]
+        return self._run([], steps, proposal)
 
     def _run(self, new: list[NewSequence], steps: list[SequenceStep], proposal: Proposal = Proposal.NONE) -> int:
         self._step_id += 1
@@ -157,11 +167,9 @@ class _Steps:
             logprobs=False,
         )
 
-    def _chunk(self, slot: int, start: int, length: int) -> SequenceStep:
-        """With blocks for the sequence's steps; sequences share them only where there are too few."""
-        count = (
-            start + length + 2 * _MOST_ROUNDS + 2 + self._sizes.num_speculative_tokens
-        ) // self._config.block_size + 1
+    def _chunk(self, slot: int, start: int, length: int, most_tokens: int) -> SequenceStep:
+        """With blocks for `most_tokens`; sequences share them only where there are too few."""
+        count = most_tokens // self._config.block_size + 1
         blocks = [1 + (slot * count + i) % self._num_blocks for i in range(count)]
         return SequenceStep(slot, blocks, start, length, verify=0, propose=0, propose_depth=0)
 

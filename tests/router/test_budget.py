@@ -227,6 +227,25 @@ def test_the_price_is_smooth_in_the_number_of_sequences() -> None:
     assert prices[-1] > 0.9
 
 
+def test_where_prompts_fill_the_steps_a_token_saves_no_step_but_the_reading_of_its_context() -> None:
+    def price(curve: dict[int, float], *, context: int, context_token_ms: float) -> float:
+        measured = [
+            StepCost(n, n, n * c, Proposal.NONE, (ms + n * c * context_token_ms) * 1e-3)
+            for n, ms in curve.items()
+            for c in (64, 1024)
+        ]
+        controller = BudgetController(LOOKUP, StepCosts(measured))
+        sequences = [Sequence(i, [1] * context, context, 10_000, num_speculative_tokens=K) for i in range(2)]
+        assert controller.begin_step(sequences).proposal is Proposal.LOOKUP
+        budget = controller.begin_step(sequences, full_rows=256)
+        assert (budget.proposal is Proposal.NONE) == (budget.price > 0.85)
+        return budget.price
+
+    assert price(CPU, context=256, context_token_ms=0.0013) > 0.85
+    assert price(CPU, context=8192, context_token_ms=0.0013) < 0.3
+    assert price(GPU, context=2048, context_token_ms=0.00004) < 0.3
+
+
 def test_a_new_sequence_begins_with_what_the_others_know() -> None:
     everyone = Acceptance(("ngram",), 2)
     for _ in range(200):

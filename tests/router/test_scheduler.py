@@ -78,6 +78,32 @@ def test_mixed_lengths_and_speculation_yield_the_tokens_of_each_alone(k: int) ->
     run(*make(), *(sequence(i, list(range(i, i + 3 + 5 * i)), new=3 + 4 * i, k=min(k, i)) for i in range(6)))
 
 
+def test_while_prompts_fill_the_steps_no_drafts_take_their_rows() -> None:
+    # Each row takes as long as any other, but a step of one as long as four.
+    costs = StepCosts(StepCost(n, n, 0, Proposal.NONE, max(4, n) * 1e-3) for n in (1, 4, 64))
+    config = SchedulerConfig(num_blocks=128, block_size=4, max_batch_size=4, max_batch_tokens=24, max_draft_tokens=20)
+    scheduler, shards = (
+        Scheduler(config, BudgetController(BUDGET, costs)),
+        SimulatedShards(num_blocks=128, block_size=4),
+    )
+    scheduler.add(sequence(0, [1, 2, 3], new=40, k=5))
+    step(scheduler, shards)
+    scheduler.add(sequence(1, list(range(100)), new=1))
+    asked, chunks = [], []
+    for _ in range(7):
+        plan = planned(scheduler)
+        shards.send(plan)
+        result = shards.reply()
+        scheduler.update(result.step_id, result.sequences)
+        if decode := [step for step in plan.sequences if not step.chunk_length]:
+            asked.append(decode[0].propose > 0)
+            chunks.append(sum(step.chunk_length for step in plan.sequences))
+    # The first checks what was drafted before the prompt came; after the fourth prompts no longer fill a step.
+    assert chunks == [18, 23, 23, 23, 13, 0, 0]
+    assert not any(asked[:3])
+    assert any(asked[3:5])
+
+
 def test_a_prompt_longer_than_the_budget_is_prefilled_in_chunks_beside_decodes() -> None:
     scheduler, shards = make(max_batch_tokens=8)
     scheduler.add(sequence(0, [1, 2, 3], new=20))
