@@ -99,8 +99,27 @@ INLINE void add_values(float *sums, long m, const float *weights, long width, Ro
     if (m - q == 1) add_some(sums + q * dim, weights + q * width, width, values, n, dim, 1);
 }
 
+// The two passes for heads of a length that the compiler knows, and of any.
+typedef struct {
+    void (*score)(const float *queries, long m, Rows keys, long n, float *scores, long width, long dim);
+    void (*add_values)(float *sums, long m, const float *weights, long width, Rows values, long n, long dim);
+} Passes;
+
+#define PASSES(name, length)                                                                                                \
+    static void score_##name(const float *queries, long m, Rows keys, long n, float *scores, long width, long dim) {       \
+        score(queries, m, keys, n, scores, width, length);                                                                  \
+    }                                                                                                                       \
+    static void add_##name(float *sums, long m, const float *weights, long width, Rows values, long n, long dim) {         \
+        add_values(sums, m, weights, width, values, n, length);                                                             \
+    }                                                                                                                       \
+    static const Passes name = {score_##name, add_##name};
+
+PASSES(of_64, 64)
+PASSES(of_128, 128)
+PASSES(of_any, dim)
+
 // Rows whose length is no multiple of a vector's are copied to where zeros follow them.
-INLINE Rows padded_rows(Rows rows, long n, bf16 *scratch, const long dim, const long padded) {
+INLINE Rows padded_rows(Rows rows, long n, bf16 *scratch, long dim, long padded) {
     if (dim == padded) return rows;
     for (long t = 0; t < n; t++) memcpy(scratch + t * padded, rows.at + t * rows.stride, sizeof(bf16) * (size_t)dim);
     return (Rows){scratch, scratch, padded};
@@ -147,8 +166,9 @@ INLINE Rows page_rows(const Cache *c, const int32_t *table, long block, long las
 }
 
 // One span and kv head: all heads of the kv group and all rows share one pass over the keys and one over the values.
-INLINE void attend_one(const Cache *c, const Spans *spans, long span, long kv_head, const float *queries, long query_stride, float *out,
-                       const long dim) {
+static void attend_one(const Cache *c, const Spans *spans, long span, long kv_head, const float *queries, long query_stride, float *out) {
+    const long dim = c->dim;
+    const Passes *passes = dim == 64 ? &of_64 : dim == 128 ? &of_128 : &of_any;
     const long first = spans->firsts[span], rows = spans->counts[span], length = spans->positions[first], tree = spans->trees[span];
     const long group = c->heads / c->kv_heads, m = rows * group, padded = round_up(dim, LANES), block_size = c->block_size;
     // The first row reaches back farthest: blocks that it does not see are not read.
@@ -171,7 +191,7 @@ INLINE void attend_one(const Cache *c, const Spans *spans, long span, long kv_he
     for (long block = 0, left = paged; left > 0; block++, left -= block_size) {
         const long n = left < block_size ? left : block_size;
         const Rows keys = padded_rows(page_rows(c, table, block, last, kv_head, 0), n, copies, dim, padded);
-        score(q, m, keys, n, scores + block * block_size, width, padded);
+        passes->score(q, m, keys, n, scores + block * block_size, width, padded);
     }
     float scale[m];
     for (long r = 0; r < rows; r++) {
@@ -180,21 +200,21 @@ INLINE void attend_one(const Cache *c, const Spans *spans, long span, long kv_he
         for (long j = 0; j < own; j++)
             if (spans->ancestors[tree + r * spans->most_rows + j])
                 memcpy(path + ++depth * padded, own_keys + j * own_stride, sizeof(bf16) * (size_t)dim);
-        if (own) score(q + r * group * padded, group, (Rows){path, path, padded}, depth + 1, own_scores + paged, width, padded);
+        if (own) passes->score(q + r * group * padded, group, (Rows){path, path, padded}, depth + 1, own_scores + paged, width, padded);
         const long position = length + depth - begin, from = position >= c->window ? position - c->window + 1 : 0;
         for (long i = 0; i < group; i++) scale[r * group + i] = softmax(own_scores + i * width, from, position + 1, paged, c->softcap);
     }
     for (long block = 0, left = paged; left > 0; block++, left -= block_size) {
         const long n = left < block_size ? left : block_size;
         const Rows values = padded_rows(page_rows(c, table, block, last, kv_head, 1), n, copies, dim, padded);
-        add_values(sums, m, scores + block * block_size, width, values, n, padded);
+        passes->add_values(sums, m, scores + block * block_size, width, values, n, padded);
     }
     for (long r = 0; r < own; r++) {
         long depth = -1;
         for (long j = 0; j < own; j++)
             if (spans->ancestors[tree + r * spans->most_rows + j])
                 memcpy(path + ++depth * padded, own_values + j * own_stride, sizeof(bf16) * (size_t)dim);
-        add_values(sums + r * group * padded, group, scores + r * group * width + paged, width, (Rows){path, path, padded}, depth + 1, padded);
+        passes->add_values(sums + r * group * padded, group, scores + r * group * width + paged, width, (Rows){path, path, padded}, depth + 1, padded);
     }
     for (long i = 0; i < m; i++) {
         float *to = out + ((first + i / group) * c->heads + kv_head * group + i % group) * dim;
@@ -204,11 +224,6 @@ INLINE void attend_one(const Cache *c, const Spans *spans, long span, long kv_he
 
 void attend_spans(const Cache *c, const Spans *spans, const float *queries, long query_stride, float *out, Worker *worker) {
     SHARE(worker, task, spans->n * c->kv_heads) {
-        const long span = task / c->kv_heads, kv_head = task % c->kv_heads;
-        switch (c->dim) {
-        case 64: attend_one(c, spans, span, kv_head, queries, query_stride, out, 64); break;
-        case 128: attend_one(c, spans, span, kv_head, queries, query_stride, out, 128); break;
-        default: attend_one(c, spans, span, kv_head, queries, query_stride, out, c->dim);
-        }
+        attend_one(c, spans, task / c->kv_heads, task % c->kv_heads, queries, query_stride, out);
     }
 }

@@ -27,7 +27,7 @@ typedef struct {
 
 INLINE void relax(void) {
 #ifdef __x86_64__
-    _mm_pause();
+    __builtin_ia32_pause();
 #elif defined __aarch64__
     __asm__ volatile("yield");
 #endif
