@@ -8,7 +8,7 @@ from pathlib import Path
 
 import grpc
 
-from bench.bandwidth import measured_bandwidth
+from bench.bandwidth import bandwidth_meter
 from bench.client import Client
 from bench.config import BenchConfig, child_environ, parse_args
 from bench.errors import BenchError
@@ -61,7 +61,7 @@ async def _run(config: BenchConfig) -> None:
         print(never_slower)
     if config.output is not None:
         folder = config.output.parent / "plots"
-        links = draw(PlotData(run.turns, run.machine, drafts, points), folder, _say)
+        links = draw(PlotData(run.turns, drafts, points), folder, _say)
         links += _draw_tree_cost(config, folder / "tree_cost.svg") if links else []
         write_section(config.output, report(run, links, never_slower))
         write_samples(config.output.with_suffix(".samples.json"), run.turns, points)
@@ -74,12 +74,12 @@ async def _compare(config: BenchConfig, description: str, absent: dict[str, str]
     # The folder the launcher will serve; a model that must be fetched or converted is so here.
     folder = resolve(ModelRequest(config.model_id, revision=None, dtype=_DTYPE, hub_cache=None), log).path
     weights_bytes = bytes_read_per_step(folder, _DTYPE)
-    bandwidths = [measured_bandwidth(weights_bytes, config.threads)]
     prompts = load_prompts(config.prompts_per_workload)
     systems = ours()
     flags = [f"--speculate={config.speculate}"]
     with ExitStack() as stack:
         field = take_field(config, folder=folder, gguf=_gguf(config, log), absent=absent, stack=stack, say=_say)
+        bandwidth = stack.enter_context(bandwidth_meter(weights_bytes, config.threads))
         server = stack.enter_context(launched(model_id=config.model_id, threads=config.threads, flags=flags))
         async with Client(server.grpc_address, max_new_tokens=config.max_new_tokens) as client:
             token_ids = {p.id: await client.token_ids(p) for group in prompts.values() for p in group}
@@ -91,6 +91,7 @@ async def _compare(config: BenchConfig, description: str, absent: dict[str, str]
                 max_new_tokens=config.max_new_tokens,
                 slow_turn_s=config.slow_turn_s,
                 token_ids=token_ids,
+                read_limit=lambda: bandwidth() / weights_bytes,
             )
             info = await client.model_info()
             _say(f"service ready in {server.start_s:.1f} s, warming up")
@@ -98,7 +99,6 @@ async def _compare(config: BenchConfig, description: str, absent: dict[str, str]
             notes = field.quieten()
             for number in range(config.rounds):
                 await _round(measurement, prompts, config, number)
-                bandwidths.append(measured_bandwidth(weights_bytes, config.threads))
             drafts = read_drafts(server.metrics_url)
     notes += [
         f"{s.name} took over {config.slow_turn_s:.0f} s for {n}: not asked again from there on"
@@ -106,7 +106,7 @@ async def _compare(config: BenchConfig, description: str, absent: dict[str, str]
     ]
     run = Run(
         config,
-        machine=Machine(description, bandwidth=max(bandwidths), weights_bytes=weights_bytes),
+        machine=Machine(description, weights_bytes),
         info=info,
         start_s=server.start_s,
         turns=measurement.turns,

@@ -1,45 +1,67 @@
-"""What this machine's memory gives: `python -m bench.bandwidth BYTES THREADS` reads a buffer again and again.
+"""What this machine's memory gives at the moment: a process that reads a buffer whenever it is asked.
 
 A process of its own, because torch's threads are set once, and the benchmark's own process has no torch.
 """
 
-import json
-import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
-
-import torch
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from bench.config import child_environ
+from bench.errors import BenchError
+from bench.processes import running
 
-_REPEATS = 15
+# A tenth of a second or two in all, for a model whose step takes hundredths.
+_PASSES = 5
 # A row of the matrix whose product with a vector is one of the two ways to read; 16 KB, the vector stays in the cache.
 _ROW = 4096
 
 
-def measured_bandwidth(num_bytes: int, threads: int) -> float:
-    """Bytes per second, in a child process."""
+@contextmanager
+def bandwidth_meter(num_bytes: int, threads: int) -> Iterator[Callable[[], float]]:
+    """Measures bytes per second at each call. A machine that is shared changes from minute to minute."""
     command = [sys.executable, "-m", "bench.bandwidth", str(num_bytes), str(threads)]
-    output = subprocess.run(command, env=child_environ(threads), check=True, capture_output=True, text=True).stdout
-    return float(json.loads(output))
+    with (
+        tempfile.TemporaryFile() as log,
+        running(command, environ=child_environ(threads), log=log, piped=True) as process,
+    ):
+
+        def measure() -> float:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(b"\n")
+            process.stdin.flush()
+            if line := process.stdout.readline():
+                return float(line)
+            log.seek(0)
+            raise BenchError(f"bench.bandwidth failed: {log.read().decode(errors='replace').strip()}")
+
+        # The first reading finds the pages not there yet.
+        measure()
+        yield measure
 
 
-def _read_bandwidth(num_bytes: int, threads: int) -> float:
-    """The best of several passes over a buffer of float32, by a sum and by a matrix-vector product.
+def _serve(num_bytes: int, threads: int) -> None:
+    """A line on stdout for each on stdin: the best of several passes over a buffer of float32, by a sum and by a
+    matrix-vector product.
 
     The buffer is as large as what is to be read in a step, so that a cache large enough to hold it counts as it would.
     """
+    import torch
+
     torch.set_num_threads(threads)
     matrix = torch.ones(num_bytes // 4 // _ROW, _ROW)
     vector = torch.ones(_ROW)
-    best_s = min(_best_of(matrix.sum), _best_of(lambda: matrix @ vector))
-    return matrix.numel() * 4 / best_s
+    for _ in sys.stdin:
+        best_s = min(_best_of(matrix.sum), _best_of(lambda: matrix @ vector))
+        print(matrix.numel() * 4 / best_s, flush=True)
 
 
-def _best_of(read: Callable[[], torch.Tensor]) -> float:
+def _best_of(read: Callable[[], object]) -> float:
     times = []
-    for _ in range(_REPEATS):
+    for _ in range(_PASSES):
         start_s = time.perf_counter()
         read()
         times.append(time.perf_counter() - start_s)
@@ -47,4 +69,4 @@ def _best_of(read: Callable[[], torch.Tensor]) -> float:
 
 
 if __name__ == "__main__":
-    print(json.dumps(_read_bandwidth(int(sys.argv[1]), int(sys.argv[2]))))
+    _serve(int(sys.argv[1]), int(sys.argv[2]))

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from bench.machine import Machine
 from bench.measure import Turn
 from bench.prompts import WORKLOADS
 from bench.statistic import spread, table
@@ -73,22 +72,21 @@ def verdict_of(comparison: Comparison) -> str:
     return said
 
 
-def limit_shares(turns: Sequence[Turn], machine: Machine) -> dict[str, dict[str, float]]:
-    """By system without speculation, by workload: mean decoding speed of one sequence over the machine's limit."""
+def limit_shares(turns: Sequence[Turn]) -> dict[str, dict[str, float]]:
+    """By system without speculation, by workload: decoding speed of one sequence over the limit, the turns' median."""
     shares: dict[str, dict[str, float]] = {}
     for system in (s for s in systems_of(turns) if not s.speculates):
         for workload in WORKLOADS:
-            gaps = [gap for t in select(turns, 1, workload, system) for s in t.samples for gap in s.inter_token_s()]
-            if gaps:
-                shares.setdefault(system.name, {})[workload] = len(gaps) / sum(gaps) / machine.limit
+            if found := [turn.of_limit for turn in select(turns, 1, workload, system)]:
+                shares.setdefault(system.name, {})[workload] = statistics.median(found)
     return shares
 
 
-def verdicts(turns: Sequence[Turn], machine: Machine) -> str:
+def verdicts(turns: Sequence[Turn]) -> str:
     """A line for each promise; it is kept only where every kind of text was compared."""
     comparisons = [c for c in compare(turns) if c.ours.speculates]
     ours = next((s.name for s in systems_of(turns) if s.is_ours and not s.speculates), "")
-    shares = limit_shares(turns, machine).get(ours, {})
+    shares = limit_shares(turns).get(ours, {})
     lines = [
         _line(
             f"one sequence without speculation reaches {_OF_LIMIT:g} of the limit",

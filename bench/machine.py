@@ -1,4 +1,4 @@
-"""The machine in words, and what its memory allows."""
+"""The machine in words."""
 
 import os
 import platform
@@ -10,16 +10,10 @@ from launcher.machine import usable_cores
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """`bandwidth` in bytes per second, over a buffer of `weights_bytes`, the weights that a decode step reads."""
+    """`weights_bytes`: of the weights that a decode step reads."""
 
     description: str
-    bandwidth: float
     weights_bytes: int
-
-    @property
-    def limit(self) -> float:
-        """Decode steps per second if reading the weights were all; without speculation the tokens/s of a sequence."""
-        return self.bandwidth / self.weights_bytes
 
 
 def describe_machine() -> str:

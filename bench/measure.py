@@ -5,7 +5,7 @@ so that a change of the machine meets all of them.
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bench.client import Client
 from bench.errors import PeerError
@@ -24,8 +24,9 @@ Say = Callable[[str], None]
 class Turn:
     """One system's answers to prompts sent together. `wall_s`: from the first request to the last token.
 
-    Turns of the same `place` followed each other directly, with the same prompts: ratios are formed within it. The rest
-    is zero for peers. `router_cpu_s` and `client_cpu_s` are CPU time, not wall time.
+    Turns of the same `place` followed each other directly, with the same prompts: ratios are formed within it. `limit`:
+    decode steps per second that the memory allowed just before it, if reading the weights were all; without speculation
+    the tokens/s of a sequence. The rest is zero for peers; `router_cpu_s` and `client_cpu_s` are CPU, not wall time.
     """
 
     place: int
@@ -34,6 +35,7 @@ class Turn:
     batch: int
     samples: tuple[Sample, ...]
     wall_s: float
+    limit: float = 0.0
     steps: Steps = NO_STEPS
     router_cpu_s: float = 0.0
     client_cpu_s: float = 0.0
@@ -41,6 +43,12 @@ class Turn:
     @property
     def tokens_per_s(self) -> float:
         return sum(sample.num_tokens for sample in self.samples) / self.wall_s
+
+    @property
+    def of_limit(self) -> float:
+        """The decoding speed of one of its sequences over the limit."""
+        gaps = [gap for sample in self.samples for gap in sample.inter_token_s()]
+        return len(gaps) / sum(gaps) / self.limit
 
 
 class Measurement:
@@ -56,7 +64,9 @@ class Measurement:
         max_new_tokens: int,
         slow_turn_s: float,
         token_ids: dict[str, list[int]],
+        read_limit: Callable[[], float],
     ) -> None:
+        """`read_limit` measures what is the limit of a turn that begins now."""
         self._server = server
         self._client = client
         self._peers = peers
@@ -64,6 +74,7 @@ class Measurement:
         self._max_new_tokens = max_new_tokens
         self._slow_turn_s = slow_turn_s
         self._token_ids = token_ids
+        self._read_limit = read_limit
         self._num_places = 0
         # The batch from which on a system is not asked any more.
         self._slow_from: dict[System, int] = {}
@@ -96,9 +107,10 @@ class Measurement:
         ]
         first = shift % len(asked)
         for system in asked[first:] + asked[:first]:
+            limit = self._read_limit()
             turn = await self._try(system, prompts, place=self._num_places)
             if turn is not None:
-                self.turns.append(turn)
+                self.turns.append(replace(turn, limit=limit))
                 if not system.is_ours and len(prompts) > 1 and turn.wall_s > self._slow_turn_s:
                     self._slow_from[system] = len(prompts)
 
@@ -129,4 +141,14 @@ class Measurement:
         wall_s, client_s = time.perf_counter() - start_s, time.process_time() - client_s
         router_s = cpu_seconds(self._server.router_pid) - router_s
         steps = read_steps(self._server.metrics_url) - steps
-        return Turn(place, system, prompts[0].workload, len(prompts), samples, wall_s, steps, router_s, client_s)
+        return Turn(
+            place,
+            system,
+            prompts[0].workload,
+            len(prompts),
+            samples,
+            wall_s,
+            steps=steps,
+            router_cpu_s=router_s,
+            client_cpu_s=client_s,
+        )

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from bench.comparison import limit_shares
-from bench.machine import Machine
 from bench.measure import Turn
 from bench.metrics import Drafts
 from bench.never_slower.report import LEAST, Points, speed_ups
@@ -26,7 +25,6 @@ class PlotData:
     """What is drawn; a picture whose part is empty is left out."""
 
     turns: Sequence[Turn] = ()
-    machine: Machine | None = None
     drafts: Drafts = field(default_factory=dict)
     never_slower: Points = field(default_factory=dict)
 
@@ -91,7 +89,7 @@ def _acceptance(axes: Any, data: PlotData) -> bool:
 
 
 def _limit(axes: Any, data: PlotData) -> bool:
-    shares = limit_shares(data.turns, data.machine) if data.machine else {}
+    shares = limit_shares(data.turns)
     width = 0.8 / len(WORKLOADS)
     for i, workload in enumerate(WORKLOADS):
         offsets = [k + (i - 1) * width for k in range(len(shares))]

@@ -1,5 +1,6 @@
 """From the turns that were taken to the page that is printed. Pure but for the date."""
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -34,12 +35,12 @@ def report(run: Run, plots: Sequence[str] = (), never_slower: str = "") -> str:
     """Markdown. `plots` are links to pictures, `never_slower` is the text of bench.never_slower."""
     sections = [
         _heading(run),
-        "### Verdicts\n\n" + verdicts(run.turns, run.machine),
+        "### Verdicts\n\n" + verdicts(run.turns),
         "### Against the best peer\n\n" + comparison_table(compare(run.turns)),
-        "### Speed\n\n" + speed_table(run.turns, run.machine),
+        "### Speed\n\n" + speed_table(run.turns),
         "### Share of the bandwidth limit, one sequence without speculation\n\n" + _limit_table(run),
         never_slower,
-        "### Where the time goes\n\n" + time_table(run.turns, run.machine),
+        "### Where the time goes\n\n" + time_table(run.turns),
         sameness(run.turns),
         "### Plots\n\n" + "\n".join(plots) if plots else "",
     ]
@@ -48,6 +49,7 @@ def report(run: Run, plots: Sequence[str] = (), never_slower: str = "") -> str:
 
 def _heading(run: Run) -> str:
     config, machine, info = run.config, run.machine, run.info
+    limits = [turn.limit for turn in run.turns]
     kernels = ", ".join(f"{name} {kernel}" for name, kernel in sorted(info.kernels.items()))
     peers = {s.peer: f"{s.peer} {a.version} ({a.dtype}, ready in {a.start_s:.0f} s)" for s, a in run.peers.items()}
     lines = [
@@ -58,8 +60,8 @@ def _heading(run: Run) -> str:
         f"--speculate {config.speculate}; peers look up {config.lookup}",
         f"- {machine.description}",
         f"- weights {info.weights or 'as stored'}; kernels {kernels or 'plain'}; ready in {run.start_s:.1f} s",
-        f"- read bandwidth {machine.bandwidth / 1e9:.1f} GB/s, weights {machine.weights_bytes / 1e6:.0f} MB "
-        f"a step: limit {machine.limit:.0f} tokens/s for one sequence without speculation",
+        f"- read bandwidth {_range(limits, machine.weights_bytes * 1e-9)} GB/s before the turns, weights "
+        f"{machine.weights_bytes / 1e6:.0f} MB a step: limit {_range(limits)} tokens/s for one sequence without drafts",
         f"- peers: {', '.join(peers.values()) or 'none'}",
         *(f"- **{name} takes no turns**: {reason}" for name, reason in run.absent.items()),
         *(f"- {note}" for note in run.notes),
@@ -68,9 +70,14 @@ def _heading(run: Run) -> str:
 
 
 def _limit_table(run: Run) -> str:
-    shares = limit_shares(run.turns, run.machine)
+    shares = limit_shares(run.turns)
     rows = [[name, *(_percent(by.get(workload)) for workload in WORKLOADS)] for name, by in shares.items()]
     return table(["system", *WORKLOADS], rows)
+
+
+def _range(values: Sequence[float], scale: float = 1.0) -> str:
+    low, middle, high = (scale * value for value in (min(values), statistics.median(values), max(values)))
+    return f"{middle:.0f} ({low:.0f}–{high:.0f})"
 
 
 def _percent(share: float | None) -> str:

@@ -1,9 +1,9 @@
 """The tables of what each system reached and of where our time goes. Pure."""
 
+import statistics
 from collections.abc import Iterable, Sequence
 
 from bench.comparison import select, systems_of
-from bench.machine import Machine
 from bench.measure import Turn
 from bench.metrics import NO_STEPS
 from bench.prompts import WORKLOADS
@@ -11,7 +11,7 @@ from bench.sample import Sample
 from bench.statistic import median, percentile, table
 
 
-def speed_table(turns: Sequence[Turn], machine: Machine) -> str:
+def speed_table(turns: Sequence[Turn]) -> str:
     header = ["batch, workload", "system", "tokens/s", "first token ms", "between tokens ms", "p95"]
     header += ["tokens/step", "of limit", "turns"]
     rows = []
@@ -20,11 +20,11 @@ def speed_table(turns: Sequence[Turn], machine: Machine) -> str:
             for system in systems_of(turns):
                 taken = select(turns, batch, workload, system)
                 if taken:
-                    rows.append([f"{batch} {workload}", system.name, *_cells(taken, machine), str(len(taken))])
+                    rows.append([f"{batch} {workload}", system.name, *_cells(taken), str(len(taken))])
     return table(header, rows)
 
 
-def _cells(turns: Sequence[Turn], machine: Machine) -> list[str]:
+def _cells(turns: Sequence[Turn]) -> list[str]:
     samples = samples_of(turns)
     between = [seconds for sample in samples for seconds in sample.inter_token_s()]
     num_tokens, num_steps = sum(s.num_tokens for s in samples), sum(s.num_steps for s in samples)
@@ -34,11 +34,11 @@ def _cells(turns: Sequence[Turn], machine: Machine) -> list[str]:
         median(between, scale=1e3),
         f"{percentile(between, 95) * 1e3:.1f}",
         f"{num_tokens / num_steps:.2f}",
-        f"{100 * len(between) / sum(between) / machine.limit:.0f} %",
+        f"{median([turn.of_limit for turn in turns], scale=100, digits=0)} %",
     ]
 
 
-def time_table(turns: Sequence[Turn], machine: Machine) -> str:
+def time_table(turns: Sequence[Turn]) -> str:
     """Of the service alone: steps on the shard, what the client sees of them, CPU time beside them."""
     header = ["batch", "system", "steps", "step ms", "at the client ms", "shard busy"]
     header += ["step at bandwidth", "router CPU ms/step", "client CPU ms/step"]
@@ -56,7 +56,7 @@ def time_table(turns: Sequence[Turn], machine: Machine) -> str:
                     f"{step_s * 1e3:.2f}",
                     median([gap for s in samples_of(taken) for gap in s.gaps_s()], scale=1e3, digits=2),
                     f"{100 * steps.seconds / sum(turn.wall_s for turn in taken):.0f} %",
-                    f"{100 / (step_s * machine.limit):.0f} %",
+                    f"{100 / step_s / statistics.median(turn.limit for turn in taken):.0f} %",
                     f"{1e3 * sum(turn.router_cpu_s for turn in taken) / steps.num:.2f}",
                     f"{1e3 * sum(turn.client_cpu_s for turn in taken) / steps.num:.2f}",
                 ]

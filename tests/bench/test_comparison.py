@@ -3,12 +3,8 @@
 import pytest
 
 from bench.comparison import compare, comparison_table, limit_shares, verdict_of, verdicts
-from bench.machine import Machine
 from bench.prompts import WORKLOADS
 from tests.bench.turns import LOOKUP, OFF, ON, PEER, turn
-
-# 100 steps per second.
-_MACHINE = Machine("a machine", bandwidth=100e6, weights_bytes=1_000_000)
 
 
 def test_ratios_are_of_the_same_place() -> None:
@@ -42,8 +38,13 @@ def test_verdict(speed: float, first_s: float, said: str) -> None:
 
 
 def test_share_of_the_limit_is_of_decoding() -> None:
-    turns = [turn(1, OFF, 10 / (0.1 + 9 / 70)), turn(1, ON, 90)]
-    assert limit_shares(turns, _MACHINE) == {"drafthouse": {"chat": pytest.approx(0.7)}}
+    # 70 tokens/s after the first where the memory allows 100, as fast beside a neighbour that takes half of it.
+    turns = [
+        turn(n, OFF, 10 / (0.1 + 9 / speed), limit=limit)
+        for n, (speed, limit) in enumerate([(70, 100), (35, 50), (9, 90)])
+    ]
+    turns.append(turn(1, ON, 90))
+    assert limit_shares(turns) == {"drafthouse": {"chat": pytest.approx(0.7)}}
 
 
 def test_verdict_lines() -> None:
@@ -58,7 +59,7 @@ def test_verdict_lines() -> None:
             turn(2, PEER, 40, batch=8, first_s=0.05, workload=workload),
         )
     ]
-    lines = verdicts(turns, _MACHINE).splitlines()
+    lines = verdicts(turns).splitlines()
     assert "**yes** (chat 0.90; copy 0.90; code 0.90)" in lines[0]
     assert "**yes** (chat 2.50 × peer; " in lines[1]
     assert "8 at once are ahead of the best peer: **NO**" in lines[2]
@@ -66,9 +67,9 @@ def test_verdict_lines() -> None:
 
 
 def test_a_promise_is_not_kept_by_what_was_not_measured() -> None:
-    lines = verdicts([turn(1, OFF, 50), turn(1, ON, 50), turn(1, PEER, 20)], _MACHINE).splitlines()
+    lines = verdicts([turn(1, OFF, 50), turn(1, ON, 50), turn(1, PEER, 20)]).splitlines()
     assert "**not shown: copy, code not measured** (chat 2.50 × peer)" in lines[1]
 
 
 def test_without_peers_nothing_is_claimed() -> None:
-    assert "**not measured**" in verdicts([turn(1, OFF, 50), turn(1, ON, 50)], _MACHINE)
+    assert "**not measured**" in verdicts([turn(1, OFF, 50), turn(1, ON, 50)])

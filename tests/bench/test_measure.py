@@ -24,6 +24,7 @@ class _Scripted(Measurement):
             max_new_tokens=10,
             slow_turn_s=slow_turn_s,
             token_ids={},
+            read_limit=lambda: 50.0,
         )
         self._speeds = speeds
 
