@@ -61,6 +61,7 @@ def _shard_flags(config: LauncherConfig, model: ResolvedModel, paths: RunPaths) 
     return _flags(
         model_path=model.path,
         dtype=config.dtype,
+        quantize=config.quantize,
         medusa_path=model.medusa_path,
         speculate=config.speculate,
         speculation_method=config.speculation_method,

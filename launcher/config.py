@@ -86,6 +86,11 @@ class LauncherConfig:
         default="bfloat16",
         kind=click.Choice(["bfloat16", "float16", "float32", "float64"]),
     )
+    quantize: str | None = _flag(
+        "Keep the matrices in 8 bits, with one scale for each output: half the memory, and a third less time where "
+        "reading them is what a step takes.  Medusa heads stay as they are.  On CPU only.  [default: not at all]",
+        kind=click.Choice(["int8"]),
+    )
     max_total_tokens: int | None = _flag(
         "Most tokens of one sequence, prompt and answer.  "
         f"[default: what the model allows, at most {DEFAULT_MAX_TOTAL_TOKENS}]",

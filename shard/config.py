@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from shard.layers.quantize import Quantization
+
 
 class ConfigError(ValueError):
     """A setting that a restart cannot mend. The message names the flag and what to do."""
@@ -16,6 +18,7 @@ class ShardConfig:
     uds_path: str
     run_dir: Path
     dtype: str
+    quantize: Quantization | None
     # None: as many as there are Medusa heads, 0 without; auto: as far as drafts of any method were found to pay.
     speculate: int | Literal["auto"] | None
     medusa_path: Path | None
@@ -66,6 +69,7 @@ def parse_args(argv: list[str]) -> ShardConfig:
     parser.add_argument("--uds-path", required=True, help="rank r listens on the Unix socket UDS_PATH-r")
     parser.add_argument("--run-dir", type=Path, required=True, help="where an error that no restart mends is written")
     parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32", "float64"], default="bfloat16")
+    parser.add_argument("--quantize", choices=["int8"], default=None, help="the matrices, in memory; unset: not at all")
     parser.add_argument(
         "--speculate",
         type=lambda text: text if text == "auto" else int(text),

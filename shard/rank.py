@@ -55,10 +55,22 @@ def build_rank(config: ShardConfig) -> Rank:
         if torch.cuda.is_available()
         else torch.device("cpu")
     )
+    if config.quantize is not None and device.type != "cpu":
+        raise ConfigError(
+            f"--quantize {config.quantize} has no kernels for {device.type} yet, only for CPU; leave it out"
+        )
     dtype: torch.dtype = getattr(torch, config.dtype)
     group = TPGroup.init("nccl" if device.type == "cuda" else "gloo", config.collective_timeout)
     start = time.monotonic()
-    model = load_model(model_config, config.model_path, group=group, dtype=dtype, device=device, progress=_Progress())
+    model = load_model(
+        model_config,
+        config.model_path,
+        group=group,
+        dtype=dtype,
+        device=device,
+        quantize=config.quantize,
+        progress=_Progress(),
+    )
     log.info("weights loaded in %.1f s", time.monotonic() - start)
 
     heads = _load_heads(config, model, group, device)
@@ -103,7 +115,7 @@ def build_rank(config: ShardConfig) -> Rank:
         speculation_methods=methods_to_proto(methods),
         heads=heads.description if heads else "",
         kernels=model.kernels,
-        weights=config.weights_note,
+        weights=", ".join(filter(None, [config.weights_note, config.quantize and f"quantized to {config.quantize}"])),
         draft_min_probability=config.draft_min_probability,
     )
     measure = partial(

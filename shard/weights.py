@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from shard.checkpoint import CheckpointError, Tensors
+from shard.layers.quantize import Quantization
 from shard.layers.sharded import Piece, ShardedModule
 
 # (bytes of parameters filled so far, bytes in all), this rank's
@@ -26,6 +27,7 @@ def fill_model(
     names: NameTable,
     ignored: Sequence[str],
     device: torch.device,
+    quantize: Quantization | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Fill every declared parameter, then let the layers finish. CheckpointError names the first tensor at fault."""
@@ -53,7 +55,7 @@ def fill_model(
         if progress is not None:
             progress(done, total)
     for _, layer in layers:
-        layer.finish()
+        layer.finish(quantize)
 
 
 def _sources(path: str, parameter: str, names: NameTable, pieces: tuple[Piece, ...]) -> list[tuple[str, Piece]]:

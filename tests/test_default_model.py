@@ -157,3 +157,19 @@ def test_bfloat16_tokens_are_near_the_best_and_speculation_accepts(
             logits = float32_model(text).logits[0, len(one.prompt_token_ids) - 1 : -1]
         chosen = logits.gather(1, torch.tensor(tokens)[:, None])[:, 0]
         assert (logits.amax(1) - chosen).max() <= BFLOAT16_EPSILON
+
+
+def test_in_8_bits_speculation_changes_no_token(model: ResolvedModel, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    requests = [chat(tokenizer, text, new=64, k=k) for k in (0, 3) for text in PROMPTS]
+    streams: list[list[int]] = []
+
+    async def keep() -> None:
+        async with service(tmp_path) as s:
+            await s.ready(60)
+            await speculates(s, tokenizer)
+            streams.extend(await asyncio.gather(*(s.tokens(one) for one in requests)))
+
+    with shards(tmp_path, model, dtype="bfloat16", quantize="int8"):
+        run(keep, timeout_s=120)
+    half = len(PROMPTS)
+    assert streams[:half] == streams[half:]

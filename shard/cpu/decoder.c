@@ -16,10 +16,12 @@
 // Gates that are computed at once.
 #define GATES 256
 
-// One layer; norms and biases that a family does not have are null. Biases are as long as the padded outputs.
+// One layer; norms and biases that a family does not have are null. Biases, and scales of weights in int8 (else null), are
+// as long as the padded outputs.
 typedef struct {
     const float *input_norm, *q_norm, *k_norm, *attention_out_norm, *mlp_norm, *mlp_out_norm;
-    const bf16 *qkv, *o, *gate_up, *down;
+    const void *qkv, *o, *gate_up, *down;
+    const float *qkv_scales, *o_scales, *gate_up_scales, *down_scales;
     const float *qkv_bias, *o_bias, *gate_up_bias, *down_bias;
     bf16 *pages, *step_rows;
     // Which of the step's rotations, and how far a row sees.
@@ -105,11 +107,11 @@ static void attention_half(const Decoder *d, const Layer *layer, const Step *ste
     const Cache cache = {layer->pages, layer->step_rows, d->value_offset, d->heads, d->kv_heads, d->dim, d->block_size,
                          layer->window, d->scale, d->softcap};
     float *qkv = b->wide, *out = qkv + step->n * stride;
-    const Product project = {b->normed, layer->qkv, layer->qkv_bias, qkv, step->n, d->hidden, num_heads * d->dim, d->hidden, stride};
+    const Product project = {b->normed, layer->qkv, layer->qkv_scales, layer->qkv_bias, qkv, step->n, d->hidden, num_heads * d->dim, d->hidden, stride};
     product(&project, worker);
     SHARE(worker, row, step->n) store(d, layer, &cache, step, qkv + row * stride, row);
     attend_spans(&cache, &step->spans, qkv, stride, out, worker);
-    const Product leave = {out, layer->o, 0, b->y, step->n, attended, d->hidden, attended, b->y_stride};
+    const Product leave = {out, layer->o, layer->o_scales, 0, b->y, step->n, attended, d->hidden, attended, b->y_stride};
     product(&leave, worker);
 }
 
@@ -132,14 +134,14 @@ static void mlp_half(const Decoder *d, const Layer *layer, const Step *step, con
     const long stride = round_up(2 * d->width, PANEL), parts = round_up(d->width, GATES) / GATES;
     for (long start = 0; start < step->n; start += MLP_ROWS) {
         const long n = step->n - start < MLP_ROWS ? step->n - start : MLP_ROWS;
-        const Product enter = {b->normed + start * d->hidden, layer->gate_up, layer->gate_up_bias, b->wide, n, d->hidden,
+        const Product enter = {b->normed + start * d->hidden, layer->gate_up, layer->gate_up_scales, layer->gate_up_bias, b->wide, n, d->hidden,
                                2 * d->width, d->hidden, stride};
         product(&enter, worker);
         SHARE(worker, piece, n * parts) {
             const long first = piece % parts * GATES;
             activate(d, b->wide + piece / parts * stride, first, first + GATES < d->width ? first + GATES : d->width);
         }
-        const Product leave = {b->wide, layer->down, 0, b->y + start * b->y_stride, n, d->width, d->hidden, stride, b->y_stride};
+        const Product leave = {b->wide, layer->down, layer->down_scales, 0, b->y + start * b->y_stride, n, d->width, d->hidden, stride, b->y_stride};
         product(&leave, worker);
     }
 }

@@ -23,6 +23,7 @@ class _Layer(ctypes.Structure):
     _fields_ = [
         *((f"{name}_norm", _pointer) for name in ("input", "q", "k", "attention_out", "mlp", "mlp_out")),
         *((name, _pointer) for name in ("qkv", "o", "gate_up", "down")),
+        *((f"{name}_scales", _pointer) for name in ("qkv", "o", "gate_up", "down")),
         *((f"{name}_bias", _pointer) for name in ("qkv", "o", "gate_up", "down")),
         *((name, _pointer) for name in ("pages", "step_rows")),
         *((name, _long) for name in ("rotation", "window")),
@@ -71,7 +72,8 @@ class _Buffers(ctypes.Structure):
 
 @dataclass(frozen=True, slots=True)
 class LayerParts:
-    """A layer's tensors on this rank: factors of norms, packed weights, biases. None: the layer does without.
+    """A layer's tensors on this rank: factors of norms, packed weights, scales of those in int8, biases. None: the
+    layer does without.
 
     Biases behind a sum over the ranks (o, down) are added once, after it.
     """
@@ -88,6 +90,10 @@ class LayerParts:
     k_norm: Tensor | None = None
     attention_out_norm: Tensor | None = None
     mlp_out_norm: Tensor | None = None
+    qkv_scales: Tensor | None = None
+    o_scales: Tensor | None = None
+    gate_up_scales: Tensor | None = None
+    down_scales: Tensor | None = None
     qkv_bias: Tensor | None = None
     o_bias: Tensor | None = None
     gate_up_bias: Tensor | None = None
@@ -202,8 +208,9 @@ class CompiledLayers:
             setattr(layer, name, self._address(getattr(parts, name), torch.float32))
         for name in ("qkv", "o", "gate_up", "down"):
             setattr(layer, name, self._address(getattr(parts, name)))
+            setattr(layer, f"{name}_scales", self._address(getattr(parts, f"{name}_scales")))
             bias = getattr(parts, f"{name}_bias")
-            setattr(layer, f"{name}_bias", None if bias is None else self._address(self._kernels.pack_bias(bias)))
+            setattr(layer, f"{name}_bias", None if bias is None else self._address(self._kernels.pack_outputs(bias)))
         return layer
 
     def _address(self, tensor: Tensor | None, dtype: torch.dtype | None = None) -> int | None:

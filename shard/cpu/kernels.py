@@ -58,7 +58,7 @@ class CpuKernels:
         self._rotate = library.rotate
         self._rotate.argtypes = [_pointer, _pointer, _pointer, _long, _long, _long, _long]
         self._linear = library.linear
-        self._linear.argtypes = [_pointer] * 6 + [_long] * 3
+        self._linear.argtypes = [_pointer] * 7 + [_long] * 3
         self._attend = library.attend
         structs = ctypes.POINTER(_CacheStruct), ctypes.POINTER(SpansStruct)
         self._attend.argtypes = [*structs, *[_pointer] * 4, *[_long] * 2]
@@ -91,19 +91,30 @@ class CpuKernels:
         self._rotate(x.data_ptr(), cos.data_ptr(), sin.data_ptr(), num_rows, x.stride(0), num_heads, dim)
 
     def pack(self, weight: Tensor) -> Tensor:
-        """A weight [out, in] as `linear` reads it (linear.c): [panels, in, lanes, 2], outputs padded with zeros."""
+        """A weight [out, in] as `linear` reads it (linear.c), outputs padded with zeros: in bfloat16
+        [panels, in, lanes, 2], in int8 [panels, in, 2 * lanes]."""
         missing = -len(weight) % self.panel
         padded = torch.nn.functional.pad(weight, (0, 0, 0, missing)) if missing else weight
+        if weight.dtype == torch.int8:
+            return padded.view(-1, self.panel, weight.shape[1]).permute(0, 2, 1).contiguous()
         return padded.view(-1, 2, self._lanes, weight.shape[1]).permute(0, 3, 2, 1).contiguous()
 
-    def pack_bias(self, bias: Tensor) -> Tensor:
-        """[out] -> float32, as long as the padded outputs."""
-        return torch.nn.functional.pad(bias.float(), (0, -len(bias) % self.panel))
+    def pack_outputs(self, values: Tensor) -> Tensor:
+        """A bias or scales [out] -> float32, as long as the padded outputs."""
+        return torch.nn.functional.pad(values.float(), (0, -len(values) % self.panel))
 
     def linear(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, *, num_outputs: int, dtype: torch.dtype = torch.bfloat16
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        *,
+        num_outputs: int,
+        scales: Tensor | None = None,
+        dtype: torch.dtype = torch.bfloat16,
     ) -> Tensor:
-        """x [N, in], packed weight and bias -> [N, num_outputs], summed in float32; `dtype` is that or bfloat16.
+        """x [N, in], packed weight, scales (if int8) and bias -> [N, num_outputs], summed in float32; `dtype` is that
+        or bfloat16.
 
         ValueError: x is not what the weight asks for. Unlike the other shapes this one comes from a caller's tensor.
         """
@@ -117,6 +128,7 @@ class CpuKernels:
         self._linear(
             x.data_ptr(),
             weight.data_ptr(),
+            None if scales is None else scales.data_ptr(),
             None if bias is None else bias.data_ptr(),
             None if out is None else out.data_ptr(),
             wide_x.data_ptr(),

@@ -1,9 +1,10 @@
-// x @ weight.T + bias in float32 with the weight in bfloat16, for processors that have no bfloat16 arithmetic of their
+// x @ weight.T + bias in float32 with the weight in bfloat16 or int8, for processors that have no such arithmetic of their
 // own. Compiled for the machine at hand by build.py; called through kernels.py and decoder.c.
 //
-// The weight is packed once, in panels of two vectors of outputs: for each input a panel holds LANES words, each with the
-// value of output j in its low half and that of output j + LANES in its high half. A shift makes floats of the first, a
-// mask of the second. So a step reads each weight once, two bytes a value, one after another.
+// The weight is packed once, in panels of two vectors of outputs. In bfloat16 a panel holds for each input LANES words, each
+// with the value of output j in its low half and that of output j + LANES in its high half: a shift makes floats of the
+// first, a mask of the second. In int8 it holds the outputs in their order, and each sum is multiplied with its output's
+// scale at the end. So a step reads each weight once, two bytes a value or one, one after another.
 
 #include "linear.h"
 
@@ -11,28 +12,40 @@
 #define GROUP_BYTES 131072
 // Into so many pieces for each thread a product is cut at least.
 #define PIECES 8
-// How far ahead the weights are asked for, in inputs.
-#define AHEAD 32
+// How far ahead the weights are asked for, in bytes.
+#define AHEAD (64 * PANEL)
 // Registers for sums: what the shapes of `strips` need at most.
 #define MOST_PANELS 4
 #define MOST_ROWS 6
 
-// `panels` x `rows` of the result; both are constants, so that the sums stay in registers. Each output is one sum over
-// the inputs in their order, whatever the shape: a row's result does not depend on the number of rows.
-INLINE void tile(const Product *p, long panel, long row, const int panels, const int rows) {
+// What a panel holds for one input, as floats.
+INLINE void widen_panel(const char *at, Floats *low, Floats *high, const int bytes) {
+    if (bytes == 1) {
+        *low = widen_integers((const int8_t *)at);
+        *high = widen_integers((const int8_t *)at + LANES);
+    } else {
+        const Words words = *(const Words *)at;
+        *low = (Floats)(words << 16);
+        *high = (Floats)(words & 0xffff0000u);
+    }
+}
+
+// `panels` x `rows` of the result, of weights of so many `bytes`; all are constants, so that the sums stay in registers.
+// Each output is one sum over the inputs in their order, whatever the shape: a row's result does not depend on the number
+// of rows.
+INLINE void tile(const Product *p, long panel, long row, const int panels, const int rows, const int bytes) {
     const float *x = p->x + row * p->x_stride;
-    const bf16 *weight = p->weight + panel * PANEL * p->in;
+    const long input = PANEL * bytes;
+    const char *weight = (const char *)p->weight + panel * input * p->in;
     Floats low[MOST_PANELS][MOST_ROWS], high[MOST_PANELS][MOST_ROWS];
     UNROLL for (int q = 0; q < panels; q++)
         UNROLL for (int r = 0; r < rows; r++) low[q][r] = high[q][r] = (Floats){0};
     for (long k = 0; k < p->in; k++) {
         Floats even[MOST_PANELS], odd[MOST_PANELS];
         UNROLL for (int q = 0; q < panels; q++) {
-            const bf16 *at = weight + q * PANEL * p->in + k * PANEL;
-            __builtin_prefetch(at + AHEAD * PANEL);
-            const Words words = *(const Words *)at;
-            even[q] = (Floats)(words << 16);
-            odd[q] = (Floats)(words & 0xffff0000u);
+            const char *at = weight + (q * p->in + k) * input;
+            __builtin_prefetch(at + AHEAD);
+            widen_panel(at, &even[q], &odd[q], bytes);
         }
         UNROLL for (int r = 0; r < rows; r++) {
             const float value = x[r * p->x_stride + k];
@@ -48,6 +61,10 @@ INLINE void tile(const Product *p, long panel, long row, const int panels, const
         if (p->bias) memcpy(bias, p->bias + output, sizeof bias);
         UNROLL for (int r = 0; r < rows; r++) {
             Floats *out = (Floats *)(p->out + (row + r) * p->out_stride + output);
+            if (bytes == 1) {
+                low[q][r] *= *(const Floats *)(p->scales + output);
+                high[q][r] *= *(const Floats *)(p->scales + output + LANES);
+            }
             out[0] = low[q][r] + bias[0];
             out[1] = high[q][r] + bias[1];
         }
@@ -56,32 +73,41 @@ INLINE void tile(const Product *p, long panel, long row, const int panels, const
 
 // Panels from `first` to `last` of `rows` rows, so many panels at a time that there are sums enough to hide the latency
 // of a multiply-add.
-INLINE void strip(const Product *p, long first, long last, long row, const int panels, const int rows) {
-    for (; first + panels <= last; first += panels) tile(p, first, row, panels, rows);
-    for (; first < last; first++) tile(p, first, row, 1, rows);
+INLINE void strip(const Product *p, long first, long last, long row, const int panels, const int rows, const int bytes) {
+    for (; first + panels <= last; first += panels) tile(p, first, row, panels, rows, bytes);
+    for (; first < last; first++) tile(p, first, row, 1, rows, bytes);
 }
 
-static void strips(const Product *p, long first, long last) {
+INLINE void strips(const Product *p, long first, long last, const int bytes) {
     // As even as can be: a strip of one or two rows costs nearly as much as one of four.
     const long count = (p->n + MOST_ROWS - 1) / MOST_ROWS;
     for (long i = 0; i < count; i++) {
         const long row = cut(p->n, i, count);
         switch (cut(p->n, i + 1, count) - row) {
-        case 6: strip(p, first, last, row, 1, 6); break;
-        case 5: strip(p, first, last, row, 1, 5); break;
-        case 4: strip(p, first, last, row, 1, 4); break;
-        case 3: strip(p, first, last, row, 2, 3); break;
-        case 2: strip(p, first, last, row, 3, 2); break;
-        case 1: strip(p, first, last, row, 4, 1); break;
+        case 6: strip(p, first, last, row, 1, 6, bytes); break;
+        case 5: strip(p, first, last, row, 1, 5, bytes); break;
+        case 4: strip(p, first, last, row, 1, 4, bytes); break;
+        case 3: strip(p, first, last, row, 2, 3, bytes); break;
+        case 2: strip(p, first, last, row, 3, 2, bytes); break;
+        case 1: strip(p, first, last, row, 4, 1, bytes); break;
         }
     }
 }
 
+static void strips_of_bf16(const Product *p, long first, long last) {
+    strips(p, first, last, 2);
+}
+
+static void strips_of_int8(const Product *p, long first, long last) {
+    strips(p, first, last, 1);
+}
+
 void product(const Product *p, Worker *worker) {
-    const long panels = round_up(p->num_out, PANEL) / PANEL;
-    const long most = GROUP_BYTES / (2 * PANEL * p->in) + 1, share = panels / (PIECES * omp_get_num_threads()) + 1;
+    const long panels = round_up(p->num_out, PANEL) / PANEL, bytes = p->scales ? 1 : 2;
+    const long most = GROUP_BYTES / (bytes * PANEL * p->in) + 1, share = panels / (PIECES * omp_get_num_threads()) + 1;
     const long pieces = (panels + (share < most ? share : most) - 1) / (share < most ? share : most);
-    SHARE(worker, piece, pieces) strips(p, cut(panels, piece, pieces), cut(panels, piece + 1, pieces));
+    void (*const take)(const Product *, long, long) = p->scales ? strips_of_int8 : strips_of_bf16;
+    SHARE(worker, piece, pieces) take(p, cut(panels, piece, pieces), cut(panels, piece + 1, pieces));
 }
 
 // For whom packs weights.
@@ -91,10 +117,10 @@ long lanes(void) {
 
 // x [n, in] in bfloat16 -> out [n, num_out], in float32 or rounded to bfloat16. wide_x and wide_out are scratch of
 // [n, in] and [n, num_out rounded up to a panel] floats; out may be null: then wide_out is the result.
-void linear(const bf16 *x, const bf16 *weight, const float *bias, bf16 *out, float *wide_x, float *wide_out, long n, long in,
+void linear(const bf16 *x, const void *weight, const float *scales, const float *bias, bf16 *out, float *wide_x, float *wide_out, long n, long in,
             long num_out) {
     const long stride = round_up(num_out, PANEL);
-    const Product p = {wide_x, weight, bias, wide_out, n, in, num_out, in, stride};
+    const Product p = {wide_x, weight, scales, bias, wide_out, n, in, num_out, in, stride};
     Phase phases[3] = {{0}};
     #pragma omp parallel if (n * in * num_out > 65536)
     {

@@ -52,6 +52,22 @@ INLINE Floats widen_all(const bf16 *values) {
 #endif
 }
 
+INLINE Floats widen_integers(const int8_t *values) {
+#if defined __AVX512F__ && !defined __clang__
+    typedef char Bytes __attribute__((vector_size(16), aligned(1)));
+    return __builtin_convertvector((Ints)__builtin_ia32_pmovsxbd512_mask(*(const Bytes *)values, (Ints){0}, 0xffff), Floats);
+#elif defined __AVX2__ && !defined __clang__
+    typedef char Bytes __attribute__((vector_size(16)));
+    typedef int64_t Pair __attribute__((vector_size(16)));
+    int64_t eight;
+    memcpy(&eight, values, 8);
+    return __builtin_convertvector((Ints)__builtin_ia32_pmovsxbd256((Bytes)(Pair){eight, 0}), Floats);
+#else
+    typedef int8_t Bytes __attribute__((vector_size(LANES), may_alias, aligned(1)));
+    return __builtin_convertvector(*(const Bytes *)values, Floats);
+#endif
+}
+
 INLINE Floats all(float value) {
     return value - (Floats){0};
 }

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from shard.distributed import TPGroup
 from shard.layers.matmul import Product
+from shard.layers.quantize import Quantization, quantized
 from shard.layers.sharded import Piece, ShardedModule
 from shard.partition import split
 
@@ -67,13 +68,12 @@ class ParallelLMHead(ShardedModule):
         if tied_to is None:
             self.declare("weight", (Piece((vocab_size, hidden_size), 0, self.rows),), dtype)
 
-    def finish(self) -> None:
+    def finish(self, quantize: Quantization | None = None) -> None:
         (embedding,) = self.tied_to
-        if embedding is not None:
-            self.product = Product(embedding.weight, None)
-            return
-        self.product = Product(self.weight, None)
-        self.drop("weight")
+        weight = self.weight if embedding is None else embedding.weight
+        self.product = Product(quantized(weight) if quantize else weight, None, weight.dtype)
+        if embedding is None:
+            self.drop("weight")
 
     def forward(self, hidden: Tensor) -> Tensor:
         logits = self.product(hidden, wide=True)

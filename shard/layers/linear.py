@@ -5,6 +5,7 @@ from torch import Tensor
 
 from shard.distributed import TPGroup
 from shard.layers.matmul import Product
+from shard.layers.quantize import Quantization, quantized
 from shard.layers.sharded import Piece, ShardedModule
 from shard.partition import HeadSplit, Slice, split, whole
 
@@ -56,8 +57,9 @@ class ColumnParallelLinear(ShardedModule):
         part = (intermediate_size, split(intermediate_size, parts=group.size, index=group.rank))
         return cls(hidden_size, (part, part), bias=bias, dtype=dtype)
 
-    def finish(self) -> None:
-        self.product = Product(self.weight, self.bias)
+    def finish(self, quantize: Quantization | None = None) -> None:
+        weight = quantized(self.weight) if quantize else self.weight
+        self.product = Product(weight, self.bias, self.weight.dtype)
         self.drop("weight")
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,10 +84,11 @@ class RowParallelLinear(ShardedModule):
         else:
             self.register_parameter("bias", None)
 
-    def finish(self) -> None:
+    def finish(self, quantize: Quantization | None = None) -> None:
+        weight = quantized(self.weight, self.group) if quantize else self.weight
         # a bias is added once: inside the product of a single rank, else after the sum
         self.bias_after = self.bias if self.group.size > 1 else None
-        self.product = Product(self.weight, self.bias if self.group.size == 1 else None)
+        self.product = Product(weight, self.bias if self.group.size == 1 else None, self.weight.dtype)
         self.drop("weight")
 
     def forward(self, x: Tensor) -> Tensor:

@@ -4,6 +4,9 @@ On CPU in bfloat16 a step of few rows takes as long as reading the weights. The 
 widens them on the way, and lets all layers be one call; where the processor multiplies tiles (AMX), or without a
 compiler, oneDNN's packed product is taken, which reads a third faster than a plain one. A packed weight replaces the
 plain one, so the memory is not paid twice.
+
+A quantized weight is read in 8 bits by the compiled kernel, and by torch's own product for such weights in 16 bit. In
+other dtypes it is widened for every product: slow and exact, which is what they are for.
 """
 
 from typing import Literal
@@ -13,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shard.cpu.kernels import NAME, kernels_for
+from shard.layers.quantize import Int8Weight
 
-KernelName = Literal["onednn-packed", "drafthouse-c", "torch"]
+KernelName = Literal["onednn-packed", "drafthouse-c", "torch", "torch-int8"]
 
 # The number of rows that oneDNN chooses its packed layout for; other row counts stay correct.
 PACK_ROWS = 4
@@ -23,18 +27,26 @@ PACK_ROWS = 4
 class Product:
     """x -> x @ weight.T + bias, for x [N, in] and weight [out, in]."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self.kernel = choose_kernel(weight.dtype, weight.device)
+    def __init__(self, weight: Tensor | Int8Weight, bias: Tensor | None, dtype: torch.dtype | None = None) -> None:
+        """`dtype`: of x, where the weight is quantized."""
         self.bias = bias
-        # In the form that the kernel reads.
+        # In the form that the kernel reads; with scales where it is quantized.
+        self.scales: Tensor | None = None
+        if isinstance(weight, Int8Weight):
+            weight, self.scales = weight
         self.weight: Tensor = weight
-        self._num_outputs = len(weight)
-        self._compiled = kernels_for(weight.dtype, weight.device) if self.kernel == NAME else None
+        dtype, device = dtype or self.weight.dtype, self.weight.device
+        self.kernel = choose_kernel(dtype, device, is_quantized=self.scales is not None)
+        self._num_outputs = len(self.weight)
+        self._compiled = kernels_for(dtype, device) if self.kernel == NAME else None
         if self._compiled:
-            self.weight = self._compiled.pack(weight)
-            self._packed_bias = None if bias is None else self._compiled.pack_bias(bias)
+            self.weight = self._compiled.pack(self.weight)
+            self.scales = None if self.scales is None else self._compiled.pack_outputs(self.scales)
+            self._packed_bias = None if bias is None else self._compiled.pack_outputs(bias)
+        elif self.scales is not None:
+            self.scales = self.scales.to(dtype)
         elif self.kernel == "onednn-packed":
-            self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, PACK_ROWS)
+            self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, PACK_ROWS)
 
     def __call__(self, x: Tensor, *, wide: bool = False) -> Tensor:
         """[N, in] -> [N, out]; `wide`: at least float32, and what is summed in it is not rounded where that is free."""
@@ -44,17 +56,32 @@ class Product:
                 self.weight,
                 self._packed_bias,
                 num_outputs=self._num_outputs,
+                scales=self.scales,
                 dtype=torch.float32 if wide else torch.bfloat16,
             )
-        if self.kernel == "torch":
+        if self.scales is not None:
+            out = self._in_int8(x)
+        elif self.kernel == "torch":
             out = F.linear(x, self.weight, self.bias)
         else:
             out = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
         return out.to(torch.promote_types(out.dtype, torch.float32)) if wide else out
 
+    def _in_int8(self, x: Tensor) -> Tensor:
+        assert self.scales is not None
+        if self.kernel == "torch-int8":
+            out: Tensor = torch.ops.aten._weight_int8pack_mm(x, self.weight, self.scales)
+        else:
+            out = F.linear(x, self.weight.to(x.dtype)) * self.scales
+        return out if self.bias is None else out + self.bias
 
-def choose_kernel(dtype: torch.dtype, device: torch.device) -> KernelName:
+
+def choose_kernel(dtype: torch.dtype, device: torch.device, *, is_quantized: bool = False) -> KernelName:
     """The fastest product that is exact to the rounding of `dtype`."""
+    if is_quantized:
+        if kernels_for(dtype, device) is not None:
+            return NAME
+        return "torch-int8" if dtype in (torch.bfloat16, torch.float16) else "torch"
     if device.type != "cpu" or dtype != torch.bfloat16:
         return "torch"
     is_compiled = kernels_for(dtype, device) is not None

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from shard.distributed import TPGroup
 from shard.layers.activation import silu_mul
 from shard.layers.linear import ColumnParallelLinear, RowParallelLinear
+from shard.layers.quantize import Quantization
 from shard.layers.sharded import Module, Piece, ShardedModule
 from shard.partition import split, whole
 
@@ -29,7 +30,7 @@ class Router(ShardedModule):
         self._wide = torch.float64 if dtype == torch.float64 else torch.float32
         self.declare("weight", (Piece((num_experts, hidden_size), 0, whole(num_experts)),), dtype)
 
-    def finish(self) -> None:
+    def finish(self, quantize: Quantization | None = None) -> None:
         self.fill("weight", self.weight.to(self._wide))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:

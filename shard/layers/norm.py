@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shard.cpu.kernels import kernels_for
+from shard.layers.quantize import Quantization
 from shard.layers.sharded import Piece, ShardedModule
 from shard.partition import whole
 
@@ -48,7 +49,7 @@ class OffsetRMSNorm(RMSNorm):
     The factor stays wide and multiplies before the one rounding: in 16 bits 1 + w would lose most of w.
     """
 
-    def finish(self) -> None:
+    def finish(self, quantize: Quantization | None = None) -> None:
         self._factor = 1 + self.weight.to(self._wide)
         self.drop("weight")
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from shard.layers.quantize import Quantization
 from shard.partition import Slice
 
 
@@ -55,5 +56,5 @@ class ShardedModule(Module):
         """Forget parameter `name`: another form of it is in use."""
         self.register_parameter(name, None)
 
-    def finish(self) -> None:
-        """Called once, when all parameters of the model are filled."""
+    def finish(self, quantize: Quantization | None = None) -> None:
+        """Called once, when all parameters of the model are filled. `quantize`: what matrices become that can."""

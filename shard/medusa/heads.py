@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from shard.distributed import TPGroup
 from shard.layers.embedding import ParallelLMHead
 from shard.layers.matmul import Product
+from shard.layers.quantize import Quantization
 from shard.layers.sharded import Module, Piece, ShardedModule
 from shard.medusa.best import best_columns, log_sum_exp
 from shard.medusa.figures import HeadFigures
@@ -31,7 +32,7 @@ class ResidualBlock(ShardedModule):
         else:
             self.register_parameter("bias", None)
 
-    def finish(self) -> None:
+    def finish(self, quantize: Quantization | None = None) -> None:
         self.product = Product(self.weight, self.bias)
         self.drop("weight")
 

@@ -6,6 +6,7 @@ import torch
 
 from shard.checkpoint import Checkpoint
 from shard.distributed import TPGroup
+from shard.layers.quantize import Quantization
 from shard.model_config import ModelConfig
 from shard.models import gemma, llama, mistral, qwen
 from shard.models.decoder import Decoder
@@ -33,6 +34,7 @@ def load_model(
     group: TPGroup,
     dtype: torch.dtype,
     device: torch.device,
+    quantize: Quantization | None = None,
     progress: Progress | None = None,
 ) -> Decoder:
     """Build the model and fill it with this rank's slices of the checkpoint folder `path`.
@@ -44,7 +46,15 @@ def load_model(
     ignored = (*IGNORED, "lm_head.weight") if config.tie_word_embeddings else IGNORED
     with torch.inference_mode():
         model = Decoder(config, family, group=group, dtype=dtype, device=device)
-        fill_model(model, checkpoint, names=family.names, ignored=ignored, device=device, progress=progress)
+        fill_model(
+            model,
+            checkpoint,
+            names=family.names,
+            ignored=ignored,
+            device=device,
+            quantize=quantize,
+            progress=progress,
+        )
         model.finish()
     return model.eval()
 

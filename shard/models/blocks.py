@@ -62,8 +62,10 @@ class Attention(Module):
         """As `LayerParts` names them."""
         return {
             "qkv": self.qkv_proj.product.weight,
+            "qkv_scales": self.qkv_proj.product.scales,
             "qkv_bias": self.qkv_proj.bias,
             "o": self.o_proj.product.weight,
+            "o_scales": self.o_proj.product.scales,
             "o_bias": self.o_proj.bias,
         }
 
@@ -119,8 +121,10 @@ class MLP(Module):
         """As `LayerParts` names them."""
         return {
             "gate_up": self.gate_up_proj.product.weight,
+            "gate_up_scales": self.gate_up_proj.product.scales,
             "gate_up_bias": self.gate_up_proj.bias,
             "down": self.down_proj.product.weight,
+            "down_scales": self.down_proj.product.scales,
             "down_bias": self.down_proj.bias,
         }
 

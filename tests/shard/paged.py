@@ -10,6 +10,7 @@ from torch import Tensor
 from shard.distributed import TPGroup
 from shard.forward_batch import ForwardBatch, Span
 from shard.kv_cache import KVCache
+from shard.layers.quantize import Quantization
 from shard.model_config import ModelConfig
 from shard.models import load_model
 
@@ -62,13 +63,14 @@ class PagedModel:
         *,
         dtype: torch.dtype = torch.float32,
         group: TPGroup | None = None,
+        quantize: Quantization | None = None,
         block_size: int = 4,
         num_blocks: int = 600,
     ) -> None:
         self.group = group or TPGroup()
         self.config = ModelConfig.from_folder(folder)
         device = torch.device("cpu")
-        self.model = load_model(self.config, folder, group=self.group, dtype=dtype, device=device)
+        self.model = load_model(self.config, folder, group=self.group, dtype=dtype, device=device, quantize=quantize)
         self.cache = KVCache(
             num_layers=self.config.num_layers,
             num_blocks=num_blocks,

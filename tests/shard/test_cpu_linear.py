@@ -10,6 +10,7 @@ from shard.cpu import build
 from shard.cpu.kernels import NAME, CpuKernels, cpu_kernels
 from shard.layers import matmul
 from shard.layers.matmul import Product, choose_kernel
+from shard.layers.quantize import Int8Weight, quantized
 
 CPU = torch.device("cpu")
 
@@ -26,8 +27,12 @@ def draw(*shape: int, seed: int) -> Tensor:
 
 def multiply(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     found = kernels()
-    packed_bias = None if bias is None else found.pack_bias(bias)
+    packed_bias = None if bias is None else found.pack_outputs(bias)
     return found.linear(x, found.pack(weight), packed_bias, num_outputs=len(weight), dtype=dtype)
+
+
+def multiply_int8(x: Tensor, weight: Int8Weight, bias: Tensor | None) -> Tensor:
+    return Product(weight, bias, torch.bfloat16)(x)
 
 
 def exact(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -61,6 +66,28 @@ def test_the_product_equals_the_exact_one_rounded_once(
     x, weight = draw(num_rows, num_inputs, seed=seed), draw(num_outputs, num_inputs, seed=seed + 1)
     bias = draw(num_outputs, seed=seed + 2) if with_bias else None
     assert_rounded_once(multiply(x, weight, bias), exact(x, weight, bias))
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    num_rows=st.one_of(st.integers(1, 40), st.just(100)),
+    num_inputs=st.one_of(st.integers(1, 70), st.sampled_from([576, 1001])),
+    num_outputs=st.one_of(st.integers(1, 50), st.sampled_from([301, 576])),
+    with_bias=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_the_product_of_a_weight_in_8_bits_equals_that_of_its_numbers(
+    num_rows: int, num_inputs: int, num_outputs: int, with_bias: bool, seed: int
+) -> None:
+    x, weight = draw(num_rows, num_inputs, seed=seed), quantized(draw(num_outputs, num_inputs, seed=seed + 1))
+    bias = draw(num_outputs, seed=seed + 2) if with_bias else None
+    assert_rounded_once(multiply_int8(x, weight, bias), exact(x, weight.values * weight.scales[:, None].double(), bias))
+
+
+def test_a_row_is_the_same_in_8_bits_whatever_rows_are_beside_it() -> None:
+    x, weight = draw(11, 130, seed=0), quantized(draw(33, 130, seed=1))
+    together = multiply_int8(x, weight, None)
+    assert all(torch.equal(together[i : i + 1], multiply_int8(x[i : i + 1], weight, None)) for i in range(11))
 
 
 def test_a_weight_of_several_groups_of_outputs_is_multiplied_whole() -> None:
@@ -122,6 +149,21 @@ def test_without_a_compiler_torch_multiplies(monkeypatch: pytest.MonkeyPatch) ->
     product = Product(weight, None)
     assert product.kernel == "torch"
     torch.testing.assert_close(product(x).double(), exact(x, weight, None), rtol=2**-7, atol=2**-6)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kernel"), [(torch.bfloat16, "torch-int8"), (torch.float16, "torch-int8"), (torch.float64, "torch")]
+)
+def test_without_a_compiler_torch_multiplies_in_8_bits(
+    dtype: torch.dtype, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(matmul, "kernels_for", lambda dtype, device: None)
+    x, weight, bias = draw(5, 64, seed=0).to(dtype), quantized(draw(32, 64, seed=1)), draw(32, seed=2).to(dtype)
+    product = Product(weight, bias, dtype)
+    assert product.kernel == kernel
+    expected = exact(x, weight.values * weight.scales[:, None].double(), bias)
+    tolerance = 1e-12 if dtype == torch.float64 else 2**-6
+    torch.testing.assert_close(product(x).double(), expected, rtol=tolerance, atol=tolerance)
 
 
 def test_every_source_is_compiled_and_decides_the_librarys_name() -> None:

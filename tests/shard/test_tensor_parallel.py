@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from shard.distributed import TPGroup
+from shard.layers.quantize import Quantization
 from tests.checkpoints import make_checkpoint
 from tests.shard.paged import PagedModel, Part, Sequence, random_tokens
 
@@ -32,11 +33,15 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 
 # Where the compiled layers stop for the sum over the ranks; biases and norms behind it are applied once.
 IN_16_BIT = ("llama tied, biases", "gemma3")
+# A rank that holds some of an output's inputs takes the scale of them all.
+IN_8_BIT = ("llama tied, biases", "mixtral")
 
 
-def run_script(folder: Path, group: TPGroup, dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
+def run_script(
+    folder: Path, group: TPGroup, dtype: torch.dtype = torch.float64, quantize: Quantization | None = None
+) -> dict[str, torch.Tensor]:
     """A prefill in two chunks, a mixed step and a decode; all logits."""
-    paged = PagedModel(folder, dtype=dtype, group=group)
+    paged = PagedModel(folder, dtype=dtype, group=group, quantize=quantize)
     tokens = random_tokens(40)
     first, second = Sequence(), Sequence()
     return {
@@ -44,6 +49,12 @@ def run_script(folder: Path, group: TPGroup, dtype: torch.dtype = torch.float64)
         "mixed": torch.cat(paged.step([Part(first, tokens[20:24], num_kept=2), Part(second, tokens[:9], direct=True)])),
         "decode": torch.cat(paged.step([Part(first, tokens[22:23]), Part(second, tokens[9:10])])),
     }
+
+
+def run_all(root: Path, group: TPGroup) -> dict[str, dict[str, torch.Tensor]]:
+    results = {name: run_script(root / name, group) for name in MODELS}
+    results |= {f"{name}, int8": run_script(root / name, group, quantize="int8") for name in IN_8_BIT}
+    return results | {f"{name}, bfloat16": run_script(root / name, group, torch.bfloat16) for name in IN_16_BIT}
 
 
 def rank_main(rank: int, size: int, port: int, root: Path) -> None:
@@ -55,8 +66,7 @@ def rank_main(rank: int, size: int, port: int, root: Path) -> None:
         assert torch.equal(group.all_gather(mine), torch.stack([torch.arange(3).to(dtype) + r for r in range(size)]))
         assert torch.equal(group.broadcast(mine.clone()), torch.arange(3).to(dtype))
         assert torch.equal(group.all_reduce(mine), (torch.arange(3) * size + size * (size - 1) // 2).to(dtype))
-    results = {name: run_script(root / name, group) for name in MODELS}
-    results |= {f"{name}, bfloat16": run_script(root / name, group, torch.bfloat16) for name in IN_16_BIT}
+    results = run_all(root, group)
     if rank == 0:
         torch.save(results, root / f"results-{size}.pt")
     group.close()
@@ -72,8 +82,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(root: Path) -> dict[str, dict[str, torch.Tensor]]:
-    wide = {name: run_script(root / name, TPGroup()) for name in MODELS}
-    return wide | {f"{name}, bfloat16": run_script(root / name, TPGroup(), torch.bfloat16) for name in IN_16_BIT}
+    return run_all(root, TPGroup())
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])

@@ -1,0 +1,105 @@
+"""Weights in 8 bits: their numbers, and whole models of them against transformers with the same numbers."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from shard.cpu.kernels import NAME
+from shard.distributed import TPGroup
+from shard.layers.quantize import quantized
+from tests.checkpoints import make_checkpoint
+from tests.shard.paged import PagedModel, Part, Sequence, random_tokens
+
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "qwen3 tied": ("qwen3", {"tie_word_embeddings": True}),
+    "gemma2": ("gemma2", {"sliding_window": 10}),
+}
+
+
+class Halves(TPGroup):
+    """A rank of two that knows what the other one says."""
+
+    def __init__(self, other: Tensor) -> None:
+        super().__init__()
+        self.size = 2
+        self._other = other
+
+    def all_gather(self, x: Tensor) -> Tensor:
+        return torch.stack((x, self._other))
+
+
+def draw(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@settings(deadline=None)
+@given(st.integers(1, 2000), st.integers(1, 40), st.sampled_from([torch.float64, torch.float32, torch.bfloat16]))
+def test_the_nearest_of_255_numbers_is_taken(num_outputs: int, num_inputs: int, dtype: torch.dtype) -> None:
+    weight = draw(num_outputs, num_inputs, seed=num_inputs).to(dtype)
+    values, scales = quantized(weight)
+    assert values.dtype == torch.int8
+    assert int(values.min()) >= -127
+    assert (values.abs().amax(1) == 127).all()
+    assert ((values * scales[:, None] - weight).abs() <= 0.5001 * scales[:, None]).all()
+
+
+def test_an_output_of_zeros_stays_zero() -> None:
+    values, scales = quantized(torch.zeros(3, 5))
+    assert not values.any()
+    assert scales.isfinite().all()
+    assert (scales > 0).all()
+
+
+def test_ranks_that_share_an_output_agree_on_its_scale() -> None:
+    weight = draw(7, 10, seed=0)
+    whole, (left, right) = quantized(weight), weight.split(5, dim=1)
+    for mine, other, columns in ((left, right, slice(0, 5)), (right, left, slice(5, 10))):
+        part = quantized(mine, Halves(other.abs().amax(1)))
+        assert torch.equal(part.values, whole.values[:, columns])
+        assert torch.equal(part.scales, whole.scales)
+
+
+@pytest.fixture(params=MODELS.values(), ids=MODELS.keys())
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    family, overrides = request.param
+    return make_checkpoint(tmp_path, family, **overrides)
+
+
+def reference_logits(folder: Path, prompt: list[int], dtype: torch.dtype = torch.float64) -> Tensor:
+    """Of transformers in float64 with the numbers of our matrices in `dtype`; of a tied LM head they are its own."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+    for module in list(model.modules()):
+        if isinstance(module, nn.Linear):
+            values, scales = quantized(module.weight.detach().to(dtype))
+            module.weight = nn.Parameter(values * scales[:, None].double())
+    with torch.no_grad():
+        out: Tensor = model(torch.tensor([prompt])).logits[0]
+    return out
+
+
+def test_logits_equal_those_of_the_rounded_matrices(folder: Path) -> None:
+    prompt = random_tokens(40)
+    reference, plain = reference_logits(folder, prompt), PagedModel(folder, dtype=torch.float64)
+    logits = PagedModel(folder, dtype=torch.float64, quantize="int8").prefill(Sequence(), prompt)
+    scale = float(reference.abs().max())
+    torch.testing.assert_close(logits.double(), reference, rtol=0, atol=1e-4 * scale)
+    # A model that forgot to round would not pass.
+    assert float((plain.prefill(Sequence(), prompt) - reference).abs().max()) > 1e-2 * scale
+
+
+def test_the_compiled_layers_stay_near(folder: Path) -> None:
+    prompt = random_tokens(40)
+    reference, sequence = reference_logits(folder, prompt, torch.bfloat16), Sequence()
+    paged = PagedModel(folder, dtype=torch.bfloat16, quantize="int8")
+    assert paged.model.kernels["linear"] == paged.model.kernels["layers"] == NAME
+    prefilled = paged.prefill(sequence, prompt[:20])
+    decoded = torch.cat([paged.step([Part(sequence, [token])])[0] for token in prompt[20:]])
+    rounded = torch.cat((prefilled, decoded))
+    assert float((rounded - reference).abs().mean()) < 0.05 * float(reference.abs().mean())
