@@ -26,7 +26,7 @@ from bench.report import Run, report
 from bench.results_file import write_samples, write_section
 from bench.server import launched
 from bench.systems import ours
-from bench.weights import bytes_read_per_step
+from bench.weights import bytes_read_per_step, kv_bytes_per_token
 from launcher.default_model import default_gguf
 from launcher.errors import LaunchError
 from launcher.gguf_cache import is_gguf
@@ -73,7 +73,7 @@ async def _compare(config: BenchConfig, description: str, absent: dict[str, str]
     log = LogWriter(level="info", json_output=False, stream=sys.stderr)
     # The folder the launcher will serve; a model that must be fetched or converted is so here.
     folder = resolve(ModelRequest(config.model_id, revision=None, dtype=_DTYPE, hub_cache=None), log).path
-    weights_bytes = bytes_read_per_step(folder, _DTYPE)
+    weights_bytes, kv_bytes = bytes_read_per_step(folder, _DTYPE), kv_bytes_per_token(folder, _DTYPE)
     prompts = load_prompts(config.prompts_per_workload)
     systems = ours()
     flags = [f"--speculate={config.speculate}"]
@@ -91,7 +91,7 @@ async def _compare(config: BenchConfig, description: str, absent: dict[str, str]
                 max_new_tokens=config.max_new_tokens,
                 slow_turn_s=config.slow_turn_s,
                 token_ids=token_ids,
-                read_limit=lambda: bandwidth() / weights_bytes,
+                read_limit=lambda context: bandwidth() / (weights_bytes + kv_bytes * context),
             )
             info = await client.model_info()
             _say(f"service ready in {server.start_s:.1f} s, warming up")
@@ -106,7 +106,7 @@ async def _compare(config: BenchConfig, description: str, absent: dict[str, str]
     ]
     run = Run(
         config,
-        machine=Machine(description, weights_bytes),
+        machine=Machine(description, weights_bytes, kv_bytes),
         info=info,
         start_s=server.start_s,
         turns=measurement.turns,

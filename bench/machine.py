@@ -10,10 +10,11 @@ from launcher.machine import usable_cores
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """`weights_bytes`: of the weights that a decode step reads."""
+    """`weights_bytes`: of the weights that a decode step reads; `kv_bytes`: of a token's keys and values."""
 
     description: str
     weights_bytes: int
+    kv_bytes: int
 
 
 def describe_machine() -> str:

@@ -25,8 +25,8 @@ class Turn:
     """One system's answers to prompts sent together. `wall_s`: from the first request to the last token.
 
     Turns of the same `place` followed each other directly, with the same prompts: ratios are formed within it. `limit`:
-    decode steps per second that the memory allowed just before it, if reading the weights were all; without speculation
-    the tokens/s of a sequence. The rest is zero for peers; `router_cpu_s` and `client_cpu_s` are CPU, not wall time.
+    decode steps per second that the memory allowed just before it, if reading weights, keys and values were all. The
+    rest is zero for peers; `router_cpu_s` and `client_cpu_s` are CPU time, not wall time.
     """
 
     place: int
@@ -64,9 +64,10 @@ class Measurement:
         max_new_tokens: int,
         slow_turn_s: float,
         token_ids: dict[str, list[int]],
-        read_limit: Callable[[], float],
+        read_limit: Callable[[float], float],
     ) -> None:
-        """`read_limit` measures what is the limit of a turn that begins now."""
+        """`read_limit` measures what is the limit of a turn that begins now, given the tokens whose keys and values a
+        step of it reads."""
         self._server = server
         self._client = client
         self._peers = peers
@@ -106,8 +107,10 @@ class Measurement:
             s for s in self._systems if s.can_answer(len(prompts)) and len(prompts) < self._slow_from.get(s, 2**31)
         ]
         first = shift % len(asked)
+        # Half of the answer is there on average.
+        context = sum(len(self._token_ids[prompt.id]) + self._max_new_tokens / 2 for prompt in prompts)
         for system in asked[first:] + asked[:first]:
-            limit = self._read_limit()
+            limit = self._read_limit(context)
             turn = await self._try(system, prompts, place=self._num_places)
             if turn is not None:
                 self.turns.append(replace(turn, limit=limit))

@@ -49,7 +49,7 @@ def report(run: Run, plots: Sequence[str] = (), never_slower: str = "") -> str:
 
 def _heading(run: Run) -> str:
     config, machine, info = run.config, run.machine, run.info
-    limits = [turn.limit for turn in run.turns]
+    limits = [turn.limit for turn in run.turns if turn.batch == 1]
     kernels = ", ".join(f"{name} {kernel}" for name, kernel in sorted(info.kernels.items()))
     peers = {s.peer: f"{s.peer} {a.version} ({a.dtype}, ready in {a.start_s:.0f} s)" for s, a in run.peers.items()}
     lines = [
@@ -60,8 +60,8 @@ def _heading(run: Run) -> str:
         f"--speculate {config.speculate}; peers look up {config.lookup}",
         f"- {machine.description}",
         f"- weights {info.weights or 'as stored'}; kernels {kernels or 'plain'}; ready in {run.start_s:.1f} s",
-        f"- read bandwidth {_range(limits, machine.weights_bytes * 1e-9)} GB/s before the turns, weights "
-        f"{machine.weights_bytes / 1e6:.0f} MB a step: limit {_range(limits)} tokens/s for one sequence without drafts",
+        f"- a step reads {machine.weights_bytes / 1e6:.0f} MB of weights and {machine.kv_bytes / 1e3:.0f} kB a token "
+        f"of context: the memory allowed {_range(limits)} steps/s of one sequence before its turns",
         f"- peers: {', '.join(peers.values()) or 'none'}",
         *(f"- **{name} takes no turns**: {reason}" for name, reason in run.absent.items()),
         *(f"- {note}" for note in run.notes),
@@ -75,9 +75,8 @@ def _limit_table(run: Run) -> str:
     return table(["system", *WORKLOADS], rows)
 
 
-def _range(values: Sequence[float], scale: float = 1.0) -> str:
-    low, middle, high = (scale * value for value in (min(values), statistics.median(values), max(values)))
-    return f"{middle:.0f} ({low:.0f}–{high:.0f})"
+def _range(values: Sequence[float]) -> str:
+    return f"{statistics.median(values):.0f} ({min(values):.0f}–{max(values):.0f})"
 
 
 def _percent(share: float | None) -> str:

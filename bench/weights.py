@@ -1,4 +1,4 @@
-"""How many bytes of weights one decode step reads, from the headers of the safetensors files."""
+"""How many bytes one decode step reads: of weights, by the safetensors files, and of keys and values."""
 
 import json
 import math
@@ -20,3 +20,12 @@ def bytes_read_per_step(folder: Path, dtype: str) -> int:
     if "lm_head.weight" in sizes:
         del sizes["model.embed_tokens.weight"]
     return sum(sizes.values()) * _BYTES[dtype]
+
+
+def kv_bytes_per_token(folder: Path, dtype: str) -> int:
+    """Keys and values of one token in all layers; a window that makes a layer read fewer is not considered."""
+    config = json.loads((folder / "config.json").read_text())
+    num_heads = config["num_attention_heads"]
+    head_dim = config.get("head_dim") or config["hidden_size"] // num_heads
+    values = config["num_hidden_layers"] * config.get("num_key_value_heads", num_heads) * head_dim
+    return int(2 * values * _BYTES[dtype])

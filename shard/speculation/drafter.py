@@ -135,7 +135,8 @@ class Drafter:
             marked = chain(
                 continuation, sure, size=self.sizes.tree_size, max_drafts=bound, least_probability=least_probability
             )
-        self._pending_methods[slots] = marked.methods
+        # Of places without a draft too: the warm-up has drafts checked that nobody proposed.
+        self._pending_methods[slots] = marked.methods.clamp_min(Method.NGRAM)
         return marked.tree
 
     def _reaching(self, candidates: Candidates) -> Candidates:

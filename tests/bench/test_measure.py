@@ -23,8 +23,8 @@ class _Scripted(Measurement):
             peers=peers,  # type: ignore[arg-type]
             max_new_tokens=10,
             slow_turn_s=slow_turn_s,
-            token_ids={},
-            read_limit=lambda: 50.0,
+            token_ids={prompt.id: [1, 2, 3] for prompt in _PROMPTS},
+            read_limit=lambda context: 1000.0 / context,
         )
         self._speeds = speeds
 
@@ -44,6 +44,13 @@ def test_who_begins_rotates() -> None:
     order = [t.system for t in measurement.turns]
     assert order == [OFF, ON, PEER, ON, PEER, OFF, PEER, OFF, ON]
     assert [t.place for t in measurement.turns] == [1, 1, 1, 2, 2, 2, 3, 3, 3]
+
+
+def test_the_limit_of_a_turn_is_that_of_its_context() -> None:
+    measurement = _Scripted({OFF: 1.0})
+    asyncio.run(measurement.together(_PROMPTS, batch=2, shift=0))
+    # Three tokens of a prompt and half of ten new ones, twice.
+    assert [t.limit for t in measurement.turns] == [1000.0 / 16]
 
 
 def test_a_peer_that_fails_is_left_out_and_named() -> None:
