@@ -159,7 +159,8 @@ class BudgetController:
         row_s = self.costs.row_seconds(rows)
         own_s = row_s + self.costs.per_context_token * context / len(sequences)
         token_s = own_s if full_rows else step_s / tokens
-        price = _MARGIN * row_s / token_s
+        # Where rows cost nothing a token may be worth nothing.
+        price = _MARGIN * row_s / token_s if row_s else 0.0
         if price > _MAX_PRICE:
             return StepBudget(price, Proposal.NONE, step_s, token_s, row_s)
         proposal = Proposal.LOOKUP if self.config.lookup_methods else Proposal.NONE

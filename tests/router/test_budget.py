@@ -246,6 +246,14 @@ def test_where_prompts_fill_the_steps_a_token_saves_no_step_but_the_reading_of_i
     assert price(GPU, context=2048, context_token_ms=0.00004) < 0.3
 
 
+@pytest.mark.parametrize("full_rows", [0, 256])
+def test_where_rows_cost_nothing_every_draft_pays(full_rows: int) -> None:
+    controller = BudgetController(LOOKUP, costs_of({1: 6.0, 64: 6.0}))
+    budget = controller.begin_step([Sequence(0, [1], 1, 50, num_speculative_tokens=K)], full_rows=full_rows)
+    assert budget.price == 0
+    assert budget.proposal is Proposal.LOOKUP
+
+
 def test_a_new_sequence_begins_with_what_the_others_know() -> None:
     everyone = Acceptance(("ngram",), 2)
     for _ in range(200):
