@@ -52,14 +52,17 @@ def no_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch._C, "_has_mkldnn", False)
 
 
-@settings(max_examples=80, deadline=None)
-@given(
+of_any_shape = given(
     num_rows=st.one_of(st.integers(1, 40), st.just(100)),
     num_inputs=st.one_of(st.integers(1, 70), st.sampled_from([576, 1001])),
     num_outputs=st.one_of(st.integers(1, 50), st.sampled_from([301, 576])),
     with_bias=st.booleans(),
     seed=st.integers(0, 99),
 )
+
+
+@settings(max_examples=80, deadline=None)
+@of_any_shape
 def test_the_product_equals_the_exact_one_rounded_once(
     num_rows: int, num_inputs: int, num_outputs: int, with_bias: bool, seed: int
 ) -> None:
@@ -69,13 +72,7 @@ def test_the_product_equals_the_exact_one_rounded_once(
 
 
 @settings(max_examples=80, deadline=None)
-@given(
-    num_rows=st.one_of(st.integers(1, 40), st.just(100)),
-    num_inputs=st.one_of(st.integers(1, 70), st.sampled_from([576, 1001])),
-    num_outputs=st.one_of(st.integers(1, 50), st.sampled_from([301, 576])),
-    with_bias=st.booleans(),
-    seed=st.integers(0, 99),
-)
+@of_any_shape
 def test_the_product_of_a_weight_in_8_bits_equals_that_of_its_numbers(
     num_rows: int, num_inputs: int, num_outputs: int, with_bias: bool, seed: int
 ) -> None:
