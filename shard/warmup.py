@@ -40,6 +40,11 @@ class _Kind:
         return self.sequences * (1 + self.drafts)
 
     @property
+    def proposals(self) -> list[Proposal]:
+        """What asking costs is a small difference: both kinds of step are taken, one right after the other."""
+        return list(dict.fromkeys((Proposal.NONE, self.proposal)))
+
+    @property
     def num_sweeps(self) -> int:
         return _MOST_SWEEPS if self.rows <= 4 else _FEWER_SWEEPS if self.rows <= 16 else _LEAST_SWEEPS
 
@@ -57,7 +62,7 @@ def warm_up(
     steps = _Steps(runner, config, num_blocks, vocab_size, sizes)
     steps.prefill()
     if not sizes.num_speculative_tokens:
-        steps.sweep([_Kind(1)])
+        list(steps.sweep([_Kind(1)]))
         return []
     kinds = list(_kinds(config, sizes, proposals))
     fastest: dict[tuple[_Kind, Proposal], StepCost] = {}
@@ -117,7 +122,8 @@ class _Steps:
         for wanted in sorted({kind.context for kind in kinds}):
             alike = [kind for kind in kinds if kind.context == wanted]
             # Each step may bring all its drafts.
-            room = 2 * len(alike) * (1 + self._sizes.num_speculative_tokens) + 1
+            deepest = self._sizes.num_speculative_tokens
+            room = 1 + sum(len(kind.proposals) * (1 + min(kind.drafts, deepest)) for kind in alike)
             context = min(wanted, self._config.max_total_tokens - room)
             if context < 1 or context < wanted == _LONG:
                 continue
@@ -127,8 +133,7 @@ class _Steps:
                 [self._chunk(slot, context - 1, 1, context + room) for slot in slots],
             )
             for kind in alike:
-                # What asking costs is a small difference: both kinds of step are taken in turns.
-                for proposal in dict.fromkeys((Proposal.NONE, kind.proposal)):
+                for proposal in kind.proposals:
                     taken = self._measured(kind, proposal)
                     yield kind, StepCost(kind.sequences, kind.rows, kind.sequences * (context + 1), proposal, taken)
             self._runner.reset()

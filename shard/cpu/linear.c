@@ -117,8 +117,8 @@ long lanes(void) {
 
 // x [n, in] in bfloat16 -> out [n, num_out], in float32 or rounded to bfloat16. wide_x and wide_out are scratch of
 // [n, in] and [n, num_out rounded up to a panel] floats; out may be null: then wide_out is the result.
-void linear(const bf16 *x, const void *weight, const float *scales, const float *bias, bf16 *out, float *wide_x, float *wide_out, long n, long in,
-            long num_out) {
+void linear(const bf16 *x, const void *weight, const float *scales, const float *bias, bf16 *out, float *wide_x, float *wide_out,
+            long n, long in, long num_out) {
     const long stride = round_up(num_out, PANEL);
     const Product p = {wide_x, weight, scales, bias, wide_out, n, in, num_out, in, stride};
     Phase phases[3] = {{0}};
