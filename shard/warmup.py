@@ -121,22 +121,31 @@ class _Steps:
         """A step of each kind for each proposal; of none where sequences cannot be so long."""
         for wanted in sorted({kind.context for kind in kinds}):
             alike = [kind for kind in kinds if kind.context == wanted]
-            # Each step may bring all its drafts.
-            deepest = self._sizes.num_speculative_tokens
-            room = 1 + sum(len(kind.proposals) * (1 + min(kind.drafts, deepest)) for kind in alike)
-            context = min(wanted, self._config.max_total_tokens - room)
-            if context < 1 or context < wanted == _LONG:
-                continue
-            slots = range(max(kind.sequences for kind in alike))
-            self._run(
-                [self._new(slot, context) for slot in slots],
-                [self._chunk(slot, context - 1, 1, context + room) for slot in slots],
-            )
-            for kind in alike:
-                for proposal in kind.proposals:
-                    taken = self._measured(kind, proposal)
-                    yield kind, StepCost(kind.sequences, kind.rows, kind.sequences * (context + 1), proposal, taken)
-            self._runner.reset()
+            # After one prompt if sequences can be so long, else each kind after a prompt of its own.
+            fits = self._room(alike) < self._config.max_total_tokens
+            for group in [alike] if fits else [[kind] for kind in alike]:
+                yield from self._after_a_prompt(group, wanted)
+
+    def _room(self, kinds: list[_Kind]) -> int:
+        """Tokens that the steps of these kinds may bring, all drafts accepted, and one more."""
+        deepest = self._sizes.num_speculative_tokens
+        return 1 + sum(len(kind.proposals) * (1 + min(kind.drafts, deepest)) for kind in kinds)
+
+    def _after_a_prompt(self, kinds: list[_Kind], wanted: int) -> Iterator[tuple[_Kind, StepCost]]:
+        room = self._room(kinds)
+        context = min(wanted, self._config.max_total_tokens - room)
+        if context < 1 or context < wanted == _LONG:
+            return
+        slots = range(max(kind.sequences for kind in kinds))
+        self._run(
+            [self._new(slot, context) for slot in slots],
+            [self._chunk(slot, context - 1, 1, context + room) for slot in slots],
+        )
+        for kind in kinds:
+            for proposal in kind.proposals:
+                taken = self._measured(kind, proposal)
+                yield kind, StepCost(kind.sequences, kind.rows, kind.sequences * (context + 1), proposal, taken)
+        self._runner.reset()
 
     def _measured(self, kind: _Kind, proposal: Proposal) -> int:
         slots = range(kind.sequences)

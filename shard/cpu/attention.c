@@ -1,4 +1,5 @@
-// Attention of a step's rows over their pages and over each other, in float32 over keys and values in bfloat16.
+// Attention of a step's rows over their pages and over each other, in float32 over keys and values in bfloat16; queries are
+// as products read them.
 //
 // A row's weights lie in the order of its text: what is committed, then its own path through the draft tree. So they are
 // summed in the same order whether a token was committed or is still a draft, and the result is the same to the last bit.
@@ -15,16 +16,21 @@ typedef float Quad __attribute__((vector_size(16), may_alias, aligned(4)));
 #define HIGH(a, b) __builtin_shuffle(a, b, (Ints){2, 10, 3, 11, 6, 14, 7, 15})
 #define LOW_PAIRS(a, b) __builtin_shuffle(a, b, (Ints){0, 1, 8, 9, 4, 5, 12, 13})
 #define HIGH_PAIRS(a, b) __builtin_shuffle(a, b, (Ints){2, 3, 10, 11, 6, 7, 14, 15})
+#else
+#define LOW(a, b) __builtin_shuffle(a, b, (Ints){0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29})
+#define HIGH(a, b) __builtin_shuffle(a, b, (Ints){2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31})
+#define LOW_PAIRS(a, b) __builtin_shuffle(a, b, (Ints){0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29})
+#define HIGH_PAIRS(a, b) __builtin_shuffle(a, b, (Ints){2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31})
 #endif
 
 // The sums of four vectors.
 INLINE void totals(const Floats v[4], float *out) {
-#if LANES == 8
     const Floats first = LOW(v[0], v[1]) + HIGH(v[0], v[1]), second = LOW(v[2], v[3]) + HIGH(v[2], v[3]);
-    const union { Floats all; Quad half[2]; } sums = {LOW_PAIRS(first, second) + HIGH_PAIRS(first, second)};
-    *(Quad *)out = sums.half[0] + sums.half[1];
+    const union { Floats all; Quad quads[LANES / 4]; } sums = {LOW_PAIRS(first, second) + HIGH_PAIRS(first, second)};
+#if LANES == 8
+    *(Quad *)out = sums.quads[0] + sums.quads[1];
 #else
-    for (int i = 0; i < 4; i++) out[i] = total(v[i]);
+    *(Quad *)out = (sums.quads[0] + sums.quads[1]) + (sums.quads[2] + sums.quads[3]);
 #endif
 }
 
@@ -42,23 +48,23 @@ INLINE void ask_for(Rows rows, long row, const long dim) {
 
 // Scores of `count` queries for n keys, four keys at a time: `count` is a constant, so that the sums stay in registers.
 // What lies between n and the next multiple of four is written too.
-INLINE void score_some(const float *queries, Rows keys, long n, float *scores, long width, const long dim, const int count) {
+INLINE void score_some(const Input *queries, Rows keys, long n, float *scores, long width, const long dim, const int count) {
     for (long t = 0; t < n; t += 4) {
         Floats sums[3][4] = {{{0}}};
         const bf16 *key[4];
         UNROLL for (int j = 0; j < 4; j++) key[j] = keys.at + (t + j < n ? t + j : n - 1) * keys.stride;
         UNROLL for (int j = 0; j < 4; j++) ask_for(keys, t + j, dim);
-        for (long i = 0; i < dim; i += LANES) {
+        for (long i = 0; i < dim; i += FACTORS) {
             UNROLL for (int j = 0; j < 4; j++) {
-                const Floats k = widen_all(key[j] + i);
-                UNROLL for (int q = 0; q < count; q++) sums[q][j] += *(const Floats *)(queries + q * dim + i) * k;
+                const Factors k = factors_of(key[j] + i);
+                UNROLL for (int q = 0; q < count; q++) sums[q][j] = add_product(sums[q][j], k, *(const Factors *)(queries + q * dim + i));
             }
         }
         UNROLL for (int q = 0; q < count; q++) totals(sums[q], scores + q * width + t);
     }
 }
 
-INLINE void score(const float *queries, long m, Rows keys, long n, float *scores, long width, const long dim) {
+INLINE void score(const Input *queries, long m, Rows keys, long n, float *scores, long width, const long dim) {
     long q = 0;
     for (; q + 3 <= m; q += 3) score_some(queries + q * dim, keys, n, scores + q * width, width, dim, 3);
     if (m - q == 2) score_some(queries + q * dim, keys, n, scores + q * width, width, dim, 2);
@@ -101,12 +107,12 @@ INLINE void add_values(float *sums, long m, const float *weights, long width, Ro
 
 // The two passes for heads of a length that the compiler knows, and of any.
 typedef struct {
-    void (*score)(const float *queries, long m, Rows keys, long n, float *scores, long width, long dim);
+    void (*score)(const Input *queries, long m, Rows keys, long n, float *scores, long width, long dim);
     void (*add_values)(float *sums, long m, const float *weights, long width, Rows values, long n, long dim);
 } Passes;
 
 #define PASSES(name, length)                                                                                                \
-    static void score_##name(const float *queries, long m, Rows keys, long n, float *scores, long width, long dim) {       \
+    static void score_##name(const Input *queries, long m, Rows keys, long n, float *scores, long width, long dim) {       \
         score(queries, m, keys, n, scores, width, length);                                                                  \
     }                                                                                                                       \
     static void add_##name(float *sums, long m, const float *weights, long width, Rows values, long n, long dim) {         \
@@ -125,20 +131,21 @@ INLINE Rows padded_rows(Rows rows, long n, bf16 *scratch, long dim, long padded)
     return (Rows){scratch, scratch, padded};
 }
 
-// Scores [from, to) to weights, all others before `end` to zero; returns one over their sum. A vector behind `to` is
-// written too.
-static float softmax(float *scores, long from, long to, long end, float softcap) {
+// Scores [from, to), to be multiplied with `scale`, to weights; all others before `end` to zero; returns one over their sum.
+// A vector behind `to` is written too.
+static float softmax(float *scores, long from, long to, long end, float scale, float softcap) {
     for (int i = 0; i < LANES; i++) scores[to + i] = -FLT_MAX;
     Floats most = all(-FLT_MAX), sum = {0};
     for (long t = from; t < to; t += LANES) {
         Floats s = *(Floats *)(scores + t);
         // What is behind the end stays the least there is.
-        if (softcap > 0) *(Floats *)(scores + t) = s = choose(s == -FLT_MAX, s, softcap * tanh_all(s / softcap));
+        if (softcap > 0) *(Floats *)(scores + t) = s = choose(s == -FLT_MAX, s, softcap * tanh_all(s * (scale / softcap)));
         most = choose(s > most, s, most);
     }
+    if (softcap > 0) scale = 1;
     float top = most[0];
     for (int i = 1; i < LANES; i++) top = most[i] > top ? most[i] : top;
-    for (long t = from; t < to; t += LANES) sum += *(Floats *)(scores + t) = exp_negative(*(Floats *)(scores + t) - top);
+    for (long t = from; t < to; t += LANES) sum += *(Floats *)(scores + t) = exp_negative((*(Floats *)(scores + t) - top) * scale);
     memset(scores, 0, sizeof(float) * (size_t)from);
     if (to < end) memset(scores + to, 0, sizeof(float) * (size_t)(end - to));
     return 1 / total(sum);
@@ -166,11 +173,11 @@ INLINE Rows page_rows(const Cache *c, const int32_t *table, long block, long las
 }
 
 // One span and kv head: all heads of the kv group and all rows share one pass over the keys and one over the values.
-static void attend_one(const Cache *c, const Spans *spans, long span, long kv_head, const float *queries, long query_stride, float *out) {
+static void attend_one(const Cache *c, const Spans *spans, long span, long kv_head, const float *queries, long query_stride, Input *out) {
     const long dim = c->dim;
     const Passes *passes = dim == 64 ? &of_64 : dim == 128 ? &of_128 : &of_any;
     const long first = spans->firsts[span], rows = spans->counts[span], length = spans->positions[first], tree = spans->trees[span];
-    const long group = c->heads / c->kv_heads, m = rows * group, padded = round_up(dim, LANES), block_size = c->block_size;
+    const long group = c->heads / c->kv_heads, m = rows * group, padded = round_up(dim, FACTORS), block_size = c->block_size;
     // The first row reaches back farthest: blocks that it does not see are not read.
     const long begin = c->window > length ? 0 : (length - c->window + 1) / block_size * block_size;
     const int32_t *table = spans->tables + span * spans->table_stride + begin / block_size;
@@ -179,14 +186,15 @@ static void attend_one(const Cache *c, const Spans *spans, long span, long kv_he
     const long own_stride = 2 * c->kv_heads * dim;
     const bf16 *own_keys = step_row_of(c, first, kv_head), *own_values = own_keys + c->kv_heads * dim;
 
-    float *q = scratch((size_t)(2 * m * padded + m * width + places * padded));
-    float *sums = q + m * padded, *scores = sums + m * padded;
-    bf16 *copies = (bf16 *)(scores + m * width), *path = copies + places * padded;
-    memset(q, 0, sizeof(float) * (size_t)(2 * m * padded));
+    float *sums = scratch((size_t)(2 * m * padded + m * width + places * padded)), *scores = sums + m * padded;
+    Input *q = (Input *)(scores + m * width);
+    bf16 *copies = (bf16 *)(q + m * padded), *path = copies + places * padded;
+    memset(sums, 0, sizeof(float) * (size_t)(m * padded));
+    memset(q, 0, sizeof(Input) * (size_t)(m * padded));
     if (padded > dim) memset(copies, 0, sizeof(bf16) * (size_t)(2 * places * padded));
     for (long i = 0; i < m; i++) {
         const float *in = queries + (first + i / group) * query_stride + (kv_head * group + i % group) * dim;
-        for (long d = 0; d < dim; d++) q[i * padded + d] = in[d] * c->scale;
+        for (long d = 0; d < dim; d++) q[i * padded + d] = as_input(in[d]);
     }
     for (long block = 0, left = paged; left > 0; block++, left -= block_size) {
         const long n = left < block_size ? left : block_size;
@@ -202,7 +210,7 @@ static void attend_one(const Cache *c, const Spans *spans, long span, long kv_he
                 memcpy(path + ++depth * padded, own_keys + j * own_stride, sizeof(bf16) * (size_t)dim);
         if (own) passes->score(q + r * group * padded, group, (Rows){path, path, padded}, depth + 1, own_scores + paged, width, padded);
         const long position = length + depth - begin, from = position >= c->window ? position - c->window + 1 : 0;
-        for (long i = 0; i < group; i++) scale[r * group + i] = softmax(own_scores + i * width, from, position + 1, paged, c->softcap);
+        for (long i = 0; i < group; i++) scale[r * group + i] = softmax(own_scores + i * width, from, position + 1, paged, c->scale, c->softcap);
     }
     for (long block = 0, left = paged; left > 0; block++, left -= block_size) {
         const long n = left < block_size ? left : block_size;
@@ -217,12 +225,12 @@ static void attend_one(const Cache *c, const Spans *spans, long span, long kv_he
         passes->add_values(sums + r * group * padded, group, scores + r * group * width + paged, width, (Rows){path, path, padded}, depth + 1, padded);
     }
     for (long i = 0; i < m; i++) {
-        float *to = out + ((first + i / group) * c->heads + kv_head * group + i % group) * dim;
-        for (long d = 0; d < dim; d++) to[d] = sums[i * padded + d] * scale[i];
+        Input *to = out + ((first + i / group) * c->heads + kv_head * group + i % group) * dim;
+        for (long d = 0; d < dim; d++) to[d] = as_input(sums[i * padded + d] * scale[i]);
     }
 }
 
-void attend_spans(const Cache *c, const Spans *spans, const float *queries, long query_stride, float *out, Worker *worker) {
+void attend_spans(const Cache *c, const Spans *spans, const float *queries, long query_stride, Input *out, Worker *worker) {
     SHARE(worker, task, spans->n * c->kv_heads) {
         attend_one(c, spans, task / c->kv_heads, task % c->kv_heads, queries, query_stride, out);
     }

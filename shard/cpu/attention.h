@@ -25,7 +25,7 @@ typedef struct {
 } Cache;
 
 // queries [N, heads, dim], rotated, rows query_stride apart -> out [N, heads, dim]. A phase of its own.
-void attend_spans(const Cache *cache, const Spans *spans, const float *queries, long query_stride, float *out, Worker *worker);
+void attend_spans(const Cache *cache, const Spans *spans, const float *queries, long query_stride, Input *out, Worker *worker);
 
 // Where a row's keys of one kv head go; its values are `value_offset` (pages) or kv_heads * dim (step rows) behind.
 INLINE bf16 *page_of(const Cache *c, long physical_slot, long kv_head) {

@@ -2,7 +2,8 @@
 // for the other threads and for nothing else. Compiled for the machine at hand by build.py; called through decoder.py, which
 // says where the weights are.
 //
-// Activations are float32; weights, keys and values are bfloat16. Every row is computed as if it were alone: a token does
+// Activations are float32, and bfloat16 as inputs of products where the processor multiplies that; weights, keys and values
+// are bfloat16. Every row is computed as if it were alone: a token does
 // not depend on the rows beside it, on drafts or on how its prompt was cut.
 
 #include <stdlib.h>
@@ -52,10 +53,11 @@ typedef struct {
 } Step;
 
 // x: the residual stream. y: what a half of a layer adds to it, of this rank. Both [n, hidden]; y's rows y_stride apart.
-// normed [n, hidden]; wide: room for n rows of qkv and of attention, and for MLP_ROWS rows of gate_up; products write whole
-// panels.
+// normed [n, hidden]; wide: room for n rows of qkv and of attention, and for MLP_ROWS rows of gate_up and of what it becomes;
+// products write whole panels.
 typedef struct {
-    float *x, *y, *normed, *wide;
+    float *x, *y, *wide;
+    Input *normed;
     bf16 *out;
     long y_stride;
 } Buffers;
@@ -106,7 +108,8 @@ static void attention_half(const Decoder *d, const Layer *layer, const Step *ste
     const long num_heads = d->heads + 2 * d->kv_heads, stride = round_up(num_heads * d->dim, PANEL), attended = d->heads * d->dim;
     const Cache cache = {layer->pages, layer->step_rows, d->value_offset, d->heads, d->kv_heads, d->dim, d->block_size,
                          layer->window, d->scale, d->softcap};
-    float *qkv = b->wide, *out = qkv + step->n * stride;
+    float *qkv = b->wide;
+    Input *out = (Input *)(qkv + step->n * stride);
     const Product project = {b->normed, layer->qkv, layer->qkv_scales, layer->qkv_bias, qkv, step->n, d->hidden, num_heads * d->dim, d->hidden, stride};
     product(&project, worker);
     SHARE(worker, row, step->n) store(d, layer, &cache, step, qkv + row * stride, row);
@@ -115,33 +118,33 @@ static void attention_half(const Decoder *d, const Layer *layer, const Step *ste
     product(&leave, worker);
 }
 
-// gate and up -> silu(gate) * up, or gelu(gate) * up by the tanh approximation, in place of the gate.
-static void activate(const Decoder *d, float *gate_up, long first, long last) {
-    float *gate = gate_up, *up = gate_up + d->width;
-    for (long i = first; i < last; i += LANES) {
-        Floats g, u;
-        const size_t size = sizeof(float) * (size_t)(last - i < LANES ? last - i : LANES);
-        memcpy(&g, gate + i, size);
-        memcpy(&u, up + i, size);
-        if (d->gelu) g *= 0.5f * (1 + tanh_all(0.7978845608f * (g + 0.044715f * g * g * g)));
-        else g *= sigmoid(g);
-        g *= u;
-        memcpy(gate + i, &g, size);
-    }
+// silu(gate) * up, or gelu(gate) * up by the tanh approximation.
+INLINE Floats activated(const Decoder *d, Floats gate, Floats up) {
+    if (d->gelu) return gate * (0.5f * (1 + tanh_all(0.7978845608f * (gate + 0.044715f * gate * gate * gate)))) * up;
+    return gate * sigmoid(gate) * up;
+}
+
+// The gates from first to last of a row's gate and up [2, width].
+static void activate(const Decoder *d, const float *gate_up, Input *out, long first, long last) {
+    const float *gate = gate_up, *up = gate_up + d->width;
+    long i = first;
+    for (; i + LANES <= last; i += LANES) store_inputs(out + i, activated(d, *(const Floats *)(gate + i), *(const Floats *)(up + i)));
+    for (; i < last; i++) out[i] = as_input(activated(d, all(gate[i]), all(up[i]))[0]);
 }
 
 static void mlp_half(const Decoder *d, const Layer *layer, const Step *step, const Buffers *b, Worker *worker) {
     const long stride = round_up(2 * d->width, PANEL), parts = round_up(d->width, GATES) / GATES;
     for (long start = 0; start < step->n; start += MLP_ROWS) {
         const long n = step->n - start < MLP_ROWS ? step->n - start : MLP_ROWS;
+        Input *gated = (Input *)(b->wide + n * stride);
         const Product enter = {b->normed + start * d->hidden, layer->gate_up, layer->gate_up_scales, layer->gate_up_bias, b->wide, n, d->hidden,
                                2 * d->width, d->hidden, stride};
         product(&enter, worker);
         SHARE(worker, piece, n * parts) {
-            const long first = piece % parts * GATES;
-            activate(d, b->wide + piece / parts * stride, first, first + GATES < d->width ? first + GATES : d->width);
+            const long row = piece / parts, first = piece % parts * GATES, last = first + GATES < d->width ? first + GATES : d->width;
+            activate(d, b->wide + row * stride, gated + row * d->width, first, last);
         }
-        const Product leave = {b->wide, layer->down, layer->down_scales, 0, b->y + start * b->y_stride, n, d->width, d->hidden, stride, b->y_stride};
+        const Product leave = {gated, layer->down, layer->down_scales, 0, b->y + start * b->y_stride, n, d->width, d->hidden, d->width, b->y_stride};
         product(&leave, worker);
     }
 }
@@ -174,9 +177,11 @@ void run_halves(const Decoder *d, const Step *step, const Buffers *b, long first
             SHARE(&worker, row, step->n) {
                 if (half > 0) add_half(d, b, half - 1, row);
                 else rotation(d, step, row);
-                norm_row(b->x + row * d->hidden, norm, b->normed + row * d->hidden, d->hidden, d->eps);
+                const float *x = b->x + row * d->hidden, scale = norm_scale(x, d->hidden, d->eps);
                 if (is_end)
-                    for (long i = 0; i < d->hidden; i++) b->out[row * d->hidden + i] = narrow(b->normed[row * d->hidden + i]);
+                    for (long i = 0; i < d->hidden; i++) b->out[row * d->hidden + i] = narrow(x[i] * scale * norm[i]);
+                else
+                    for (long i = 0; i < d->hidden; i++) b->normed[row * d->hidden + i] = as_input(x[i] * scale * norm[i]);
             }
             if (is_end) break;
             if (half % 2) mlp_half(d, layer, step, b, &worker);

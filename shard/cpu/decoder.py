@@ -67,7 +67,7 @@ class _Step(ctypes.Structure):
 
 
 class _Buffers(ctypes.Structure):
-    _fields_ = [*((name, _pointer) for name in ("x", "y", "normed", "wide", "out")), ("y_stride", _long)]
+    _fields_ = [*((name, _pointer) for name in ("x", "y", "wide", "normed", "out")), ("y_stride", _long)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +173,7 @@ class CompiledLayers:
             sin.data_ptr(),
             batch.paged.struct,
         )
-        buffers = _Buffers(x.data_ptr(), y.data_ptr(), normed.data_ptr(), wide.data_ptr(), out.data_ptr(), y.shape[1])
+        buffers = _Buffers(x.data_ptr(), y.data_ptr(), wide.data_ptr(), normed.data_ptr(), out.data_ptr(), y.shape[1])
         end = 2 * len(self._layers)
         if self._group.size == 1:
             self._run(step, buffers, 0, end + 1)
@@ -191,7 +191,10 @@ class CompiledLayers:
         sizes = self._sizes
         attended = sizes.heads * sizes.head_dim
         qkv = round_up(attended + 2 * sizes.kv_heads * sizes.head_dim, self._panel)
-        return max(num_rows * (qkv + attended), min(num_rows, _MLP_ROWS) * round_up(2 * sizes.width, self._panel))
+        return max(
+            num_rows * (qkv + attended),
+            min(num_rows, _MLP_ROWS) * (round_up(2 * sizes.width, self._panel) + sizes.width),
+        )
 
     def _enter(self, cache: KVCache) -> None:
         """The addresses of another cache."""

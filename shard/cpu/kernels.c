@@ -85,7 +85,7 @@ void commit(const bf16 *steps, bf16 *pages, const int64_t *rows, const int64_t *
 void attend(const Cache *cache, const Spans *spans, const bf16 *qkv, bf16 *out, float *wide, const int64_t *physical_slots, long n,
             long num_step_rows) {
     const long query = cache->heads * cache->dim, kv = cache->kv_heads * cache->dim;
-    float *attended = wide + n * query;
+    Input *attended = (Input *)(wide + n * query);
     Phase phases[3] = {{0}};
     #pragma omp parallel
     {
@@ -103,7 +103,7 @@ void attend(const Cache *cache, const Spans *spans, const bf16 *qkv, bf16 *out, 
         }
         attend_spans(cache, spans, wide, query, attended, &worker);
         SHARE(&worker, row, n) {
-            for (long i = row * query; i < (row + 1) * query; i++) out[i] = narrow(attended[i]);
+            for (long i = row * query; i < (row + 1) * query; i++) out[i] = rounded(attended[i]);
         }
     }
 }

@@ -69,8 +69,12 @@ class CpuKernels:
         self.run_halves = library.run_halves
         self.run_halves.argtypes = [_pointer] * 3 + [_long] * 2
         self._lanes = int(library.lanes())
+        # Inputs that a product multiplies at once.
+        self._together = int(library.together())
         # Outputs of a packed weight that lie together.
         self.panel = 2 * self._lanes
+        # What is multiplied; sums are float32.
+        self.arithmetic = "float32" if self._together == 1 else "pairs of bfloat16"
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """x [N, size] over the last dimension."""
@@ -91,13 +95,22 @@ class CpuKernels:
         self._rotate(x.data_ptr(), cos.data_ptr(), sin.data_ptr(), num_rows, x.stride(0), num_heads, dim)
 
     def pack(self, weight: Tensor) -> Tensor:
-        """A weight [out, in] as `linear` reads it (linear.c), outputs padded with zeros: in bfloat16
-        [panels, in, lanes, 2], in int8 [panels, in, 2 * lanes]."""
-        missing = -len(weight) % self.panel
-        padded = torch.nn.functional.pad(weight, (0, 0, 0, missing)) if missing else weight
-        if weight.dtype == torch.int8:
-            return padded.view(-1, self.panel, weight.shape[1]).permute(0, 2, 1).contiguous()
-        return padded.view(-1, 2, self._lanes, weight.shape[1]).permute(0, 3, 2, 1).contiguous()
+        """A weight [out, in] in bfloat16 or int8, outputs padded with zeros -> [panels, in, panel].
+
+        What lies where in a panel follows from the arithmetic (linear.c).
+        """
+        num_inputs, is_int8 = weight.shape[1], weight.dtype == torch.int8
+        padded = torch.nn.functional.pad(weight, (0, 0, 0, -len(weight) % self.panel))
+        panels = padded.view(-1, 2, self._lanes, num_inputs)
+        if self._together == 1:
+            panels = panels.permute((0, 3, 1, 2) if is_int8 else (0, 3, 2, 1))
+            return panels.reshape(-1, num_inputs, self.panel).contiguous()
+        end = num_inputs // 2 * 2
+        # [panels, pairs, vectors, lanes, 2], in int8 [panels, pairs, vectors, 2, lanes]
+        pairs = panels[..., :end].reshape(*panels.shape[:3], -1, 2)
+        pairs = pairs.permute((0, 3, 1, 4, 2) if is_int8 else (0, 3, 1, 2, 4))
+        single = panels[..., end:].movedim(-1, 1)
+        return torch.cat([part.reshape(len(panels), -1, self.panel) for part in (pairs, single)], dim=1)
 
     def pack_outputs(self, values: Tensor) -> Tensor:
         """A bias or scales [out] -> float32, as long as the padded outputs."""

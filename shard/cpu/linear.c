@@ -1,25 +1,68 @@
-// x @ weight.T + bias in float32 with the weight in bfloat16 or int8, for processors that have no such arithmetic of their
-// own. Compiled for the machine at hand by build.py; called through kernels.py and decoder.c.
+// x @ weight.T + bias in float32 with the weight in bfloat16 or int8. Compiled for the machine at hand by build.py; called
+// through kernels.py and decoder.c.
 //
-// The weight is packed once, in panels of two vectors of outputs. In bfloat16 a panel holds for each input LANES words, each
-// with the value of output j in its low half and that of output j + LANES in its high half: a shift makes floats of the
-// first, a mask of the second. In int8 it holds the outputs in their order, and each sum is multiplied with its output's
-// scale at the end. So a step reads each weight once, two bytes a value or one, one after another.
+// The weight is packed once, in panels of two vectors of outputs, so that a step reads each weight once, two bytes a value
+// or one, one after another. In int8 each sum is multiplied with its output's scale at the end. How a panel lies follows
+// from the arithmetic that the processor has:
+//
+// - Of floats only: in bfloat16 a panel holds for each input LANES words, each with the value of output j in its low half and
+//   that of output j + LANES in its high half: a shift makes floats of the first, a mask of the second. In int8 it holds the
+//   outputs in their order.
+// - Of pairs of bfloat16: a panel holds for each pair of inputs a word for each output, with the first input's value in its
+//   low half and the second's in its high half. In int8 it holds for each vector of outputs the first input's values, then
+//   the second's. A last input without a second one is held as the outputs in their order.
 
 #include "linear.h"
 
 // Weights that meet all rows before the next ones: they are to stay in the second-level cache.
 #define GROUP_BYTES 131072
 // Into so many pieces for each thread a product is cut at least.
-#define PIECES 8
-// How far ahead the weights are asked for, in bytes.
-#define AHEAD (64 * PANEL)
+#define PIECES 16
 // Registers for sums: what the shapes of `strips` need at most.
 #define MOST_PANELS 4
 #define MOST_ROWS 6
 
-// What a panel holds for one input, as floats.
-INLINE void widen_panel(const char *at, Floats *low, Floats *high, const int bytes) {
+#if HAS_DOTS
+
+INLINE Factors inputs_at(const Input *x, const int is_single) {
+    uint32_t pair = *x;
+    if (!is_single) memcpy(&pair, x, sizeof pair);
+    return pair - (Words){0};
+}
+
+INLINE Factors first_of_pair(const int8_t *at) {
+    // A number of 8 bits as a float has nothing below its upper half, which is bfloat16.
+    return (Words)widen_integers(at) >> 16;
+}
+
+INLINE void read_panel(const char *at, Factors *low, Factors *high, const int bytes, const int is_single) {
+    const int8_t *integers = (const int8_t *)at;
+    if (is_single) {
+        *low = bytes == 1 ? first_of_pair(integers) : (Words)widen_all((const bf16 *)at) >> 16;
+        *high = bytes == 1 ? first_of_pair(integers + LANES) : (Words)widen_all((const bf16 *)at + LANES) >> 16;
+    } else if (bytes == 1) {
+        *low = first_of_pair(integers) | (Words)widen_integers(integers + LANES);
+        *high = first_of_pair(integers + 2 * LANES) | (Words)widen_integers(integers + 3 * LANES);
+    } else {
+        *low = *(const Words *)at;
+        *high = *((const Words *)at + 1);
+    }
+}
+
+#else
+
+// How far ahead the weights are asked for, in bytes. Only here: the few operations on pairs wait for memory anyway, and
+// asking for it made their steps a tenth slower.
+#define AHEAD (64 * PANEL)
+
+INLINE Factors inputs_at(const Input *x, const int is_single) {
+    (void)is_single;
+    return all(*x);
+}
+
+INLINE void read_panel(const char *at, Factors *low, Factors *high, const int bytes, const int is_single) {
+    (void)is_single;
+    __builtin_prefetch(at + AHEAD);
     if (bytes == 1) {
         *low = widen_integers((const int8_t *)at);
         *high = widen_integers((const int8_t *)at + LANES);
@@ -30,31 +73,40 @@ INLINE void widen_panel(const char *at, Floats *low, Floats *high, const int byt
     }
 }
 
+#endif
+
+typedef Floats Sums[MOST_PANELS][MOST_ROWS];
+
+// The part of the next inputs in `panels` x `rows` sums; a single one where the last has no second.
+INLINE void add_inputs(const Product *p, const char *weight, const Input *x, Sums low, Sums high, const int panels, const int rows,
+                       const int bytes, const int is_single) {
+    Factors even[MOST_PANELS], odd[MOST_PANELS];
+    UNROLL for (int q = 0; q < panels; q++) {
+        const char *at = weight + q * p->in * PANEL * bytes;
+        read_panel(at, &even[q], &odd[q], bytes, is_single);
+    }
+    UNROLL for (int r = 0; r < rows; r++) {
+        const Factors value = inputs_at(x + r * p->x_stride, is_single);
+        UNROLL for (int q = 0; q < panels; q++) {
+            low[q][r] = add_product(low[q][r], even[q], value);
+            high[q][r] = add_product(high[q][r], odd[q], value);
+        }
+    }
+}
+
 // `panels` x `rows` of the result, of weights of so many `bytes`; all are constants, so that the sums stay in registers.
 // Each output is one sum over the inputs in their order, whatever the shape: a row's result does not depend on the number
 // of rows.
 INLINE void tile(const Product *p, long panel, long row, const int panels, const int rows, const int bytes) {
-    const float *x = p->x + row * p->x_stride;
+    const Input *x = p->x + row * p->x_stride;
     const long input = PANEL * bytes;
     const char *weight = (const char *)p->weight + panel * input * p->in;
-    Floats low[MOST_PANELS][MOST_ROWS], high[MOST_PANELS][MOST_ROWS];
+    Sums low, high;
     UNROLL for (int q = 0; q < panels; q++)
         UNROLL for (int r = 0; r < rows; r++) low[q][r] = high[q][r] = (Floats){0};
-    for (long k = 0; k < p->in; k++) {
-        Floats even[MOST_PANELS], odd[MOST_PANELS];
-        UNROLL for (int q = 0; q < panels; q++) {
-            const char *at = weight + (q * p->in + k) * input;
-            __builtin_prefetch(at + AHEAD);
-            widen_panel(at, &even[q], &odd[q], bytes);
-        }
-        UNROLL for (int r = 0; r < rows; r++) {
-            const float value = x[r * p->x_stride + k];
-            UNROLL for (int q = 0; q < panels; q++) {
-                low[q][r] += even[q] * value;
-                high[q][r] += odd[q] * value;
-            }
-        }
-    }
+    long k = 0;
+    for (; k + TOGETHER <= p->in; k += TOGETHER) add_inputs(p, weight + k * input, x + k, low, high, panels, rows, bytes, 0);
+    if (k < p->in) add_inputs(p, weight + k * input, x + k, low, high, panels, rows, bytes, 1);
     UNROLL for (int q = 0; q < panels; q++) {
         const long output = (panel + q) * PANEL;
         Floats bias[2] = {{0}};
@@ -104,15 +156,32 @@ static void strips_of_int8(const Product *p, long first, long last) {
 
 void product(const Product *p, Worker *worker) {
     const long panels = round_up(p->num_out, PANEL) / PANEL, bytes = p->scales ? 1 : 2;
-    const long most = GROUP_BYTES / (bytes * PANEL * p->in) + 1, share = panels / (PIECES * omp_get_num_threads()) + 1;
+    const long most = GROUP_BYTES / (bytes * PANEL * p->in) + 1, share = (panels - 1) / (PIECES * omp_get_num_threads()) + 1;
     const long pieces = (panels + (share < most ? share : most) - 1) / (share < most ? share : most);
     void (*const take)(const Product *, long, long) = p->scales ? strips_of_int8 : strips_of_bf16;
     SHARE(worker, piece, pieces) take(p, cut(panels, piece, pieces), cut(panels, piece + 1, pieces));
 }
 
-// For whom packs weights.
+// For whom packs weights: vectors are so long, and so many inputs lie together.
 long lanes(void) {
     return LANES;
+}
+
+long together(void) {
+    return TOGETHER;
+}
+
+// x [n, in] as a product reads it; where that is in floats, in a phase of its own, in `wide`.
+INLINE const Input *inputs_of(const bf16 *x, float *wide, long n, long in, Worker *worker) {
+#if HAS_DOTS
+    (void)wide, (void)n, (void)in, (void)worker;
+    return x;
+#else
+    SHARE(worker, row, n) {
+        for (long i = row * in; i < (row + 1) * in; i++) wide[i] = widen(x[i]);
+    }
+    return wide;
+#endif
 }
 
 // x [n, in] in bfloat16 -> out [n, num_out], in float32 or rounded to bfloat16. wide_x and wide_out are scratch of
@@ -120,14 +189,11 @@ long lanes(void) {
 void linear(const bf16 *x, const void *weight, const float *scales, const float *bias, bf16 *out, float *wide_x, float *wide_out,
             long n, long in, long num_out) {
     const long stride = round_up(num_out, PANEL);
-    const Product p = {wide_x, weight, scales, bias, wide_out, n, in, num_out, in, stride};
     Phase phases[3] = {{0}};
     #pragma omp parallel if (n * in * num_out > 65536)
     {
         Worker worker = {phases, 0};
-        SHARE(&worker, row, n) {
-            for (long i = row * in; i < (row + 1) * in; i++) wide_x[i] = widen(x[i]);
-        }
+        const Product p = {inputs_of(x, wide_x, n, in, &worker), weight, scales, bias, wide_out, n, in, num_out, in, stride};
         product(&p, &worker);
         if (out) {
             SHARE(&worker, row, n) {

@@ -10,7 +10,7 @@
 // x [n, in] with rows x_stride apart, weight packed: in int8 if there are scales of the outputs, else in bfloat16. Scales and
 // bias are as long as the padded outputs, or null; out [n, num_out rounded up to a panel] with rows out_stride apart.
 typedef struct {
-    const float *x;
+    const Input *x;
     const void *weight;
     const float *scales, *bias;
     float *out;

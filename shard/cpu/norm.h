@@ -3,15 +3,21 @@
 
 #include "vectors.h"
 
-// out = x / sqrt(mean(x^2) + eps) * weight, over `size` values; out may be x.
-INLINE void norm_row(const float *x, const float *weight, float *out, long size, float eps) {
+// 1 / sqrt(mean(x^2) + eps) over `size` values.
+INLINE float norm_scale(const float *x, long size, float eps) {
     Floats sums = {0};
     long i = 0;
     for (; i + LANES <= size; i += LANES) sums += *(const Floats *)(x + i) * *(const Floats *)(x + i);
     float sum = total(sums);
     for (; i < size; i++) sum += x[i] * x[i];
-    const float scale = 1.0f / sqrtf(sum / (float)size + eps);
-    for (i = 0; i + LANES <= size; i += LANES) *(Floats *)(out + i) = *(const Floats *)(x + i) * scale * *(const Floats *)(weight + i);
+    return 1.0f / sqrtf(sum / (float)size + eps);
+}
+
+// out = x / sqrt(mean(x^2) + eps) * weight; out may be x.
+INLINE void norm_row(const float *x, const float *weight, float *out, long size, float eps) {
+    const float scale = norm_scale(x, size, eps);
+    long i = 0;
+    for (; i + LANES <= size; i += LANES) *(Floats *)(out + i) = *(const Floats *)(x + i) * scale * *(const Floats *)(weight + i);
     for (; i < size; i++) out[i] = x[i] * scale * weight[i];
 }
 

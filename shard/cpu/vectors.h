@@ -14,6 +14,13 @@
 #define LANES 8
 #endif
 
+// The processor multiplies pairs of bfloat16 values and adds both products to a float: twice the arithmetic of floats.
+#ifdef __AVX512BF16__
+#define HAS_DOTS 1
+#else
+#define HAS_DOTS 0
+#endif
+
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 8")
 
@@ -36,6 +43,11 @@ INLINE float widen(bf16 value) {
 INLINE bf16 narrow(float value) {
     union { float number; uint32_t bits; } v = {.number = value};
     return (bf16)((v.bits + 0x7fff + ((v.bits >> 16) & 1)) >> 16);
+}
+
+INLINE Halves narrow_all(Floats values) {
+    const Words bits = (Words)values;
+    return __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, Halves);
 }
 
 INLINE Floats widen_all(const bf16 *values) {
@@ -67,6 +79,67 @@ INLINE Floats widen_integers(const int8_t *values) {
     return __builtin_convertvector(*(const Bytes *)values, Floats);
 #endif
 }
+
+// What sums of products are made of. Inputs are what is multiplied with a weight or a key: bfloat16 where the processor
+// multiplies it, in pairs, else floats, which spares widening them each time. Factors are a vector of them.
+#if HAS_DOTS
+
+#define TOGETHER 2
+typedef bf16 Input;
+typedef Words Factors;
+
+INLINE Input as_input(float value) {
+    return narrow(value);
+}
+
+INLINE void store_inputs(Input *to, Floats values) {
+    *(Halves *)to = narrow_all(values);
+}
+
+INLINE bf16 rounded(Input value) {
+    return value;
+}
+
+INLINE Factors factors_of(const bf16 *values) {
+    return *(const Words *)values;
+}
+
+INLINE Floats add_product(Floats sum, Factors a, Factors b) {
+    // By its name: GCC and clang call the function for it differently, and immintrin.h takes long to compile.
+    __asm__("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+    return sum;
+}
+
+#else
+
+#define TOGETHER 1
+typedef float Input;
+typedef Floats Factors;
+
+INLINE Input as_input(float value) {
+    return value;
+}
+
+INLINE void store_inputs(Input *to, Floats values) {
+    *(Floats *)to = values;
+}
+
+INLINE bf16 rounded(Input value) {
+    return narrow(value);
+}
+
+INLINE Factors factors_of(const bf16 *values) {
+    return widen_all(values);
+}
+
+INLINE Floats add_product(Floats sum, Factors a, Factors b) {
+    return sum + a * b;
+}
+
+#endif
+
+// Inputs in a vector of factors.
+#define FACTORS (TOGETHER * LANES)
 
 INLINE Floats all(float value) {
     return value - (Floats){0};

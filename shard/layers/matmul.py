@@ -1,9 +1,9 @@
 """Owns the choice of the matrix product and of the form in which it keeps a weight. Knows nothing of sharding.
 
 On CPU in bfloat16 a step of few rows takes as long as reading the weights. The compiled kernel reads them packed,
-widens them on the way, and lets all layers be one call; where the processor multiplies tiles (AMX), or without a
-compiler, oneDNN's packed product is taken, which reads a third faster than a plain one. A packed weight replaces the
-plain one, so the memory is not paid twice.
+multiplies pairs of bfloat16 where the processor can (AVX-512) and widens them on the way where it cannot, and lets all
+layers be one call; where the processor multiplies tiles (AMX), or without a compiler, oneDNN's packed product is taken,
+which reads a third faster than a plain one. A packed weight replaces the plain one, so the memory is not paid twice.
 
 A quantized weight is read in 8 bits by the compiled kernel, and by torch's own product for such weights in 16 bit. In
 other dtypes it is widened for every product: slow and exact, which is what they are for.

@@ -152,10 +152,12 @@ class Decoder(Module):
     @property
     def kernels(self) -> dict[str, str]:
         """Names of the live kernels, by purpose."""
+        compiled = kernels_for(self.dtype, self.device)
         return {
             "linear": self.lm_head.product.kernel,
             "layers": NAME if self._compiled else "torch",
             "attention": attention.kernel_name(self.dtype, self.device, softcap=self.config.attention_softcap),
+            **({"arithmetic": compiled.arithmetic} if compiled else {}),
         }
 
     @torch.inference_mode()

@@ -1,5 +1,6 @@
 """All layers in one compiled call: against the same weights in float32, and against itself in other company."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from shard.cpu.kernels import NAME
 from tests.checkpoints import make_checkpoint
 from tests.shard.paged import PagedModel, Part, Sequence, random_tokens
+from tests.shard.targets import TARGETS, compiled_for
 from tests.shard.test_models import VARIANTS
 
 DENSE = {name: variant for name, variant in VARIANTS.items() if variant[0] != "mixtral"}
@@ -20,6 +22,12 @@ HEADS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama, heads of 12": ("llama", {"hidden": 48, "heads": 4, "kv_heads": 2, "head_dim": 12}),
     "llama, heads of 64": ("llama", {"hidden": 64, "heads": 4, "kv_heads": 1, "head_dim": 64}),
 }
+
+
+@pytest.fixture(scope="module", autouse=True, params=TARGETS)
+def target(request: pytest.FixtureRequest) -> Iterator[None]:
+    with compiled_for(request.param):
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +85,7 @@ def test_layers_that_are_no_plain_mlp_go_on_one_by_one(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[int], torch.Tensor]:
+def alone(tmp_path_factory: pytest.TempPathFactory, target: None) -> tuple[Path, list[int], torch.Tensor]:
     """A model with all that a row's surroundings could touch, and the logits of a text's rows, each decoded alone."""
     variant = ("gemma3_text", {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 21})
     folder = make(tmp_path_factory.mktemp("model"), variant)

@@ -2,6 +2,7 @@
 
 import logging
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,17 +14,19 @@ from hypothesis import strategies as st
 from shard.attention_spec import AttentionSpec
 from shard.cpu import build
 from shard.cpu.kernels import CpuKernels, PagedSpans, cpu_kernels
+from tests.shard.targets import TARGETS, compiled_for
 
 BFLOAT16 = torch.bfloat16
 # A result is rounded once, to 8 bits.
 TOLERANCE = {"rtol": 2**-7, "atol": 1e-2}
 
 
-@pytest.fixture(scope="module")
-def kernels() -> CpuKernels:
-    found = cpu_kernels()
-    assert found is not None, "these tests need a C compiler"
-    return found
+@pytest.fixture(scope="module", autouse=True, params=TARGETS)
+def kernels(request: pytest.FixtureRequest) -> Iterator[CpuKernels]:
+    with compiled_for(request.param):
+        found = cpu_kernels()
+        assert found is not None
+        yield found
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:

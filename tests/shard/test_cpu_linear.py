@@ -1,5 +1,7 @@
 """The compiled bfloat16 product against float64, on random shapes, and the choice between it and the others."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,8 +13,15 @@ from shard.cpu.kernels import NAME, CpuKernels, cpu_kernels
 from shard.layers import matmul
 from shard.layers.matmul import Product, choose_kernel
 from shard.layers.quantize import Int8Weight, quantized
+from tests.shard.targets import TARGETS, compiled_for
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", autouse=True, params=TARGETS)
+def target(request: pytest.FixtureRequest) -> Iterator[None]:
+    with compiled_for(request.param):
+        yield
 
 
 def kernels() -> CpuKernels:

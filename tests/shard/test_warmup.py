@@ -1,0 +1,58 @@
+"""The steps before the first request: what they run, and that their costs reach the router whatever the limits are."""
+
+from pathlib import Path
+
+import pytest
+
+from shard.config import parse_args
+from shard.plan import StepCost, StepPlan, StepResult
+from shard.rank import Rank, build_rank
+from shard.speculation import Proposal
+from tests.checkpoints import make_checkpoint
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("model"))
+
+
+def warmed_up(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, *flags: str) -> tuple[list[StepPlan], list[StepCost]]:
+    """The steps that were run and the costs that were found."""
+    paths = (f"--model-path={checkpoint}", "--uds-path=unused", "--run-dir=unused", "--dtype=float32", "--threads=1")
+    rank: Rank = build_rank(parse_args([*paths, *flags]))
+    plans: list[StepPlan] = []
+    execute = rank.runner.execute
+
+    def recorded(plan: StepPlan) -> StepResult:
+        plans.append(plan)
+        return execute(plan)
+
+    monkeypatch.setattr(rank.runner, "execute", recorded)
+    return plans, rank.warm_up()
+
+
+def test_without_speculation_a_prompt_and_a_token_are_computed_and_no_costs_are_told(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans, costs = warmed_up(checkpoint, monkeypatch, "--speculate=0", "--max-total-tokens=200")
+    assert costs == []
+    assert any(step.chunk_length == 199 for plan in plans for step in plan.sequences)
+    assert any(step.chunk_length == 0 for plan in plans for step in plan.sequences)
+
+
+@pytest.mark.parametrize("max_total_tokens", [32, 64, 100, 1100, 2048])
+@pytest.mark.parametrize("speculate", ["3", "auto"])
+def test_short_contexts_have_costs_too(
+    max_total_tokens: int, speculate: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = (f"--max-total-tokens={max_total_tokens}", f"--speculate={speculate}", "--max-batch-size=6")
+    plans, costs = warmed_up(checkpoint, monkeypatch, *flags)
+    plain = [cost for cost in costs if cost.rows == cost.sequences and not cost.proposal]
+    assert {cost.sequences for cost in plain} == {1, 2, 4, 6}
+    # What checking drafts costs, and asking for them.
+    assert {cost.sequences for cost in costs if cost.rows > cost.sequences} == {1, 6}
+    assert {cost.sequences for cost in costs if cost.proposal is Proposal.LOOKUP} == {1, 6}
+    assert all(cost.duration_ns > 0 and cost.context < cost.sequences * max_total_tokens for cost in costs)
+    # Costs of long contexts only where sequences can be long.
+    assert any(cost.context > 1000 * cost.sequences for cost in costs) == (max_total_tokens > 1024 + 20)
+    assert plans
