@@ -100,7 +100,8 @@ class CpuKernels:
         What lies where in a panel follows from the arithmetic (linear.c).
         """
         num_inputs, is_int8 = weight.shape[1], weight.dtype == torch.int8
-        padded = torch.nn.functional.pad(weight, (0, 0, 0, -len(weight) % self.panel))
+        missing = -len(weight) % self.panel
+        padded = torch.nn.functional.pad(weight, (0, 0, 0, missing)) if missing else weight
         panels = padded.view(-1, 2, self._lanes, num_inputs)
         if self._together == 1:
             panels = panels.permute((0, 3, 1, 2) if is_int8 else (0, 3, 2, 1))
