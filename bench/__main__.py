@@ -73,10 +73,13 @@ async def _compare(config: BenchConfig, description: str, absent: dict[str, str]
     log = LogWriter(level="info", json_output=False, stream=sys.stderr)
     # The folder the launcher will serve; a model that must be fetched or converted is so here.
     folder = resolve(ModelRequest(config.model_id, revision=None, dtype=_DTYPE, hub_cache=None), log).path
-    weights_bytes, kv_bytes = bytes_read_per_step(folder, _DTYPE), kv_bytes_per_token(folder, _DTYPE)
+    weights_bytes = bytes_read_per_step(folder, _DTYPE, is_int8=config.quantize == "int8")
+    kv_bytes = kv_bytes_per_token(folder, _DTYPE)
     prompts = load_prompts(config.prompts_per_workload)
     systems = ours()
     flags = [f"--speculate={config.speculate}"]
+    if config.quantize is not None:
+        flags.append(f"--quantize={config.quantize}")
     with ExitStack() as stack:
         field = take_field(config, folder=folder, gguf=_gguf(config, log), absent=absent, stack=stack, say=_say)
         bandwidth = stack.enter_context(bandwidth_meter(weights_bytes, config.threads))

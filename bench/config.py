@@ -29,6 +29,7 @@ class BenchConfig:
     max_new_tokens: int
     concurrency: tuple[int, ...]
     speculate: str
+    quantize: str | None
     lookup: int
     peers: tuple[str, ...]
     may_install: bool
@@ -49,6 +50,9 @@ def parse_args(argv: list[str]) -> BenchConfig:
     )
     parser.add_argument("--rounds", type=positive, default=3, help="times that everything is measured (%(default)s)")
     parser.add_argument("--speculate", default="auto", help="the launcher's, where it is on (%(default)s)")
+    parser.add_argument(
+        "--quantize", choices=["int8"], help="the launcher's; peers then have their weights in 8 bits too"
+    )
     parser.add_argument(
         "--lookup", type=positive, default=3, help="tokens that the peers' prompt lookup drafts (%(default)s)"
     )
@@ -79,6 +83,7 @@ def parse_args(argv: list[str]) -> BenchConfig:
         max_new_tokens=64 if quick else 128,
         concurrency=(8,) if quick else (8, 32),
         speculate=options.speculate,
+        quantize=options.quantize,
         lookup=options.lookup,
         peers=tuple(name for name in PEERS if not (quick and name in _NOT_QUICK))
         if options.peers is None

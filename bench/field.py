@@ -9,7 +9,7 @@ from bench.config import BenchConfig, peer_environ
 from bench.errors import PeerError
 from bench.peers.catalogue import PEERS, Peer
 from bench.peers.environment import Say, install, is_installed, python_of
-from bench.peers.model import prepared_model
+from bench.peers.model import prepared_model, quantize_flags
 from bench.peers.process import PeerProcess, peer_process
 from bench.systems import System, of_peer
 
@@ -56,7 +56,9 @@ def take_field(
         if peer.name in absent:
             continue
         try:
-            model = prepared_model(peer, folder=folder, gguf=gguf, threads=config.threads, say=say)
+            model = prepared_model(
+                peer, folder=folder, gguf=gguf, quantize=config.quantize, threads=config.threads, say=say
+            )
         except PeerError as error:
             say(f"{error}; going on without it")
             found.absent[peer.name] = error.reason
@@ -64,7 +66,11 @@ def take_field(
         for system in of_peer(peer, config.lookup):
             say(f"starting {system.name}")
             command = [str(python_of(peer)), str(peer.script), f"--model={model}"]
-            command += [f"--threads={config.threads}", f"--speculate={system.speculate}"]
+            command += [
+                f"--threads={config.threads}",
+                f"--speculate={system.speculate}",
+                *quantize_flags(config.quantize),
+            ]
             environ = peer_environ(config.threads, peer.run_environ)
             try:
                 found.processes[system] = stack.enter_context(peer_process(system.name, command, environ))

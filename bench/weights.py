@@ -7,19 +7,26 @@ from pathlib import Path
 _BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}
 
 
-def bytes_read_per_step(folder: Path, dtype: str) -> int:
+def bytes_read_per_step(folder: Path, dtype: str, *, is_int8: bool = False) -> int:
     """All parameters once in the served `dtype`; of an embedding that is not also the output matrix only a row.
+
+    `is_int8`: the matrices of the layers are a byte a value, and a scale in float32 for each output.
 
     Header format: 8 bytes of length, little endian, then JSON (github.com/huggingface/safetensors, README).
     """
-    sizes: dict[str, int] = {}
+    shapes: dict[str, list[int]] = {}
     for path in folder.glob("*.safetensors"):
         with path.open("rb") as file:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        sizes |= {name: math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
-    if "lm_head.weight" in sizes:
-        del sizes["model.embed_tokens.weight"]
-    return sum(sizes.values()) * _BYTES[dtype]
+        shapes |= {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
+    if "lm_head.weight" in shapes:
+        del shapes["model.embed_tokens.weight"]
+    return sum(
+        math.prod(shape) + 4 * math.prod(shape[:-1])
+        if is_int8 and ".layers." in name and len(shape) > 1
+        else math.prod(shape) * _BYTES[dtype]
+        for name, shape in shapes.items()
+    )
 
 
 def kv_bytes_per_token(folder: Path, dtype: str) -> int:

@@ -14,6 +14,7 @@ values that are contiguous per sequence and head is a single index_select.
 import torch
 from torch import Tensor
 
+from shard.cpu import huge_pages
 from shard.cpu.kernels import kernels_for
 
 
@@ -40,8 +41,9 @@ class KVCache:
         self.dtype = dtype
         self.device = device
         self.max_step_rows = max_step_rows
-        pages = torch.zeros(
-            (num_layers, 2, num_blocks + 1, num_kv_heads, block_size, head_dim), dtype=dtype, device=device
+        shape = num_layers, 2, num_blocks + 1, num_kv_heads, block_size, head_dim
+        pages = (
+            huge_pages.zeros(shape, dtype) if device.type == "cpu" else torch.zeros(shape, dtype=dtype, device=device)
         )
         self._pages = pages
         self._page_tokens = pages.view(num_layers, -1, head_dim)

@@ -20,7 +20,8 @@ class Peer:
     """`pip` are its commands, in order, each the words after `pip`; none: the project's own environment does.
 
     `batched_drafts`: whether it looks up drafts for several sequences at once. `needs_gguf`: it reads no safetensors.
-    `converts`: its model file is made once, by the script's `--prepare`.
+    `converts`: its model file is made once, by the script's `--prepare`. `has_int8`: with `--quantize int8` the script
+    makes and reads one with weights in 8 bits.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Peer:
     batched_drafts: bool = True
     needs_gguf: bool = False
     converts: bool = False
+    has_int8: bool = False
 
 
 TRANSFORMERS = Peer("transformers", _CHILDREN / "transformers_child.py", batched_drafts=False)
@@ -47,6 +49,7 @@ OPENVINO = Peer(
         _WITHOUT_CUDA_BUILDS,
     ),
     converts=True,
+    has_int8=True,
 )
 
 VLLM = Peer(
@@ -73,6 +76,7 @@ LLAMA_CPP = Peer(
     batched_drafts=False,
     needs_gguf=True,
     converts=True,
+    has_int8=True,
 )
 
 PEERS = {peer.name: peer for peer in (TRANSFORMERS, OPENVINO, VLLM, LLAMA_CPP)}

@@ -13,24 +13,34 @@ from bench.peers.environment import Say, python_of
 from launcher.gguf_cache import cache_folder
 
 
-def prepared_model(peer: Peer, *, folder: Path, gguf: Path | None, threads: int, say: Say) -> Path:
+def prepared_model(
+    peer: Peer, *, folder: Path, gguf: Path | None, quantize: str | None, threads: int, say: Say
+) -> Path:
     """What the peer's script gets as `--model`. `folder` is in safetensors; `gguf` is what that was made of, if it was.
 
-    Needs the peer's environment. Raises PeerError where the peer cannot read this model.
+    Needs the peer's environment. Raises PeerError where the peer cannot read this model, or not in 8 bits.
     """
+    if quantize is not None and not peer.has_int8:
+        raise PeerError(peer.name, f"it is not measured with weights in {quantize}")
     if peer.needs_gguf and gguf is None:
         raise PeerError(peer.name, "it reads GGUF only; give a GGUF file as --model-id")
     source = gguf if peer.needs_gguf and gguf is not None else folder
     if not peer.converts:
         return source
-    target = cache_folder() / "bench" / "models" / f"{peer.name}-{source.name[:60]}-{_digest(peer, source)}"
+    target = cache_folder() / "bench" / "models" / f"{peer.name}-{source.name[:60]}-{_digest(peer, source, quantize)}"
     if target.is_dir():
         return target
     say(f"{peer.name}: converting the model, once: {target}")
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a conversion that was killed
     partial.parent.mkdir(parents=True, exist_ok=True)
-    command = [str(python_of(peer)), str(peer.script), f"--model={source}", f"--prepare={partial}"]
+    command = [
+        str(python_of(peer)),
+        str(peer.script),
+        f"--model={source}",
+        f"--prepare={partial}",
+        *quantize_flags(quantize),
+    ]
     environ = peer_environ(threads, peer.run_environ)
     done = subprocess.run(command, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -40,8 +50,13 @@ def prepared_model(peer: Peer, *, folder: Path, gguf: Path | None, threads: int,
     return target
 
 
-def _digest(peer: Peer, source: Path) -> str:
+def quantize_flags(quantize: str | None) -> list[str]:
+    """Of a peer's script."""
+    return [] if quantize is None else [f"--quantize={quantize}"]
+
+
+def _digest(peer: Peer, source: Path, quantize: str | None) -> str:
     """Changes with the files of the model, and with the script that converts them."""
     files = sorted(source.iterdir()) if source.is_dir() else [source]
     facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return hashlib.sha256(repr((str(source), facts)).encode() + peer.script.read_bytes()).hexdigest()[:12]
+    return hashlib.sha256(repr((str(source), quantize, facts)).encode() + peer.script.read_bytes()).hexdigest()[:12]

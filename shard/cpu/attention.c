@@ -9,6 +9,9 @@
 
 #include "attention.h"
 
+// So many pages before its turn a page is asked for.
+#define PAGES_AHEAD 3
+
 typedef float Quad __attribute__((vector_size(16), may_alias, aligned(4)));
 
 #if LANES == 8
@@ -164,12 +167,15 @@ static float *scratch(size_t floats) {
     return held;
 }
 
-// The keys of a span's block, or its values, and the page that is read next; the values are read after all keys.
-INLINE Rows page_rows(const Cache *c, const int32_t *table, long block, long last, long kv_head, int is_value) {
-    const int turns = block == last && !is_value;
-    const long next = table[block < last ? block + 1 : turns ? 0 : last];
-    return (Rows){page_of(c, (long)table[block] * c->block_size, kv_head) + (is_value ? c->value_offset : 0),
-                  page_of(c, next * c->block_size, kv_head) + (is_value || turns ? c->value_offset : 0), c->dim};
+// The pages of a span are read in this order: keys from the first block to the last, then values. Page number `index` of that.
+INLINE const bf16 *page_at(const Cache *c, const int32_t *table, long index, long blocks, long kv_head) {
+    const int is_value = index >= blocks;
+    return page_of(c, (long)table[index - is_value * blocks] * c->block_size, kv_head) + is_value * c->value_offset;
+}
+
+INLINE Rows page_rows(const Cache *c, const int32_t *table, long index, long blocks, long kv_head) {
+    const long next = index + PAGES_AHEAD < 2 * blocks ? index + PAGES_AHEAD : 2 * blocks - 1;
+    return (Rows){page_at(c, table, index, blocks, kv_head), page_at(c, table, next, blocks, kv_head), c->dim};
 }
 
 // One span and kv head: all heads of the kv group and all rows share one pass over the keys and one over the values.
@@ -181,7 +187,7 @@ static void attend_one(const Cache *c, const Spans *spans, long span, long kv_he
     // The first row reaches back farthest: blocks that it does not see are not read.
     const long begin = c->window > length ? 0 : (length - c->window + 1) / block_size * block_size;
     const int32_t *table = spans->tables + span * spans->table_stride + begin / block_size;
-    const long paged = (tree < 0 ? length + rows : length) - begin, own = tree < 0 ? 0 : rows, last = (paged - 1) / block_size;
+    const long paged = (tree < 0 ? length + rows : length) - begin, own = tree < 0 ? 0 : rows, blocks = (paged + block_size - 1) / block_size;
     const long width = round_up(paged + own, 4) + 2 * LANES, places = block_size > own ? block_size : own;
     const long own_stride = 2 * c->kv_heads * dim;
     const bf16 *own_keys = step_row_of(c, first, kv_head), *own_values = own_keys + c->kv_heads * dim;
@@ -198,7 +204,7 @@ static void attend_one(const Cache *c, const Spans *spans, long span, long kv_he
     }
     for (long block = 0, left = paged; left > 0; block++, left -= block_size) {
         const long n = left < block_size ? left : block_size;
-        const Rows keys = padded_rows(page_rows(c, table, block, last, kv_head, 0), n, copies, dim, padded);
+        const Rows keys = padded_rows(page_rows(c, table, block, blocks, kv_head), n, copies, dim, padded);
         passes->score(q, m, keys, n, scores + block * block_size, width, padded);
     }
     float scale[m];
@@ -214,7 +220,7 @@ static void attend_one(const Cache *c, const Spans *spans, long span, long kv_he
     }
     for (long block = 0, left = paged; left > 0; block++, left -= block_size) {
         const long n = left < block_size ? left : block_size;
-        const Rows values = padded_rows(page_rows(c, table, block, last, kv_head, 1), n, copies, dim, padded);
+        const Rows values = padded_rows(page_rows(c, table, blocks + block, blocks, kv_head), n, copies, dim, padded);
         passes->add_values(sums, m, scores + block * block_size, width, values, n, padded);
     }
     for (long r = 0; r < own; r++) {

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from shard.attention_spec import AttentionSpec
 from shard.cpu.build import BuildError, built_library
+from shard.cpu.huge_pages import Arena
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +74,7 @@ class CpuKernels:
         self._together = int(library.together())
         # Outputs of a packed weight that lie together.
         self.panel = 2 * self._lanes
+        self._weights = Arena()
         # What is multiplied; sums are float32.
         self.arithmetic = "float32" if self._together == 1 else "pairs of bfloat16"
 
@@ -105,13 +107,14 @@ class CpuKernels:
         panels = padded.view(-1, 2, self._lanes, num_inputs)
         if self._together == 1:
             panels = panels.permute((0, 3, 1, 2) if is_int8 else (0, 3, 2, 1))
-            return panels.reshape(-1, num_inputs, self.panel).contiguous()
+            return self._weights.hold(panels.reshape(-1, num_inputs, self.panel))
         end = num_inputs // 2 * 2
         # [panels, pairs, vectors, lanes, 2], in int8 [panels, pairs, vectors, 2, lanes]
         pairs = panels[..., :end].reshape(*panels.shape[:3], -1, 2)
         pairs = pairs.permute((0, 3, 1, 4, 2) if is_int8 else (0, 3, 1, 2, 4))
         single = panels[..., end:].movedim(-1, 1)
-        return torch.cat([part.reshape(len(panels), -1, self.panel) for part in (pairs, single)], dim=1)
+        parts = [part.reshape(len(panels), -1, self.panel) for part in (pairs, single)]
+        return self._weights.hold(torch.cat(parts, dim=1))
 
     def pack_outputs(self, values: Tensor) -> Tensor:
         """A bias or scales [out] -> float32, as long as the padded outputs."""

@@ -55,24 +55,32 @@ def test_every_peer_has_its_script() -> None:
 
 def test_a_peer_that_reads_gguf_says_so_without_one(tmp_path: Path) -> None:
     with pytest.raises(PeerError, match="reads GGUF only"):
-        prepared_model(LLAMA_CPP, folder=tmp_path, gguf=None, threads=1, say=print)
+        prepared_model(LLAMA_CPP, folder=tmp_path, gguf=None, quantize=None, threads=1, say=print)
 
 
-def test_a_model_is_converted_once(tmp_path: Path) -> None:
+def test_a_peer_without_weights_in_8_bits_says_so(tmp_path: Path) -> None:
+    with pytest.raises(PeerError, match="not measured with weights in int8"):
+        prepared_model(TRANSFORMERS, folder=tmp_path, gguf=None, quantize="int8", threads=1, say=print)
+
+
+def test_a_model_is_converted_once_for_each_form(tmp_path: Path) -> None:
     script = tmp_path / "child.py"
     script.write_text("import pathlib, sys\npathlib.Path(sys.argv[2].removeprefix('--prepare=')).mkdir()\n")
     model = tmp_path / "model"
     model.mkdir()
-    peer = Peer("odd", script, converts=True)
+    peer = Peer("odd", script, converts=True, has_int8=True)
     said: list[str] = []
-    first = prepared_model(peer, folder=model, gguf=None, threads=1, say=said.append)
+    first = prepared_model(peer, folder=model, gguf=None, quantize=None, threads=1, say=said.append)
     assert first.is_dir()
-    assert prepared_model(peer, folder=model, gguf=None, threads=1, say=said.append) == first
+    assert prepared_model(peer, folder=model, gguf=None, quantize=None, threads=1, say=said.append) == first
     assert len(said) == 1
+    assert prepared_model(peer, folder=model, gguf=None, quantize="int8", threads=1, say=said.append) != first
 
 
 def test_a_failed_conversion_names_the_peer(tmp_path: Path) -> None:
     script = tmp_path / "child.py"
     script.write_text("raise SystemExit('no such layer')\n")
     with pytest.raises(PeerError, match="odd: the model cannot be converted: no such layer"):
-        prepared_model(Peer("odd", script, converts=True), folder=tmp_path, gguf=None, threads=1, say=print)
+        prepared_model(
+            Peer("odd", script, converts=True), folder=tmp_path, gguf=None, quantize=None, threads=1, say=print
+        )

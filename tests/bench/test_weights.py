@@ -20,6 +20,15 @@ def test_a_step_reads_every_matrix_but_an_embedding_of_its_own(is_tied: bool, tm
     assert bytes_read_per_step(folder, "bfloat16") == 2 * read
 
 
+def test_in_8_bits_the_layers_matrices_are_a_byte_a_value_and_have_scales(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path, "llama")
+    layers = AutoModelForCausalLM.from_pretrained(folder).model.layers
+    matrices = [parameter for parameter in layers.parameters() if parameter.dim() == 2]
+    saved = sum(parameter.numel() - 4 * len(parameter) for parameter in matrices)
+    wide = bytes_read_per_step(folder, "bfloat16")
+    assert bytes_read_per_step(folder, "bfloat16", is_int8=True) == wide - saved
+
+
 @pytest.mark.parametrize("head_dim", [None, 8])
 def test_keys_and_values_of_a_token(head_dim: int | None, tmp_path: Path) -> None:
     config = {"num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "hidden_size": 576}

@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-# GGUF's number for bfloat16 weights, llama.h: LLAMA_FTYPE_MOSTLY_BF16.
-_BF16 = 32
+# GGUF's numbers, llama.h: LLAMA_FTYPE_MOSTLY_BF16 and _Q8_0.
+_FILE_TYPES = {None: 32, "int8": 7}
 _CONTEXT = 2048
 # Cells of the KV cache for each of several sequences.
 _CONTEXT_EACH = 1024
@@ -28,14 +28,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--speculate", type=int, default=0)
     parser.add_argument("--prepare", type=Path)
+    parser.add_argument("--quantize", choices=["int8"])
     options = parser.parse_args()
     # Nothing but replies may reach the pipe.
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     if options.prepare is not None:
-        _prepare(options.model, options.prepare)
+        _prepare(options.model, options.prepare, options.quantize)
         return
-    peer = _LlamaCpp(options.model, options.threads, options.speculate)
+    peer = _LlamaCpp(options.model, options.threads, options.speculate, options.quantize)
     print(json.dumps({"ready": peer.about()}), file=replies, flush=True)
     for line in sys.stdin:
         request = json.loads(line)
@@ -48,12 +49,12 @@ def main() -> None:
         print(json.dumps({"answers": answers}), file=replies, flush=True)
 
 
-def _prepare(gguf: str, output: Path) -> None:
-    """The same weights in bfloat16, dequantised by llama.cpp."""
+def _prepare(gguf: str, output: Path, quantize: str | None) -> None:
+    """The same weights in bfloat16, dequantised by llama.cpp, or in its Q8_0."""
     import llama_cpp
 
     parameters = llama_cpp.llama_model_quantize_default_params()
-    parameters.ftype = _BF16
+    parameters.ftype = _FILE_TYPES[quantize]
     parameters.allow_requantize = True
     parameters.pure = True
     output.mkdir(parents=True, exist_ok=True)
@@ -63,13 +64,14 @@ def _prepare(gguf: str, output: Path) -> None:
 
 
 class _LlamaCpp:
-    def __init__(self, model: str, threads: int, speculate: int) -> None:
+    def __init__(self, model: str, threads: int, speculate: int, quantize: str | None) -> None:
         import llama_cpp
         from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 
         self._lib = llama_cpp
         self._threads = threads
         self._speculate = speculate
+        self._quantize = quantize
         draft = LlamaPromptLookupDecoding(num_pred_tokens=speculate, max_ngram_size=3) if speculate else None
         self._llama = llama_cpp.Llama(
             model_path=str(Path(model) / "model.gguf"),
@@ -82,7 +84,7 @@ class _LlamaCpp:
         )
 
     def about(self) -> dict[str, str]:
-        return {"version": self._lib.__version__, "dtype": "bfloat16"}
+        return {"version": self._lib.__version__, "dtype": "q8_0" if self._quantize else "bfloat16"}
 
     def answer_one(self, prompt: list[int], max_new_tokens: int) -> dict[str, Any]:
         self._llama.reset()

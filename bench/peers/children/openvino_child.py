@@ -18,14 +18,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--speculate", type=int, default=0)
     parser.add_argument("--prepare", type=Path)
+    parser.add_argument("--quantize", choices=["int8"])
     options = parser.parse_args()
     # Nothing but replies may reach the pipe.
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     if options.prepare is not None:
-        _prepare(options.model, options.prepare)
+        _prepare(options.model, options.prepare, options.quantize)
         return
-    peer = _OpenVino(options.model, options.threads, options.speculate)
+    peer = _OpenVino(options.model, options.threads, options.speculate, options.quantize)
     print(json.dumps({"ready": peer.about()}), file=replies, flush=True)
     for line in sys.stdin:
         request = json.loads(line)
@@ -33,14 +34,15 @@ def main() -> None:
         print(json.dumps({"answers": answers}), file=replies, flush=True)
 
 
-def _prepare(model: str, output: Path) -> None:
-    """The folder as OpenVINO's own format, weights in 16 bit as they are."""
+def _prepare(model: str, output: Path, quantize: str | None) -> None:
+    """The folder as OpenVINO's own format, weights in 16 bit as they are, or all in 8 as optimum-intel does it."""
     import openvino
     import openvino_tokenizers
     import transformers
     from optimum.intel import OVModelForCausalLM
 
-    OVModelForCausalLM.from_pretrained(model, export=True, compile=False, load_in_8bit=False).save_pretrained(output)
+    is_int8 = quantize is not None
+    OVModelForCausalLM.from_pretrained(model, export=True, compile=False, load_in_8bit=is_int8).save_pretrained(output)
     tokenizer = transformers.AutoTokenizer.from_pretrained(model)
     tokenizer.save_pretrained(output)
     encoder, decoder = openvino_tokenizers.convert_tokenizer(tokenizer, with_detokenizer=True)
@@ -49,13 +51,14 @@ def _prepare(model: str, output: Path) -> None:
 
 
 class _OpenVino:
-    def __init__(self, model: str, threads: int, speculate: int) -> None:
+    def __init__(self, model: str, threads: int, speculate: int, quantize: str | None) -> None:
         import openvino
         import openvino_genai
 
         self._openvino = openvino
         self._genai = openvino_genai
         self._speculate = speculate
+        self._quantize = quantize
         self._next_id = 0
         scheduler = openvino_genai.SchedulerConfig()
         scheduler.cache_size = 2  # GiB
@@ -68,7 +71,10 @@ class _OpenVino:
 
     def about(self) -> dict[str, str]:
         precision = self._openvino.Core().get_property("CPU", "INFERENCE_PRECISION_HINT")
-        return {"version": self._genai.__version__, "dtype": precision.to_string()}
+        return {
+            "version": self._genai.__version__,
+            "dtype": " over ".join(filter(None, [precision.to_string(), self._quantize])),
+        }
 
     def answer(self, prompts: list[list[int]], max_new_tokens: int) -> list[dict[str, Any]]:
         import numpy
