@@ -98,7 +98,9 @@ class LauncherConfig:
     )
     max_input_tokens: int | None = _flag("Most tokens of a prompt.  [default: --max-total-tokens less 1]", kind=_COUNT)
     max_batch_prefill_tokens: int | None = _flag(
-        "Most prompt tokens in one step; others wait that long.  [default: 4096 with a GPU, 256 without]", kind=_COUNT
+        "Most tokens in one step, those of prompts and one of each sequence that goes on, drafts apart; others wait "
+        "that long.  [default: 4096 with a GPU, 256 without]",
+        kind=_COUNT,
     )
     max_batch_size: int | None = _flag("Most sequences at once.  [default: 256 with a GPU, 32 without]", kind=_COUNT)
     max_batch_draft_tokens: int | None = _flag(
@@ -159,8 +161,8 @@ def settled(config: LauncherConfig, machine: Machine) -> LauncherConfig:
     num_shard = config.num_shard or max(1, machine.num_gpus)
     max_batch_size = config.max_batch_size or (256 if machine.num_gpus else 32)
     max_batch_draft_tokens = config.max_batch_draft_tokens or (256 if machine.num_gpus else 96)
-    # Every sequence may decode in one step, with all the drafts of a step, and a prompt still gets on.
-    least_prefill_tokens = max_batch_size + max_batch_draft_tokens + config.block_size
+    # Every sequence may decode in one step, and a prompt still gets on.
+    least_prefill_tokens = max_batch_size + config.block_size
     filled = replace(
         config,
         num_shard=num_shard,

@@ -8,8 +8,8 @@ plan, and they propose only what is worth it (they know how long a match was, an
 know is told here by the outcome: asking costs time too, and a sequence whose drafts do not bring that time back is
 asked ever more rarely.
 
-Prompts that wait fill every step, whoever has its rows. A draft then takes a row from a prompt, and a token that comes
-early saves what it would have taken later: a row as well, and the reading of its context.
+Prompts that wait fill every step, which a draft then makes longer by a row; a token that comes early saves what it
+would have taken later: a row as well, and the reading of its context.
 """
 
 from collections.abc import Sequence as Sequence_

@@ -221,7 +221,7 @@ class Engine:
             block_size=info.block_size,
             max_batch_size=info.max_batch_size,
             max_batch_tokens=info.max_batch_prefill_tokens,
-            max_draft_tokens=info.max_draft_tokens,
+            max_draft_tokens=info.max_batch_draft_tokens,
             enable_prefix_caching=self._config.enable_prefix_caching,
         )
         budget = BudgetController(info.budget, costs)

@@ -37,12 +37,6 @@ class GroupInfo:
     kernels: dict[str, str]
 
     @property
-    def max_draft_tokens(self) -> int:
-        """Most drafts of a step: every sequence keeps its own row, and a prompt gets on beside them."""
-        room = self.max_batch_prefill_tokens - self.max_batch_size - self.block_size
-        return max(0, min(self.max_batch_draft_tokens, room))
-
-    @property
     def budget(self) -> BudgetConfig:
         return BudgetConfig(self.speculate, self.tree_size, self.speculation_methods, self.draft_min_probability)
 

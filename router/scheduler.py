@@ -26,8 +26,8 @@ _NOBODY = Proposal.NONE
 
 @dataclass(frozen=True, slots=True)
 class SchedulerConfig:
-    """`max_batch_tokens` bounds the rows of a step, `max_batch_size` the sequences that hold a slot, `max_draft_tokens`
-    the drafts of a step, which sequences share evenly."""
+    """`max_batch_size` bounds the sequences that hold a slot, `max_batch_tokens`, which is more, the rows of a step
+    without its drafts, `max_draft_tokens` those, which sequences share evenly."""
 
     num_blocks: int
     block_size: int
@@ -128,21 +128,21 @@ class Scheduler:
         """The next plan, or None when no sequence can take a step now."""
         steps: dict[int, SequenceStep] = {}
         new_sequences: list[NewSequence] = []
+        # Drafts come on top: most of those that may be checked are never proposed, and prompts would wait for rows that
+        # stay empty.
         budget, running = self.config.max_batch_tokens, self._placement.running
         for sequence in running:
             self._placement.register(sequence)
         decoding = [sequence for sequence in running if not sequence.is_prefilling]
         drafting = self._begin_drafting(len(decoding))
-        num_drafts, checked = self.config.max_draft_tokens, dict[int, Proposal]()
-        for index, sequence in enumerate(decoding):
-            # Who was preempted for an older one is gone; each that follows keeps a row.
+        share, checked = self.config.max_draft_tokens // max(1, len(decoding)), dict[int, Proposal]()
+        for sequence in decoding:
+            # Who was preempted for an older one is gone.
             if sequence.status is SequenceStatus.RUNNING:
-                rows = min(budget - (len(decoding) - index - 1), 1 + num_drafts)
                 proposal = sequence.proposal
-                planned = self._plan_decode(sequence, rows, self.config.max_draft_tokens // len(decoding), steps)
-                budget -= planned
-                if planned > 1 and sequence.slot is not None:
-                    num_drafts -= planned - 1
+                num_rows = self._plan_decode(sequence, share, steps)
+                budget -= min(1, num_rows)
+                if num_rows > 1 and sequence.slot is not None:
                     checked[sequence.slot] = proposal
         for sequence in running:
             if sequence.is_prefilling and budget > 0:
@@ -179,13 +179,13 @@ class Scheduler:
         is_full = num_prompt_rows >= 2 * (most - num_decoding)
         return self.budget.begin_step([*running, *next_to_admit], full_rows=most if is_full else 0)
 
-    def _plan_decode(self, sequence: Sequence, budget: int, share: int, steps: dict[int, SequenceStep]) -> int:
-        """Plans a decode or verification; returns its rows, 0 if the sequence sits this step out."""
+    def _plan_decode(self, sequence: Sequence, share: int, steps: dict[int, SequenceStep]) -> int:
+        """Plans a decode, or a verification of at most `share` drafts; returns its rows, 0 if it sits this step out."""
         # Tokens that may still come after the least that outstanding steps bring; none means it surely ends there.
         room = sequence.max_num_tokens - sequence.min_tokens_after_outstanding
-        if room <= 0 or budget <= 0:
+        if room <= 0:
             return 0
-        verify = min(sequence.num_proposed_drafts, share, budget - 1) if room > 1 else 0
+        verify = min(sequence.num_proposed_drafts, share) if room > 1 else 0
         depth = min(sequence.proposed_depth, verify)
         # The keys and values of the input token and of every accepted draft, after the longest outcome before.
         bound = min(sequence.max_tokens_after_outstanding + depth, sequence.max_num_tokens)

@@ -86,7 +86,9 @@ def parse_args(argv: list[str]) -> ShardConfig:
     )
     parser.add_argument("--max-total-tokens", type=int, required=True, help="most tokens of a sequence")
     parser.add_argument("--max-batch-size", type=int, default=32, help="most sequences at once")
-    parser.add_argument("--max-batch-prefill-tokens", type=int, default=512, help="most rows of a step")
+    parser.add_argument(
+        "--max-batch-prefill-tokens", type=int, default=512, help="most rows of a step without its drafts"
+    )
     parser.add_argument("--max-batch-total-tokens", type=int, default=0, help="tokens the KV cache holds; 0: what fits")
     parser.add_argument("--block-size", type=int, default=16, help="tokens of a KV block")
     parser.add_argument("--memory-fraction", type=float, default=0.9, help="of the GPU's memory")

@@ -19,9 +19,9 @@ def test_more_shards_than_gpus_are_refused_but_not_without_any_gpu() -> None:
     assert settled(LauncherConfig(num_shard=3), CPU).num_shard == 3
 
 
-def test_a_step_has_room_for_every_sequence_all_drafts_and_a_block() -> None:
-    config = settled(LauncherConfig(max_batch_size=200, max_batch_draft_tokens=300, block_size=32), CPU)
-    assert config.max_batch_prefill_tokens == 200 + 300 + 32
+def test_a_step_has_room_for_every_sequence_and_a_block() -> None:
+    config = settled(LauncherConfig(max_batch_size=300, max_batch_draft_tokens=400, block_size=32), CPU)
+    assert config.max_batch_prefill_tokens == 300 + 32
     assert settled(LauncherConfig(speculate=16), CPU).max_batch_prefill_tokens == 256
 
 

@@ -98,10 +98,22 @@ def test_while_prompts_fill_the_steps_no_drafts_take_their_rows() -> None:
         if decode := [step for step in plan.sequences if not step.chunk_length]:
             asked.append(decode[0].propose > 0)
             chunks.append(sum(step.chunk_length for step in plan.sequences))
-    # The first checks what was drafted before the prompt came; after the fourth prompts no longer fill a step.
-    assert chunks == [18, 23, 23, 23, 13, 0, 0]
+    # After the fourth prompts no longer fill a step.
+    assert chunks == [23, 23, 23, 23, 8, 0, 0]
     assert not any(asked[:3])
     assert any(asked[3:5])
+
+
+@pytest.mark.parametrize("k", [0, 5])
+def test_prompts_get_the_rows_they_would_get_without_drafts(k: int) -> None:
+    scheduler, shards = make()
+    scheduler.add(sequence(0, [1, 2, 3], new=40, k=k))
+    for _ in range(3):
+        step(scheduler, shards)
+    scheduler.add(sequence(1, list(range(40)), new=1))
+    plans = [planned(scheduler), planned(scheduler)]
+    assert [sum(s.chunk_length for s in plan.sequences) for plan in plans] == [23, 17]
+    assert all(s.verify == k for s in plans[0].sequences if not s.chunk_length)
 
 
 def test_a_prompt_longer_than_the_budget_is_prefilled_in_chunks_beside_decodes() -> None:
@@ -262,9 +274,10 @@ class SchedulerMachine(RuleBasedStateMachine):
     def plan(self) -> None:
         plan = self.scheduler.schedule()
         if plan is not None:
-            assert 0 < plan.num_rows <= self.config.max_batch_tokens
+            num_drafts = sum(s.verify for s in plan.sequences)
+            assert 0 < plan.num_rows - num_drafts <= self.config.max_batch_tokens
             assert len({s.slot for s in plan.sequences}) == len(plan.sequences)
-            assert sum(s.verify for s in plan.sequences) <= self.config.max_draft_tokens
+            assert num_drafts <= self.config.max_draft_tokens
             assert all(s.propose_depth <= s.propose <= self.tree_size for s in plan.sequences)
             self.shards.send(plan)
 
