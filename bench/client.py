@@ -2,12 +2,24 @@
 
 import asyncio
 import time
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass, replace
 
 import grpc
 
 from bench.prompts import Prompt
 from bench.sample import Arrival, Sample
 from drafthouse.v1 import generation_pb2, generation_pb2_grpc
+
+
+@dataclass(slots=True)
+class Busy:
+    """What came while so many answers were under way; `num_drafted` are the drafts that were checked."""
+
+    num_tokens: int = 0
+    num_steps: int = 0
+    num_drafted: int = 0
+    seconds: float = 0.0
 
 
 class Client:
@@ -36,6 +48,50 @@ class Client:
 
     async def generate(self, prompt: Prompt, *, speculate: int | None, max_new_tokens: int | None = None) -> Sample:
         """`speculate` None leaves it to the server, `max_new_tokens` None to this client."""
+        token_ids: list[int] = []
+        arrivals: list[Arrival] = []
+        num_steps = num_drafted = 0
+        start_s = time.perf_counter()
+        async for response in self._responses(prompt, speculate, max_new_tokens):
+            if response.token_ids:
+                arrivals.append(Arrival(time.perf_counter() - start_s, len(response.token_ids)))
+                token_ids += response.token_ids
+            num_steps, num_drafted = response.speculation.steps, response.speculation.drafted_tokens
+        return Sample(prompt.id, prompt.workload, tuple(token_ids), tuple(arrivals), num_steps, num_drafted)
+
+    async def keep_busy(
+        self, prompts: Iterable[Prompt], *, at_once: int, speculate: int | None, max_new_tokens: int | None = None
+    ) -> Busy:
+        """Has `at_once` answers under way, each followed by the next prompt's, until no prompt is left to begin.
+
+        What is then under way is given up, its tokens so far count.
+        """
+        left, seen, start_s = iter(prompts), Busy(), time.perf_counter()
+
+        async def one_by_one() -> None:
+            for prompt in left:
+                num_steps = num_drafted = 0
+                async for response in self._responses(prompt, speculate, max_new_tokens):
+                    seen.num_tokens += len(response.token_ids)
+                    seen.num_steps += response.speculation.steps - num_steps
+                    seen.num_drafted += response.speculation.drafted_tokens - num_drafted
+                    num_steps, num_drafted = response.speculation.steps, response.speculation.drafted_tokens
+
+        users = [asyncio.create_task(one_by_one()) for _ in range(at_once)]
+        try:
+            done, _ = await asyncio.wait(users, return_when=asyncio.FIRST_COMPLETED)
+            found = replace(seen, seconds=time.perf_counter() - start_s)
+            for user in done:
+                user.result()
+        finally:
+            for user in users:
+                user.cancel()
+            await asyncio.gather(*users, return_exceptions=True)
+        return found
+
+    def _responses(
+        self, prompt: Prompt, speculate: int | None, max_new_tokens: int | None
+    ) -> AsyncIterator[generation_pb2.GenerateResponse]:
         request = generation_pb2.GenerateRequest(speculate=speculate)
         if prompt.token_ids:
             request.token_ids.ids.extend(prompt.token_ids)
@@ -43,16 +99,7 @@ class Client:
             request.chat.CopyFrom(_chat(prompt))
         request.stopping.max_new_tokens = max_new_tokens or self._max_new_tokens
         request.stopping.ignore_eos = True
-        token_ids: list[int] = []
-        arrivals: list[Arrival] = []
-        num_steps = num_drafted = 0
-        start_s = time.perf_counter()
-        async for response in self._stub.Generate(request):
-            if response.token_ids:
-                arrivals.append(Arrival(time.perf_counter() - start_s, len(response.token_ids)))
-                token_ids += response.token_ids
-            num_steps, num_drafted = response.speculation.steps, response.speculation.drafted_tokens
-        return Sample(prompt.id, prompt.workload, tuple(token_ids), tuple(arrivals), num_steps, num_drafted)
+        return aiter(self._stub.Generate(request))
 
     async def generate_together(
         self, prompts: list[Prompt], *, speculate: int | None, max_new_tokens: int | None = None

@@ -1,10 +1,11 @@
 """Takes the runs: for each kind of text and concurrency the same prompts with and without speculation, in turns.
 
-The prefix cache is on, as users have it, and full before a point begins: what is measured is decoding.
+A run has so many answers under way from its begin to its end, one after another for each of so many users: a batch that
+is answered once would be as slow as its slowest answer, whatever the others gain. The prefix cache is on, as users have
+it, and full before a point begins: what is measured is decoding.
 """
 
 import itertools
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -16,6 +17,8 @@ from bench.server import launched
 
 Say = Callable[[str], None]
 _PROMPTS = 8
+# Answers of each user in a run.
+_ROUNDS = 2
 _WARM_UP_TOKENS = 8
 
 
@@ -55,22 +58,18 @@ async def _point(
     """By way, one value for each pair (or round, where there are more than two ways)."""
     new_tokens = config.num_new_tokens(concurrency)
     ways = list(clients)
-    needed = prompts[: concurrency + config.pairs - 1]
     for client in dict.fromkeys(clients.values()):
-        await client.generate_together(needed, speculate=None, max_new_tokens=_WARM_UP_TOKENS)
+        await client.generate_together(prompts, speculate=None, max_new_tokens=_WARM_UP_TOKENS)
     runs = {way: Runs() for way in ways}
     for number in range(config.pairs):
-        asked = list(itertools.islice(itertools.cycle(prompts), number, number + concurrency))
+        asked = list(itertools.islice(itertools.cycle(prompts), number, number + _ROUNDS * concurrency))
         first = number % len(ways)
         for way in ways[first:] + ways[:first]:
-            start_s = time.perf_counter()
-            samples = await clients[way].generate_together(
-                asked, speculate=0 if way == OFF else None, max_new_tokens=new_tokens
+            seen = await clients[way].keep_busy(
+                asked, at_once=concurrency, speculate=0 if way == OFF else None, max_new_tokens=new_tokens
             )
-            wall_s = time.perf_counter() - start_s
-            num_steps = sum(sample.num_steps for sample in samples)
-            runs[way].speeds.append(sum(sample.num_tokens for sample in samples) / wall_s)
-            runs[way].drafts_per_step.append(sum(sample.num_drafted for sample in samples) / num_steps)
+            runs[way].speeds.append(seen.num_tokens / seen.seconds)
+            runs[way].drafts_per_step.append(seen.num_drafted / seen.num_steps)
     return runs
 
 

@@ -18,9 +18,14 @@
 #define GROUP_BYTES 131072
 // Into so many pieces for each thread a product is cut at least.
 #define PIECES 16
-// Registers for sums: what the shapes of `strips` need at most.
+// Registers for sums: what the shapes of `strips` need at most. Rows of a strip meet a weight together, when it comes from
+// memory; those of the next strip find it in the cache, but by then nothing is read ahead.
 #define MOST_PANELS 4
+#if LANES == 16
+#define MOST_ROWS 12
+#else
 #define MOST_ROWS 6
+#endif
 
 #if HAS_DOTS
 
@@ -136,6 +141,14 @@ INLINE void strips(const Product *p, long first, long last, const int bytes) {
     for (long i = 0; i < count; i++) {
         const long row = cut(p->n, i, count);
         switch (cut(p->n, i + 1, count) - row) {
+#if MOST_ROWS == 12
+        case 12: strip(p, first, last, row, 1, 12, bytes); break;
+        case 11: strip(p, first, last, row, 1, 11, bytes); break;
+        case 10: strip(p, first, last, row, 1, 10, bytes); break;
+        case 9: strip(p, first, last, row, 1, 9, bytes); break;
+        case 8: strip(p, first, last, row, 1, 8, bytes); break;
+        case 7: strip(p, first, last, row, 1, 7, bytes); break;
+#endif
         case 6: strip(p, first, last, row, 1, 6, bytes); break;
         case 5: strip(p, first, last, row, 1, 5, bytes); break;
         case 4: strip(p, first, last, row, 1, 4, bytes); break;

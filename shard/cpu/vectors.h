@@ -22,7 +22,7 @@
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 8")
+#define UNROLL _Pragma("GCC unroll 16")
 
 typedef uint16_t bf16;
 typedef float Floats __attribute__((vector_size(4 * LANES), may_alias, aligned(4)));
