@@ -6,7 +6,8 @@ Leaves nothing behind: the runner is reset before and after.
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import median
 
 import torch
 
@@ -18,10 +19,10 @@ from shard.speculation.drafter import SpeculationSizes
 
 log = logging.getLogger(__name__)
 
-# Kinds of steps are measured in sweeps over all of them, fewer of those that take long, and the fastest step of each
-# counts: what else runs on the machine then slows a sweep down, and not one kind beside the others. How many follows
-# from the kind, never from a clock: all ranks must take the same steps.
-_MOST_SWEEPS, _FEWER_SWEEPS, _LEAST_SWEEPS = 5, 3, 2
+# Kinds of steps are measured in sweeps over all of them, fewer of those that take long: what else runs on the machine
+# then slows a sweep down, and not one kind beside the others. How many follows from the kind, never from a clock: all
+# ranks must take the same steps.
+_MOST_SWEEPS, _FEWER_SWEEPS, _LEAST_SWEEPS = 7, 5, 3
 # Committed tokens of each sequence, where the model allows so many.
 _SHORT, _LONG = 64, 1024
 
@@ -49,6 +50,10 @@ class _Kind:
         return _MOST_SWEEPS if self.rows <= 4 else _FEWER_SWEEPS if self.rows <= 16 else _LEAST_SWEEPS
 
 
+# With who was asked for drafts.
+_Asked = tuple[_Kind, Proposal]
+
+
 def warm_up(
     runner: ModelRunner,
     config: ShardConfig,
@@ -65,15 +70,30 @@ def warm_up(
         list(steps.sweep([_Kind(1)]))
         return []
     kinds = list(_kinds(config, sizes, proposals))
-    fastest: dict[tuple[_Kind, Proposal], StepCost] = {}
-    for sweep in range(_MOST_SWEEPS):
-        for kind, cost in steps.sweep([kind for kind in kinds if kind.num_sweeps > sweep]):
-            key = kind, cost.proposal
-            if key not in fastest or cost.duration_ns < fastest[key].duration_ns:
-                fastest[key] = cost
-    costs = list(fastest.values())
+    sweeps = [dict(steps.sweep([kind for kind in kinds if kind.num_sweeps > number])) for number in range(_MOST_SWEEPS)]
+    costs = typical_costs(sweeps)
     log.info("steps: %s", ", ".join(_words(cost) for cost in costs))
     return costs
+
+
+def typical_costs(sweeps: list[dict[_Asked, StepCost]]) -> list[StepCost]:
+    """Of each kind of step what it typically takes beside the others, at the typical speed of a sweep.
+
+    The price of a draft is a small difference of two of these, and a machine that others use is fast in one second and
+    slow in the next. So each time counts relative to those kinds of its sweep that all sweeps have.
+    """
+    common = set(sweeps[0]).intersection(*sweeps[1:])
+    paces = [sum(sweep[key].duration_ns for key in common) for sweep in sweeps]
+    pace = median(paces)
+    return [
+        replace(
+            cost,
+            duration_ns=int(
+                pace * median(s[key].duration_ns / p for s, p in zip(sweeps, paces, strict=True) if key in s)
+            ),
+        )
+        for key, cost in sweeps[0].items()
+    ]
 
 
 def _words(cost: StepCost) -> str:
@@ -117,7 +137,7 @@ class _Steps:
         self._run([self._new(0, length)], [self._chunk(0, 0, length, length)])
         self._runner.reset()
 
-    def sweep(self, kinds: list[_Kind]) -> Iterator[tuple[_Kind, StepCost]]:
+    def sweep(self, kinds: list[_Kind]) -> Iterator[tuple[_Asked, StepCost]]:
         """A step of each kind for each proposal; of none where sequences cannot be so long."""
         for wanted in sorted({kind.context for kind in kinds}):
             alike = [kind for kind in kinds if kind.context == wanted]
@@ -131,7 +151,7 @@ class _Steps:
         deepest = self._sizes.num_speculative_tokens
         return 1 + sum(len(kind.proposals) * (1 + min(kind.drafts, deepest)) for kind in kinds)
 
-    def _after_a_prompt(self, kinds: list[_Kind], wanted: int) -> Iterator[tuple[_Kind, StepCost]]:
+    def _after_a_prompt(self, kinds: list[_Kind], wanted: int) -> Iterator[tuple[_Asked, StepCost]]:
         room = self._room(kinds)
         context = min(wanted, self._config.max_total_tokens - room)
         if context < 1 or context < wanted == _LONG:
@@ -144,7 +164,8 @@ class _Steps:
         for kind in kinds:
             for proposal in kind.proposals:
                 taken = self._measured(kind, proposal)
-                yield kind, StepCost(kind.sequences, kind.rows, kind.sequences * (context + 1), proposal, taken)
+                cost = StepCost(kind.sequences, kind.rows, kind.sequences * (context + 1), proposal, taken)
+                yield (kind, proposal), cost
         self._runner.reset()
 
     def _measured(self, kind: _Kind, proposal: Proposal) -> int:

@@ -8,6 +8,7 @@ from shard.config import parse_args
 from shard.plan import StepCost, StepPlan, StepResult
 from shard.rank import Rank, build_rank
 from shard.speculation import Proposal
+from shard.warmup import _Kind, typical_costs
 from tests.checkpoints import make_checkpoint
 
 
@@ -56,3 +57,27 @@ def test_short_contexts_have_costs_too(
     # Costs of long contexts only where sequences can be long.
     assert any(cost.context > 1000 * cost.sequences for cost in costs) == (max_total_tokens > 1024 + 20)
     assert plans
+
+
+def _sweep(pace: float, disturbed: int | None = None) -> dict[tuple[_Kind, Proposal], StepCost]:
+    """Steps of 1, 4 and 8 sequences at 1, 2 and 4 ms; `disturbed` ones took ten times as long."""
+    return {
+        (_Kind(n), Proposal.NONE): StepCost(
+            n, n, n, Proposal.NONE, int(pace * ms * 1e6 * (10 if n == disturbed else 1))
+        )
+        for n, ms in ((1, 1), (4, 2), (8, 4))
+    }
+
+
+def test_costs_are_those_of_a_typical_sweep_whatever_the_pace_of_each() -> None:
+    sweeps = [_sweep(3.0), _sweep(1.0), _sweep(2.0), _sweep(2.0), _sweep(0.5)]
+    # Steps of eight are taken in some sweeps only, and there at a fast pace.
+    for sweep in (sweeps[0], sweeps[2], sweeps[3]):
+        del sweep[_Kind(8), Proposal.NONE]
+    sweeps = [sweeps[1], sweeps[4], *sweeps[:1], *sweeps[2:4]]
+    assert [cost.duration_ns for cost in typical_costs(sweeps)] == pytest.approx([2e6, 4e6, 8e6])
+
+
+def test_a_step_that_was_disturbed_does_not_count() -> None:
+    costs = typical_costs([_sweep(1.0), _sweep(1.0, disturbed=8), _sweep(1.0)])
+    assert [cost.duration_ns for cost in costs] == pytest.approx([1e6, 2e6, 4e6])
