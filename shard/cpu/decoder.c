@@ -3,8 +3,8 @@
 // says where the weights are.
 //
 // Activations are float32, and bfloat16 as inputs of products where the processor multiplies that; weights, keys and values
-// are bfloat16. Every row is computed as if it were alone: a token does
-// not depend on the rows beside it, on drafts or on how its prompt was cut.
+// are bfloat16. Every row is computed as if it were alone: a token does not depend on the rows beside it, on drafts or on
+// how its prompt was cut.
 
 #include <stdlib.h>
 
