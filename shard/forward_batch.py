@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from shard.attention_groups import AttentionGroup, Span, build_group, plan_groups
-from shard.cpu.kernels import PagedSpans, kernels_for
+from shard.cpu.kernels import kernels_for
+from shard.cpu.spans import PagedSpans
 from shard.kv_cache import KVCache
 
 __all__ = ["ForwardBatch", "Span"]

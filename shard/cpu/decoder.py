@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from shard.attention_spec import AttentionSpec
-from shard.cpu.kernels import CpuKernels, SpansStruct, round_up, window_of
+from shard.cpu.kernels import CpuKernels, round_up, window_of
+from shard.cpu.spans import SpansStruct
 from shard.distributed import TPGroup
 from shard.forward_batch import ForwardBatch
 from shard.kv_cache import KVCache

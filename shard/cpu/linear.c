@@ -19,7 +19,7 @@
 // Into so many pieces for each thread a product is cut at least.
 #define PIECES 16
 // Registers for sums: what the shapes of `strips` need at most. Rows of a strip meet a weight together, when it comes from
-// memory; those of the next strip find it in the cache, but by then nothing is read ahead.
+// memory; those of the next strip find it in the cache.
 #define MOST_PANELS 4
 #if LANES == 16
 #define MOST_ROWS 12
@@ -135,6 +135,9 @@ INLINE void strip(const Product *p, long first, long last, long row, const int p
     for (; first < last; first++) tile(p, first, row, 1, rows, bytes);
 }
 
+#define STRIP(panels, rows) \
+    case rows: strip(p, first, last, row, panels, rows, bytes); break;
+
 INLINE void strips(const Product *p, long first, long last, const int bytes) {
     // As even as can be: a strip of one or two rows costs nearly as much as one of four.
     const long count = (p->n + MOST_ROWS - 1) / MOST_ROWS;
@@ -142,19 +145,9 @@ INLINE void strips(const Product *p, long first, long last, const int bytes) {
         const long row = cut(p->n, i, count);
         switch (cut(p->n, i + 1, count) - row) {
 #if MOST_ROWS == 12
-        case 12: strip(p, first, last, row, 1, 12, bytes); break;
-        case 11: strip(p, first, last, row, 1, 11, bytes); break;
-        case 10: strip(p, first, last, row, 1, 10, bytes); break;
-        case 9: strip(p, first, last, row, 1, 9, bytes); break;
-        case 8: strip(p, first, last, row, 1, 8, bytes); break;
-        case 7: strip(p, first, last, row, 1, 7, bytes); break;
+            STRIP(1, 12) STRIP(1, 11) STRIP(1, 10) STRIP(1, 9) STRIP(1, 8) STRIP(1, 7)
 #endif
-        case 6: strip(p, first, last, row, 1, 6, bytes); break;
-        case 5: strip(p, first, last, row, 1, 5, bytes); break;
-        case 4: strip(p, first, last, row, 1, 4, bytes); break;
-        case 3: strip(p, first, last, row, 2, 3, bytes); break;
-        case 2: strip(p, first, last, row, 3, 2, bytes); break;
-        case 1: strip(p, first, last, row, 4, 1, bytes); break;
+            STRIP(1, 6) STRIP(1, 5) STRIP(1, 4) STRIP(2, 3) STRIP(3, 2) STRIP(4, 1)
         }
     }
 }

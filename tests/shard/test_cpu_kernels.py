@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from shard.attention_spec import AttentionSpec
 from shard.cpu import build
-from shard.cpu.kernels import CpuKernels, PagedSpans, cpu_kernels
+from shard.cpu.kernels import CpuKernels, cpu_kernels
+from shard.cpu.spans import PagedSpans
 from tests.shard.targets import TARGETS, compiled_for
 
 BFLOAT16 = torch.bfloat16
