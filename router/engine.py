@@ -156,6 +156,7 @@ class Engine:
             )
         self._streams[sequence] = stream
         self._scheduler.add(sequence)
+        self._pacer.note_arrival(num_prompt_tokens, now)
         self._wake.set()
         return stream
 
@@ -193,7 +194,6 @@ class Engine:
     async def _open_session(self) -> ShardSession:
         self._results.clear()
         self._phases.clear()
-        self._pacer = Pacer()
         self._lost = None
         last_reason = ""
         while True:
@@ -224,6 +224,7 @@ class Engine:
             max_draft_tokens=info.max_batch_draft_tokens,
             enable_prefix_caching=self._config.enable_prefix_caching,
         )
+        self._pacer = Pacer(info.max_batch_prefill_tokens)
         budget = BudgetController(info.budget, costs)
         if self._scheduler is None:
             self._scheduler = Scheduler(config, budget)

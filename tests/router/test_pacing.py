@@ -14,12 +14,12 @@ def _decode(step_id: int) -> StepPlan:
     return StepPlan(step_id, [], [], [SequenceStep(0, [])])
 
 
-def _taught() -> Pacer:
-    """Knows that a row of a prompt takes 2 ms."""
-    pacer = Pacer()
+def _taught(row_s: float = 0.002) -> Pacer:
+    """Knows what a row of a prompt takes; a step has room for 256."""
+    pacer = Pacer(256)
     pacer.note_sent(_prompt(1, 100), 0.0)
     assert pacer.wait_s(0.0) == 0.0, "nothing is known yet"
-    pacer.note_result(0.2, 0.2)
+    pacer.note_result(100 * row_s, 0.2)
     return pacer
 
 
@@ -65,3 +65,32 @@ def test_the_least_time_counts_and_a_slow_machine_is_believed_slowly() -> None:
         pacer.note_sent(_prompt(step_id, 100), 0.0)
         assert pacer.wait_s(0.0) == pytest.approx(0.7 * 100 * row_s)
         pacer.note_result(100 * row_s, 0.0)
+
+
+def test_prompts_that_come_together_share_a_step() -> None:
+    pacer = _taught(row_s=0.0005)
+    pacer.note_arrival(64, 1.0)
+    assert pacer.wait_s(1.0) == pytest.approx(0.002), "a small part of what it takes"
+    pacer.note_arrival(32, 1.001)
+    assert pacer.wait_s(1.001) == pytest.approx(0.003), "the next one may follow as closely"
+    pacer.note_arrival(96, 1.003)
+    assert pacer.wait_s(1.003) == pytest.approx(0.004), "that is the most"
+    pacer.note_arrival(64, 1.005)
+    assert pacer.wait_s(1.005) == 0.0, "the step is full"
+
+
+def test_a_prompt_waits_for_nobody_while_something_runs() -> None:
+    pacer = _taught()
+    pacer.note_sent(_decode(2), 1.0)
+    pacer.note_arrival(64, 1.0)
+    assert pacer.wait_s(1.0) == 0.0
+
+
+def test_gathering_ends_with_the_plan() -> None:
+    pacer = _taught()
+    pacer.note_arrival(64, 1.0)
+    pacer.note_sent(_prompt(2, 64), 1.01)
+    pacer.note_result(0.128, 1.11)
+    assert pacer.wait_s(1.11) == 0.0
+    pacer.note_arrival(1, 2.0)
+    assert pacer.wait_s(2.0) == pytest.approx(0.002 / 16)
