@@ -12,11 +12,6 @@
 #include "linear.h"
 #include "norm.h"
 
-// Rows whose gates are held at once.
-#define MLP_ROWS 96
-// Gates that are computed at once.
-#define GATES 256
-
 // One layer; norms and biases that a family does not have are null. Biases, and scales of weights in int8 (else null), are
 // as long as the padded outputs.
 typedef struct {
@@ -39,7 +34,7 @@ typedef struct {
     const Layer *layers;
     const Rotation *rotations;
     const float *final_norm;
-    long num_layers, num_rotations, hidden, heads, kv_heads, dim, width, block_size, value_offset, gelu;
+    long num_layers, num_rotations, hidden, heads, kv_heads, dim, width, block_size, value_offset, gate;
     float eps, scale, softcap;
 } Decoder;
 
@@ -53,8 +48,7 @@ typedef struct {
 } Step;
 
 // x: the residual stream. y: what a half of a layer adds to it, of this rank. Both [n, hidden]; y's rows y_stride apart.
-// normed [n, hidden]; wide: room for n rows of qkv and of attention, and for MLP_ROWS rows of gate_up and of what it becomes;
-// products write whole panels.
+// normed [n, hidden]; wide: room for n rows of qkv and of attention, or of an MLP's width; products write whole panels.
 typedef struct {
     float *x, *y, *wide;
     Input *normed;
@@ -110,43 +104,22 @@ static void attention_half(const Decoder *d, const Layer *layer, const Step *ste
                          layer->window, d->scale, d->softcap};
     float *qkv = b->wide;
     Input *out = (Input *)(qkv + step->n * stride);
-    const Product project = {b->normed, layer->qkv, layer->qkv_scales, layer->qkv_bias, qkv, step->n, d->hidden, num_heads * d->dim, d->hidden, stride};
+    const Product project = {b->normed, layer->qkv, layer->qkv_scales, layer->qkv_bias, qkv, step->n, d->hidden, num_heads * d->dim, d->hidden, stride, NO_GATE};
     product(&project, worker);
     SHARE(worker, row, step->n) store(d, layer, &cache, step, qkv + row * stride, row);
     attend_spans(&cache, &step->spans, qkv, stride, out, worker);
-    const Product leave = {out, layer->o, layer->o_scales, 0, b->y, step->n, attended, d->hidden, attended, b->y_stride};
+    const Product leave = {out, layer->o, layer->o_scales, 0, b->y, step->n, attended, d->hidden, attended, b->y_stride, NO_GATE};
     product(&leave, worker);
 }
 
-// silu(gate) * up, or gelu(gate) * up by the tanh approximation.
-INLINE Floats activated(const Decoder *d, Floats gate, Floats up) {
-    if (d->gelu) return gate * (0.5f * (1 + tanh_all(0.7978845608f * (gate + 0.044715f * gate * gate * gate)))) * up;
-    return gate * sigmoid(gate) * up;
-}
-
-// The gates from first to last of a row's gate and up [2, width].
-static void activate(const Decoder *d, const float *gate_up, Input *out, long first, long last) {
-    const float *gate = gate_up, *up = gate_up + d->width;
-    long i = first;
-    for (; i + LANES <= last; i += LANES) store_inputs(out + i, activated(d, *(const Floats *)(gate + i), *(const Floats *)(up + i)));
-    for (; i < last; i++) out[i] = as_input(activated(d, all(gate[i]), all(up[i]))[0]);
-}
-
 static void mlp_half(const Decoder *d, const Layer *layer, const Step *step, const Buffers *b, Worker *worker) {
-    const long stride = round_up(2 * d->width, PANEL), parts = round_up(d->width, GATES) / GATES;
-    for (long start = 0; start < step->n; start += MLP_ROWS) {
-        const long n = step->n - start < MLP_ROWS ? step->n - start : MLP_ROWS;
-        Input *gated = (Input *)(b->wide + n * stride);
-        const Product enter = {b->normed + start * d->hidden, layer->gate_up, layer->gate_up_scales, layer->gate_up_bias, b->wide, n, d->hidden,
-                               2 * d->width, d->hidden, stride};
-        product(&enter, worker);
-        SHARE(worker, piece, n * parts) {
-            const long row = piece / parts, first = piece % parts * GATES, last = first + GATES < d->width ? first + GATES : d->width;
-            activate(d, b->wide + row * stride, gated + row * d->width, first, last);
-        }
-        const Product leave = {gated, layer->down, layer->down_scales, 0, b->y + start * b->y_stride, n, d->width, d->hidden, d->width, b->y_stride};
-        product(&leave, worker);
-    }
+    const long width = round_up(d->width, LANES);
+    const Product enter = {b->normed, layer->gate_up, layer->gate_up_scales, layer->gate_up_bias, b->wide, step->n, d->hidden, 2 * width,
+                           d->hidden, width, (Gate)d->gate};
+    product(&enter, worker);
+    const Product leave = {(const Input *)b->wide, layer->down, layer->down_scales, 0, b->y, step->n, d->width, d->hidden, width, b->y_stride,
+                           NO_GATE};
+    product(&leave, worker);
 }
 
 // Kept from step to step; one step runs at a time.
@@ -166,7 +139,7 @@ static Phase *zero_phases(long count) {
 // stays in y, so that ranks can sum it, and is added when the next one begins. With last beyond the last half the final
 // norm is taken: out [n, hidden].
 void run_halves(const Decoder *d, const Step *step, const Buffers *b, long first, long last) {
-    Phase *phases = zero_phases((last - first) * (5 + 3 * (step->n / MLP_ROWS + 1)));
+    Phase *phases = zero_phases((last - first) * 5);
     #pragma omp parallel
     {
         Worker worker = {phases, 0};

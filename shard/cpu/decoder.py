@@ -9,15 +9,13 @@ import torch
 from torch import Tensor
 
 from shard.attention_spec import AttentionSpec
-from shard.cpu.kernels import CpuKernels, round_up, window_of
+from shard.cpu.kernels import GATES, CpuKernels, Gate, round_up, window_of
 from shard.cpu.spans import SpansStruct
 from shard.distributed import TPGroup
 from shard.forward_batch import ForwardBatch
 from shard.kv_cache import KVCache
 
 _long, _float, _pointer = ctypes.c_long, ctypes.c_float, ctypes.c_void_p
-# Rows of an MLP that decoder.c takes at once.
-_MLP_ROWS = 96
 
 
 class _Layer(ctypes.Structure):
@@ -52,7 +50,7 @@ class _Decoder(ctypes.Structure):
                 "width",
                 "block_size",
                 "value_offset",
-                "gelu",
+                "gate",
             )
         ),
         *((name, _float) for name in ("eps", "scale", "softcap")),
@@ -103,14 +101,14 @@ class LayerParts:
 
 @dataclass(frozen=True, slots=True)
 class DecoderSizes:
-    """Heads and the MLP's width are this rank's; `gelu` says which activation gates it, gelu (tanh) or silu."""
+    """Heads and the MLP's width are this rank's."""
 
     hidden: int
     heads: int
     kv_heads: int
     head_dim: int
     width: int
-    gelu: bool
+    gate: Gate
     eps: float
 
 
@@ -148,7 +146,7 @@ class CompiledLayers:
             kv_heads=sizes.kv_heads,
             dim=sizes.head_dim,
             width=sizes.width,
-            gelu=sizes.gelu,
+            gate=GATES.index(sizes.gate),
             eps=sizes.eps,
             scale=spec.scale,
             softcap=spec.softcap or 0.0,
@@ -192,10 +190,7 @@ class CompiledLayers:
         sizes = self._sizes
         attended = sizes.heads * sizes.head_dim
         qkv = round_up(attended + 2 * sizes.kv_heads * sizes.head_dim, self._panel)
-        return max(
-            num_rows * (qkv + attended),
-            min(num_rows, _MLP_ROWS) * (round_up(2 * sizes.width, self._panel) + sizes.width),
-        )
+        return num_rows * max(qkv + attended, round_up(sizes.width, self._panel))
 
     def _enter(self, cache: KVCache) -> None:
         """The addresses of another cache."""

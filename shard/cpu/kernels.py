@@ -7,7 +7,7 @@ import ctypes
 import logging
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +20,11 @@ from shard.cpu.spans import PagedSpans, SpansStruct
 log = logging.getLogger(__name__)
 
 NAME: Final = "drafthouse-c"
+
+# What the gate of an MLP goes through, gelu by its tanh approximation (arXiv 1606.08415, 2).
+Gate = Literal["silu", "gelu_tanh"]
+# `Gate` of linear.h: their places.
+GATES = (None, "silu", "gelu_tanh")
 
 # Longer than any sequence.
 _NO_WINDOW = 1 << 40
@@ -49,7 +54,7 @@ class CpuKernels:
         self._rotate = library.rotate
         self._rotate.argtypes = [_pointer, _pointer, _pointer, _long, _long, _long, _long]
         self._linear = library.linear
-        self._linear.argtypes = [_pointer] * 7 + [_long] * 3
+        self._linear.argtypes = [_pointer] * 7 + [_long] * 4
         self._attend = library.attend
         structs = ctypes.POINTER(_CacheStruct), ctypes.POINTER(SpansStruct)
         self._attend.argtypes = [*structs, *[_pointer] * 4, *[_long] * 2]
@@ -106,6 +111,14 @@ class CpuKernels:
         parts = [part.reshape(len(panels), -1, self.panel) for part in (pairs, single)]
         return self._weights.hold(torch.cat(parts, dim=1))
 
+    def gated(self, outputs: Tensor) -> Tensor:
+        """A weight, bias or scales of [2 * width, …], the gate's first -> vectors of both by turns, as a gated product
+        wants them packed; each padded with zeros to whole vectors."""
+        missing = -(len(outputs) // 2) % self._lanes
+        pairs = outputs.view(2, -1, *outputs.shape[1:])
+        padded = torch.nn.functional.pad(pairs, (*[0, 0] * (outputs.ndim - 1), 0, missing))
+        return padded.view(2, -1, self._lanes, *outputs.shape[1:]).transpose(0, 1).flatten(end_dim=2)
+
     def pack_outputs(self, values: Tensor) -> Tensor:
         """A bias or scales [out] -> float32, as long as the padded outputs."""
         return torch.nn.functional.pad(values.float(), (0, -len(values) % self.panel))
@@ -118,10 +131,12 @@ class CpuKernels:
         *,
         num_outputs: int,
         scales: Tensor | None = None,
+        gate: Gate | None = None,
         dtype: torch.dtype = torch.bfloat16,
     ) -> Tensor:
         """x [N, in], packed weight, scales (if int8) and bias -> [N, num_outputs], summed in float32; `dtype` is that
-        or bfloat16.
+        or bfloat16. With a gate weight, scales and bias are `gated`, and its product with the rest comes out, in
+        bfloat16.
 
         ValueError: x is not what the weight asks for. Unlike the other shapes this one comes from a caller's tensor.
         """
@@ -130,7 +145,7 @@ class CpuKernels:
             message = f"{x.dtype} [{num_rows}, {num_inputs}] with strides {x.stride()}"
             raise ValueError(f"a product needs contiguous bfloat16 rows of {weight.shape[1]}, not {message}")
         wide_x = torch.empty(x.shape, dtype=torch.float32)
-        wide = torch.empty((num_rows, weight.shape[0] * self.panel), dtype=torch.float32)
+        wide = torch.empty((num_rows, round_up(num_outputs, self.panel)), dtype=torch.float32)
         out = x.new_empty((num_rows, num_outputs)) if dtype == torch.bfloat16 else None
         self._linear(
             x.data_ptr(),
@@ -143,6 +158,7 @@ class CpuKernels:
             num_rows,
             num_inputs,
             num_outputs,
+            GATES.index(gate),
         )
         return wide[:, :num_outputs] if out is None else out
 

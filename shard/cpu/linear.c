@@ -80,6 +80,11 @@ INLINE void read_panel(const char *at, Factors *low, Factors *high, const int by
 
 #endif
 
+INLINE Floats activated(const Gate gate, Floats x) {
+    if (gate == GELU) return x * (0.5f * (1 + tanh_all(0.7978845608f * (x + 0.044715f * x * x * x))));
+    return x * sigmoid(x);
+}
+
 typedef Floats Sums[MOST_PANELS][MOST_ROWS];
 
 // The part of the next inputs in `panels` x `rows` sums; a single one where the last has no second.
@@ -96,6 +101,18 @@ INLINE void add_inputs(const Product *p, const char *weight, const Input *x, Sum
             low[q][r] = add_product(low[q][r], even[q], value);
             high[q][r] = add_product(high[q][r], odd[q], value);
         }
+    }
+}
+
+// A panel's outputs of a row.
+INLINE void finish(const Product *p, long row, long output, Floats low, Floats high) {
+    const long at = row * p->out_stride;
+    if (p->gate) {
+        store_inputs((Input *)p->out + at + output / 2, activated(p->gate, low) * high);
+    } else {
+        Floats *out = (Floats *)((float *)p->out + at + output);
+        out[0] = low;
+        out[1] = high;
     }
 }
 
@@ -117,13 +134,11 @@ INLINE void tile(const Product *p, long panel, long row, const int panels, const
         Floats bias[2] = {{0}};
         if (p->bias) memcpy(bias, p->bias + output, sizeof bias);
         UNROLL for (int r = 0; r < rows; r++) {
-            Floats *out = (Floats *)(p->out + (row + r) * p->out_stride + output);
             if (bytes == 1) {
                 low[q][r] *= *(const Floats *)(p->scales + output);
                 high[q][r] *= *(const Floats *)(p->scales + output + LANES);
             }
-            out[0] = low[q][r] + bias[0];
-            out[1] = high[q][r] + bias[1];
+            finish(p, row + r, output, low[q][r] + bias[0], high[q][r] + bias[1]);
         }
     }
 }
@@ -190,20 +205,23 @@ INLINE const Input *inputs_of(const bf16 *x, float *wide, long n, long in, Worke
 #endif
 }
 
-// x [n, in] in bfloat16 -> out [n, num_out], in float32 or rounded to bfloat16. wide_x and wide_out are scratch of
-// [n, in] and [n, num_out rounded up to a panel] floats; out may be null: then wide_out is the result.
+// x [n, in] in bfloat16 -> out [n, num_out], in float32 or rounded to bfloat16; with a gate num_out counts what comes of it.
+// wide_x and wide_out are scratch of [n, in] and [n, num_out rounded up to a panel] floats; out may be null: then wide_out is
+// the result.
 void linear(const bf16 *x, const void *weight, const float *scales, const float *bias, bf16 *out, float *wide_x, float *wide_out,
-            long n, long in, long num_out) {
+            long n, long in, long num_out, long gate) {
     const long stride = round_up(num_out, PANEL);
     Phase phases[3] = {{0}};
     #pragma omp parallel if (n * in * num_out > 65536)
     {
         Worker worker = {phases, 0};
-        const Product p = {inputs_of(x, wide_x, n, in, &worker), weight, scales, bias, wide_out, n, in, num_out, in, stride};
+        const Product p = {inputs_of(x, wide_x, n, in, &worker), weight, scales, bias, wide_out, n, in,
+                           gate ? 2 * round_up(num_out, LANES) : num_out, in, stride, (Gate)gate};
         product(&p, &worker);
         if (out) {
             SHARE(&worker, row, n) {
-                for (long i = 0; i < num_out; i++) out[row * num_out + i] = narrow(wide_out[row * stride + i]);
+                const long at = row * stride;
+                for (long i = 0; i < num_out; i++) out[row * num_out + i] = gate ? rounded(((Input *)wide_out)[at + i]) : narrow(wide_out[at + i]);
             }
         }
     }

@@ -3,18 +3,12 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from shard.cpu.kernels import kernels_for
+from shard.cpu.kernels import Gate, kernels_for
 
 
-def silu_mul(gate_up: Tensor) -> Tensor:
-    """silu(gate) * up."""
-    if kernels := kernels_for(gate_up.dtype, gate_up.device):
+def gate_mul(gate_up: Tensor, gate: Gate) -> Tensor:
+    """act(gate) * up."""
+    if gate == "silu" and (kernels := kernels_for(gate_up.dtype, gate_up.device)):
         return kernels.silu_mul(gate_up)
-    gate, up = gate_up.chunk(2, dim=-1)
-    return F.silu(gate).mul_(up)
-
-
-def gelu_tanh_mul(gate_up: Tensor) -> Tensor:
-    """gelu(gate) * up, with the tanh approximation of GELU (arXiv 1606.08415, 2)."""
-    gate, up = gate_up.chunk(2, dim=-1)
-    return F.gelu(gate, approximate="tanh").mul_(up)
+    x, up = gate_up.chunk(2, dim=-1)
+    return (F.silu(x) if gate == "silu" else F.gelu(x, approximate="tanh")).mul_(up)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from shard.cpu.kernels import Gate
 from shard.distributed import TPGroup
 from shard.layers.matmul import Product
 from shard.layers.quantize import Quantization, quantized
@@ -15,6 +16,7 @@ class ColumnParallelLinear(ShardedModule):
 
     weight: Tensor
     bias: Tensor | None
+    gate: Gate | None = None
 
     def __init__(
         self,
@@ -49,21 +51,31 @@ class ColumnParallelLinear(ShardedModule):
         kv = (num_kv_heads * head_dim, heads.kv.scaled(head_dim))
         return cls(hidden_size, (q, kv, kv), bias=bias, dtype=dtype)
 
-    @classmethod
-    def gate_up(
-        cls, hidden_size: int, intermediate_size: int, *, group: TPGroup, bias: bool, dtype: torch.dtype
-    ) -> "ColumnParallelLinear":
-        """Gate and up: [N, hidden] -> [N, 2 * local width], gate first."""
-        part = (intermediate_size, split(intermediate_size, parts=group.size, index=group.rank))
-        return cls(hidden_size, (part, part), bias=bias, dtype=dtype)
-
     def finish(self, quantize: Quantization | None = None) -> None:
         weight = quantized(self.weight) if quantize else self.weight
-        self.product = Product(weight, self.bias, self.weight.dtype)
+        self.product = Product(weight, self.bias, self.weight.dtype, gate=self.gate)
         self.drop("weight")
 
     def forward(self, x: Tensor) -> Tensor:
         return self.product(x)
+
+
+class GatedLinear(ColumnParallelLinear):
+    """The first two matrices of an MLP: act(gate(x)) * up(x), [N, hidden] -> [N, local width]."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        *,
+        gate: Gate,
+        group: TPGroup,
+        bias: bool,
+        dtype: torch.dtype,
+    ) -> None:
+        part = (intermediate_size, split(intermediate_size, parts=group.size, index=group.rank))
+        super().__init__(hidden_size, (part, part), bias=bias, dtype=dtype)
+        self.gate = gate
 
 
 class RowParallelLinear(ShardedModule):

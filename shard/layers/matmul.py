@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shard.cpu.kernels import NAME, kernels_for
+from shard.cpu.kernels import NAME, Gate, kernels_for
+from shard.layers.activation import gate_mul
 from shard.layers.quantize import Int8Weight
 
 KernelName = Literal["onednn-packed", "drafthouse-c", "torch", "torch-int8"]
@@ -25,24 +26,36 @@ PACK_ROWS = 4
 
 
 class Product:
-    """x -> x @ weight.T + bias, for x [N, in] and weight [out, in]."""
+    """x -> x @ weight.T + bias, for x [N, in] and weight [out, in].
 
-    def __init__(self, weight: Tensor | Int8Weight, bias: Tensor | None, dtype: torch.dtype | None = None) -> None:
+    With a gate, whose outputs are the first half, what comes out is act(first half) * second half, [N, out / 2].
+    """
+
+    def __init__(
+        self,
+        weight: Tensor | Int8Weight,
+        bias: Tensor | None,
+        dtype: torch.dtype | None = None,
+        *,
+        gate: Gate | None = None,
+    ) -> None:
         """`dtype`: of x, where the weight is quantized."""
+        self._gate = gate
+        # These three in the form that the kernel reads; with scales where the weight is quantized.
         self.bias = bias
-        # In the form that the kernel reads; with scales where it is quantized.
         self.scales: Tensor | None = None
         if isinstance(weight, Int8Weight):
             weight, self.scales = weight
         self.weight: Tensor = weight
         dtype, device = dtype or self.weight.dtype, self.weight.device
         self.kernel = choose_kernel(dtype, device, is_quantized=self.scales is not None)
-        self._num_outputs = len(self.weight)
-        self._compiled = kernels_for(dtype, device) if self.kernel == NAME else None
-        if self._compiled:
-            self.weight = self._compiled.pack(self.weight)
-            self.scales = None if self.scales is None else self._compiled.pack_outputs(self.scales)
-            self._packed_bias = None if bias is None else self._compiled.pack_outputs(bias)
+        self._num_outputs = len(self.weight) // (2 if gate else 1)
+        self._compiled = compiled = kernels_for(dtype, device) if self.kernel == NAME else None
+        if compiled:
+            arranged = compiled.gated if gate else lambda outputs: outputs
+            self.weight = compiled.pack(arranged(self.weight))
+            self.scales = None if self.scales is None else compiled.pack_outputs(arranged(self.scales))
+            self.bias = None if bias is None else compiled.pack_outputs(arranged(bias))
         elif self.scales is not None:
             self.scales = self.scales.to(dtype)
         elif self.kernel == "onednn-packed":
@@ -54,9 +67,10 @@ class Product:
             return self._compiled.linear(
                 x.contiguous(),
                 self.weight,
-                self._packed_bias,
+                self.bias,
                 num_outputs=self._num_outputs,
                 scales=self.scales,
+                gate=self._gate,
                 dtype=torch.float32 if wide else torch.bfloat16,
             )
         if self.scales is not None:
@@ -65,6 +79,8 @@ class Product:
             out = F.linear(x, self.weight, self.bias)
         else:
             out = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        if self._gate:
+            out = gate_mul(out, self._gate)
         return out.to(torch.promote_types(out.dtype, torch.float32)) if wide else out
 
     def _in_int8(self, x: Tensor) -> Tensor:

@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shard.distributed import TPGroup
-from shard.layers.activation import silu_mul
-from shard.layers.linear import ColumnParallelLinear, RowParallelLinear
+from shard.layers.linear import GatedLinear, RowParallelLinear
 from shard.layers.quantize import Quantization
 from shard.layers.sharded import Module, Piece, ShardedModule
 from shard.partition import split, whole
@@ -50,14 +49,14 @@ class Expert(Module):
 
     def __init__(self, hidden_size: int, intermediate_size: int, *, group: TPGroup, dtype: torch.dtype) -> None:
         super().__init__()
-        self.gate_up_proj = ColumnParallelLinear.gate_up(
-            hidden_size, intermediate_size, group=group, bias=False, dtype=dtype
+        self.gate_up_proj = GatedLinear(
+            hidden_size, intermediate_size, gate="silu", group=group, bias=False, dtype=dtype
         )
         rows = split(intermediate_size, parts=group.size, index=group.rank)
         self.down_proj = UnsummedLinear(intermediate_size, hidden_size, rows=rows, group=group, bias=False, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down_proj(silu_mul(self.gate_up_proj(x)))
+        out: Tensor = self.down_proj(self.gate_up_proj(x))
         return out
 
 

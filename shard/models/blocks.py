@@ -8,11 +8,11 @@ from torch import Tensor
 
 from shard.attention import attend
 from shard.attention_spec import AttentionSpec
+from shard.cpu.kernels import Gate
 from shard.distributed import TPGroup
 from shard.forward_batch import ForwardBatch
 from shard.kv_cache import KVCache
-from shard.layers.activation import gelu_tanh_mul, silu_mul
-from shard.layers.linear import ColumnParallelLinear, RowParallelLinear
+from shard.layers.linear import ColumnParallelLinear, GatedLinear, RowParallelLinear
 from shard.layers.norm import OffsetRMSNorm, RMSNorm
 from shard.layers.rotary import Rotation
 from shard.layers.sharded import Module
@@ -63,7 +63,7 @@ class Attention(Module):
         return {
             "qkv": self.qkv_proj.product.weight,
             "qkv_scales": self.qkv_proj.product.scales,
-            "qkv_bias": self.qkv_proj.bias,
+            "qkv_bias": self.qkv_proj.product.bias,
             "o": self.o_proj.product.weight,
             "o_scales": self.o_proj.product.scales,
             "o_bias": self.o_proj.bias,
@@ -100,13 +100,18 @@ class OffsetQKNormAttention(QKNormAttention):
 class MLP(Module):
     """down(silu(gate(x)) * up(x))."""
 
-    activation = staticmethod(silu_mul)
+    gate: Gate = "silu"
 
     def __init__(self, config: ModelConfig, *, group: TPGroup, dtype: torch.dtype) -> None:
         super().__init__()
         self.width = split(config.intermediate_size, parts=group.size, index=group.rank).size
-        self.gate_up_proj = ColumnParallelLinear.gate_up(
-            config.hidden_size, config.intermediate_size, group=group, bias=config.mlp_bias, dtype=dtype
+        self.gate_up_proj = GatedLinear(
+            config.hidden_size,
+            config.intermediate_size,
+            gate=self.gate,
+            group=group,
+            bias=config.mlp_bias,
+            dtype=dtype,
         )
         self.down_proj = RowParallelLinear(
             config.intermediate_size,
@@ -122,18 +127,18 @@ class MLP(Module):
         return {
             "gate_up": self.gate_up_proj.product.weight,
             "gate_up_scales": self.gate_up_proj.product.scales,
-            "gate_up_bias": self.gate_up_proj.bias,
+            "gate_up_bias": self.gate_up_proj.product.bias,
             "down": self.down_proj.product.weight,
             "down_scales": self.down_proj.product.scales,
             "down_bias": self.down_proj.bias,
         }
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down_proj(self.activation(self.gate_up_proj(x)))
+        out: Tensor = self.down_proj(self.gate_up_proj(x))
         return out
 
 
 class GeluMLP(MLP):
     """down(gelu(gate(x)) * up(x))."""
 
-    activation = staticmethod(gelu_tanh_mul)
+    gate = "gelu_tanh"

@@ -22,7 +22,7 @@ from shard.layers.norm import RMSNorm
 from shard.layers.rotary import Rotary, Rotation
 from shard.layers.sharded import Module
 from shard.model_config import ModelConfig
-from shard.models.blocks import MLP, Attention, GeluMLP
+from shard.models.blocks import MLP, Attention
 from shard.partition import split_heads
 
 
@@ -143,7 +143,7 @@ class Decoder(Module):
             kv_heads=self.num_kv_heads,
             head_dim=self.config.head_dim,
             width=mlps[0].width,
-            gelu=isinstance(mlps[0], GeluMLP),
+            gate=mlps[0].gate,
             eps=self.config.rms_norm_eps,
         )
         rotations = [(rotary.frequencies, rotary.scale) for rotary in self.rotaries]

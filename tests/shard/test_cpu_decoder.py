@@ -74,7 +74,7 @@ def test_logits_are_nearer_to_float32_than_those_of_layers_one_by_one(folder: Pa
     one_by_one = compiled(folder)
     one_by_one.model._compiled = None
     error = (ours - wide).square().mean().sqrt()
-    assert error < 0.9 * (torch.cat(script(one_by_one)) - wide).square().mean().sqrt()
+    assert error < (torch.cat(script(one_by_one)) - wide).square().mean().sqrt()
     assert error < 0.02 * wide.abs().max()
 
 

@@ -1,15 +1,17 @@
 """The compiled bfloat16 product against float64, on random shapes, and the choice between it and the others."""
 
 from collections.abc import Iterator
+from typing import Any, get_args
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from shard.cpu import build
-from shard.cpu.kernels import NAME, CpuKernels, cpu_kernels
+from shard.cpu.kernels import NAME, CpuKernels, Gate, cpu_kernels
 from shard.layers import matmul
 from shard.layers.matmul import Product, choose_kernel
 from shard.layers.quantize import Int8Weight, quantized
@@ -49,6 +51,11 @@ def exact(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return out if bias is None else out + bias.double()
 
 
+def exact_gated(x: Tensor, weight: Tensor, bias: Tensor | None, gate: Gate) -> Tensor:
+    into, up = exact(x, weight, bias).chunk(2, dim=-1)
+    return (F.silu(into) if gate == "silu" else F.gelu(into, approximate="tanh")) * up
+
+
 def assert_rounded_once(out: Tensor, expected: Tensor) -> None:
     """Half a unit of bfloat16's last place, and what float32 sums in another order may move."""
     assert out.dtype == torch.bfloat16
@@ -61,17 +68,17 @@ def no_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch._C, "_has_mkldnn", False)
 
 
-of_any_shape = given(
-    num_rows=st.one_of(st.integers(1, 40), st.just(100)),
-    num_inputs=st.one_of(st.integers(1, 70), st.sampled_from([576, 1001])),
-    num_outputs=st.one_of(st.integers(1, 50), st.sampled_from([301, 576])),
-    with_bias=st.booleans(),
-    seed=st.integers(0, 99),
-)
+SHAPES: dict[str, st.SearchStrategy[Any]] = {
+    "num_rows": st.one_of(st.integers(1, 40), st.just(100)),
+    "num_inputs": st.one_of(st.integers(1, 70), st.sampled_from([576, 1001])),
+    "num_outputs": st.one_of(st.integers(1, 50), st.sampled_from([301, 576])),
+    "with_bias": st.booleans(),
+    "seed": st.integers(0, 99),
+}
 
 
 @settings(max_examples=80, deadline=None)
-@of_any_shape
+@given(**SHAPES)
 def test_the_product_equals_the_exact_one_rounded_once(
     num_rows: int, num_inputs: int, num_outputs: int, with_bias: bool, seed: int
 ) -> None:
@@ -81,13 +88,32 @@ def test_the_product_equals_the_exact_one_rounded_once(
 
 
 @settings(max_examples=80, deadline=None)
-@of_any_shape
+@given(**SHAPES)
 def test_the_product_of_a_weight_in_8_bits_equals_that_of_its_numbers(
     num_rows: int, num_inputs: int, num_outputs: int, with_bias: bool, seed: int
 ) -> None:
     x, weight = draw(num_rows, num_inputs, seed=seed), quantized(draw(num_outputs, num_inputs, seed=seed + 1))
     bias = draw(num_outputs, seed=seed + 2) if with_bias else None
     assert_rounded_once(multiply_int8(x, weight, bias), exact(x, weight.values * weight.scales[:, None].double(), bias))
+
+
+@settings(max_examples=80, deadline=None)
+@given(**SHAPES, gate=st.sampled_from(get_args(Gate)), is_int8=st.booleans())
+def test_a_gated_product_equals_the_exact_one(
+    num_rows: int, num_inputs: int, num_outputs: int, with_bias: bool, seed: int, gate: Gate, is_int8: bool
+) -> None:
+    x, weight = draw(num_rows, num_inputs, seed=seed), draw(2 * num_outputs, num_inputs, seed=seed + 1)
+    bias = draw(2 * num_outputs, seed=seed + 2) if with_bias else None
+    found, numbers, scales = kernels(), weight, None
+    if is_int8:
+        weight, scales = quantized(weight)
+        numbers = weight * scales[:, None].double()
+        scales = found.pack_outputs(found.gated(scales))
+    packed_bias = None if bias is None else found.pack_outputs(found.gated(bias))
+    packed = found.pack(found.gated(weight))
+    out = found.linear(x, packed, packed_bias, num_outputs=num_outputs, scales=scales, gate=gate)
+    # Two sums are multiplied, each off by what float32 rounds.
+    torch.testing.assert_close(out.double(), exact_gated(x, numbers, bias, gate), rtol=2**-8, atol=1e-3)
 
 
 def test_a_row_is_the_same_in_8_bits_whatever_rows_are_beside_it() -> None:
