@@ -14,16 +14,22 @@ FIXED_CONCURRENCY = (1, 8)
 # New tokens of a request by concurrency: enough steps for a ratio, and a run of minutes.
 _NEW_TOKENS = {1: 96, 2: 96, 4: 96, 8: 64, 16: 64, 32: 48, 64: 32}
 _LEAST_NEW_TOKENS = 32
+# So many times the pairs where they do not settle a point.
+_MORE = 3
 
 
 @dataclass(frozen=True, slots=True)
 class NeverSlowerConfig:
-    """`speculate` None is the server's own default; `fixed` are the K of servers that check all their drafts always."""
+    """`speculate` None is the server's own default; `fixed` are the K of servers that check all their drafts always.
+
+    A point that `pairs` do not settle takes as many again, up to `most_pairs`.
+    """
 
     model_id: str | None
     threads: int
     speculate: str | None
     pairs: int
+    most_pairs: int
     concurrency: tuple[int, ...]
     workloads: tuple[str, ...]
     new_tokens: int | None
@@ -47,6 +53,9 @@ def parse_args(argv: list[str]) -> NeverSlowerConfig:
     parser.add_argument("--threads", type=positive, default=usable_cores(), help="of the shard (%(default)s)")
     parser.add_argument("--speculate", help="as the launcher's; unset: its default, all heads")
     parser.add_argument("--pairs", type=positive, default=8, help="of runs with and without (%(default)s)")
+    parser.add_argument(
+        "--most-pairs", type=positive, help="of a point that is not settled before; unset: three times as many"
+    )
     parser.add_argument("--concurrency", type=positive, nargs="+", default=list(CONCURRENCY), help="requests at once")
     parser.add_argument("--workloads", nargs="+", choices=[*WORKLOADS, RANDOM], default=[*WORKLOADS, RANDOM])
     parser.add_argument("--new-tokens", type=positive, help="of each request; unset: fewer the more are at once")
@@ -56,13 +65,16 @@ def parse_args(argv: list[str]) -> NeverSlowerConfig:
     )
     parser.add_argument("--plots", type=Path, help="folder that the picture is written to")
     options = parser.parse_args(argv)
-    if options.plots and options.fixed:
-        parser.error("--plots draws speculation on over off; --fixed does not measure that")
+    if options.fixed and (options.plots or options.most_pairs):
+        parser.error("--plots and --most-pairs are for speculation on over off; --fixed does not measure that")
+    if options.most_pairs is not None and options.most_pairs < options.pairs:
+        parser.error(f"--most-pairs {options.most_pairs} is less than --pairs {options.pairs}")
     return NeverSlowerConfig(
         model_id=options.model_id,
         threads=options.threads,
         speculate=options.speculate,
         pairs=options.pairs,
+        most_pairs=options.pairs if options.fixed else options.most_pairs or _MORE * options.pairs,
         concurrency=tuple(options.concurrency),
         workloads=tuple(options.workloads),
         new_tokens=options.new_tokens,
@@ -79,6 +91,7 @@ def from_bench(config: BenchConfig) -> NeverSlowerConfig:
         threads=config.threads,
         speculate=None,
         pairs=config.never_slower_pairs,
+        most_pairs=_MORE * config.never_slower_pairs,
         concurrency=CONCURRENCY,
         workloads=(*WORKLOADS, RANDOM),
         new_tokens=None,

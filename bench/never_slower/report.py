@@ -4,11 +4,13 @@ import statistics
 from dataclasses import dataclass, field
 
 from bench.never_slower.config import NeverSlowerConfig
-from bench.statistic import Ratio, table, typical_ratio, verdict
+from bench.statistic import KEPT, MISSED, NOT_SETTLED, Ratio, table, typical_ratio, verdict
 
 OFF, AUTO = "off", "auto"
 # Speculation may cost two percent: less cannot be told from noise in a run of minutes.
 LEAST = 0.98
+# Surer than the report, because it is asked for several times.
+_SETTLED_CONFIDENCE = 0.99
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,11 @@ def speed_ups(points: Points) -> dict[tuple[str, int], Ratio]:
     return {key: typical_ratio(ratios(point, AUTO, OFF)) for key, point in points.items()}
 
 
+def is_settled(point: dict[str, Runs]) -> bool:
+    """Whether more pairs would hardly change the verdict."""
+    return verdict(typical_ratio(ratios(point, AUTO, OFF), confidence=_SETTLED_CONFIDENCE), LEAST) != NOT_SETTLED
+
+
 def pairs_line(points: Points, workload: str, concurrency: int) -> str:
     """Of one point, when it is measured: every pair, for whoever asks later how they spread."""
     found = ratios(points[workload, concurrency], AUTO, OFF)
@@ -53,7 +60,8 @@ def report(points: Points, config: NeverSlowerConfig) -> str:
         [
             "### Never slower",
             f"Throughput with speculation over without, through the server, {drafts}"
-            f"{''.join(f' {flag}' for flag in config.flags)}: {config.pairs} pairs [95 % confidence].",
+            f"{''.join(f' {flag}' for flag in config.flags)}: {config.pairs} pairs, up to {config.most_pairs} where "
+            "they do not settle it [95 % confidence].",
             _by_concurrency({key: str(ratio) for key, ratio in found.items()}),
             "Drafts checked per step of a request; at 0.00 the two ways ran the same rows.",
             _by_concurrency(drafts_per_step),
@@ -73,9 +81,9 @@ def _by_concurrency(cells: dict[tuple[str, int], str]) -> str:
 
 def _verdict_lines(found: dict[tuple[str, int], Ratio]) -> str:
     said = {key: verdict(ratio, LEAST) for key, ratio in found.items()}
-    counts = {word: sum(one == word for one in said.values()) for word in ("kept", "not settled", "MISSED")}
+    counts = {word: sum(one == word for one in said.values()) for word in (KEPT, NOT_SETTLED, MISSED)}
     lines = [f"At least {LEAST}: " + ", ".join(f"{number} {word}" for word, number in counts.items())]
-    for word in ("MISSED", "not settled"):
+    for word in (MISSED, NOT_SETTLED):
         points = [f"{workload} at {n}" for (workload, n), one in said.items() if one == word]
         if points:
             lines.append(f"{word}: {', '.join(points)}")

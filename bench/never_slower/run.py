@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from bench.client import Client
 from bench.never_slower.config import FIXED_CONCURRENCY, NeverSlowerConfig
-from bench.never_slower.report import AUTO, OFF, Points, Runs, fixed_name, pairs_line
+from bench.never_slower.report import AUTO, OFF, Points, Runs, fixed_name, is_settled, pairs_line
 from bench.prompts import RANDOM, WORKLOADS, Prompt, load_prompts, random_prompts
 from bench.server import launched
 
@@ -61,7 +61,9 @@ async def _point(
     for client in dict.fromkeys(clients.values()):
         await client.generate_together(prompts, speculate=None, max_new_tokens=_WARM_UP_TOKENS)
     runs = {way: Runs() for way in ways}
-    for number in range(config.pairs):
+    for number in range(config.most_pairs):
+        if number and number % config.pairs == 0 and is_settled(runs):
+            break
         asked = list(itertools.islice(itertools.cycle(prompts), number, number + _ROUNDS * concurrency))
         first = number % len(ways)
         for way in ways[first:] + ways[:first]:

@@ -3,7 +3,17 @@
 import pytest
 
 from bench.never_slower.config import parse_args
-from bench.never_slower.report import AUTO, OFF, Runs, fixed_name, fixed_report, pairs_line, report, speed_ups
+from bench.never_slower.report import (
+    AUTO,
+    OFF,
+    Runs,
+    fixed_name,
+    fixed_report,
+    is_settled,
+    pairs_line,
+    report,
+    speed_ups,
+)
 
 
 def _runs(*speeds: float) -> Runs:
@@ -37,6 +47,13 @@ def test_every_pair_is_told_at_once() -> None:
     assert line.endswith("pairs 0.900 1.100 1.000 0.900 1.100 1.000")
 
 
+def test_a_point_is_settled_where_its_pairs_agree() -> None:
+    agreeing, spread = _runs(*[10.1] * 8), _runs(*[9.0, 11.0] * 4)
+    assert is_settled({OFF: _runs(*[10.0] * 8), AUTO: agreeing})
+    assert not is_settled({OFF: _runs(*[10.0] * 8), AUTO: spread})
+    assert not is_settled({OFF: _runs(*[10.0] * 6), AUTO: _runs(*[10.1] * 6)}), "six are too few for 99 %"
+
+
 def test_gain_kept_is_against_the_best_fixed() -> None:
     points = {
         ("chat", 1): {
@@ -57,3 +74,6 @@ def test_flags() -> None:
     assert config.fixed == (1, 3)
     assert config.num_new_tokens(1) > config.num_new_tokens(64)
     assert parse_args(["--new-tokens", "7"]).num_new_tokens(64) == 7
+    assert parse_args([]).most_pairs == 24
+    assert parse_args(["--pairs", "8", "--most-pairs", "16"]).most_pairs == 16
+    assert parse_args(["--fixed", "1"]).most_pairs == 8
