@@ -1,6 +1,7 @@
 """A client of the public gRPC service that notes when tokens arrive."""
 
 import asyncio
+import itertools
 import time
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, replace
@@ -10,6 +11,9 @@ import grpc
 from bench.prompts import Prompt
 from bench.sample import Arrival, Sample
 from drafthouse.v1 import generation_pb2, generation_pb2_grpc
+
+# Of answers that follow one another, over their mean.
+_LENGTHS = (1.0, 0.75, 1.25, 0.875, 1.125)
 
 
 @dataclass(slots=True)
@@ -64,14 +68,16 @@ class Client:
     ) -> Busy:
         """Has `at_once` answers under way, each followed by the next prompt's, until no prompt is left to begin.
 
-        What is then under way is given up, its tokens so far count.
+        What is then under way is given up, its tokens so far count. Answers are longer and shorter by turns: all of one
+        length would end in the same step where nothing is drafted, and never where something is.
         """
-        left, seen, start_s = iter(prompts), Busy(), time.perf_counter()
+        lengths = itertools.cycle(round(share * (max_new_tokens or self._max_new_tokens)) for share in _LENGTHS)
+        left, seen, start_s = zip(prompts, lengths, strict=False), Busy(), time.perf_counter()
 
         async def one_by_one() -> None:
-            for prompt in left:
+            for prompt, length in left:
                 num_steps = num_drafted = 0
-                async for response in self._responses(prompt, speculate, max_new_tokens):
+                async for response in self._responses(prompt, speculate, length):
                     seen.num_tokens += len(response.token_ids)
                     seen.num_steps += response.speculation.steps - num_steps
                     seen.num_drafted += response.speculation.drafted_tokens - num_drafted

@@ -1,22 +1,26 @@
-"""How much is drafted: for each step the price of a row, and for each sequence whether it drafts at all and how far.
+"""How much is drafted: for each step the prices of rows, and for each sequence whether it drafts at all and how far.
 
 Pure and synchronous, one object per session. Must not know slots, blocks or how drafts are made.
 
-A step of time t brings T tokens, so a token is worth t / T seconds, and a row costs what one more adds to t. A draft
-pays if its probability of being accepted is at least the price, row / token: this price goes to the shards with each
-plan, and they propose only what is worth it (they know how long a match was, and how sure a head). What they do not
-know is told here by the outcome: asking costs time too, and a sequence whose drafts do not bring that time back is
-asked ever more rarely.
+A step of time t brings T tokens, so a token is worth t / T seconds, and a row costs what one more adds to t: little as
+long as the step waits for memory, more behind that, and much where a product begins another tile. A draft brings its
+probability of being accepted and costs a price, row / token. The prices of all further rows go to the shards with each
+plan, and of all drafts of the step they propose so many of the most probable ones as bring most (they know how long a
+match was, and how sure a head). Costs are what the shards measured at the start, corrected by what steps take since
+(router/drift.py). What shards do not know is told here by the outcome: asking costs time too, and a
+sequence whose drafts do not bring that time back is asked ever more rarely.
 
 Prompts that wait fill every step, which a draft then makes longer by a row; a token that comes early saves what it
 would have taken later: a row as well, and the reading of its context.
 """
 
+import math
 from collections.abc import Sequence as Sequence_
 from dataclasses import dataclass
 
 from router.acceptance import Acceptance
-from router.plan import DraftCounts
+from router.drift import Drift, TakenStep
+from router.plan import DraftCounts, DraftPrice
 from router.proposal import Proposal
 from router.sequence import Sequence
 from router.step_costs import StepCosts
@@ -25,12 +29,15 @@ from router.step_costs import StepCosts
 HEADS_METHOD = "medusa"
 # Proposals that a sequence, or the heads, may make before their outcome counts; half of them after an unexpected
 # success.
-_TRIAL = 6
+_TRIAL = 3
 # A trial is shorter where asking takes more than this part of a step.
 _TRIAL_COST = 0.1
-# Steps until the next try where asking did not pay: the first and the longest wait, which is longer where tries would
-# otherwise take more than this part of the time.
-_FIRST_WAIT, _LONGEST_WAIT, _TRIES_COST = 8, 64, 0.004
+# Steps are counted, and a trial goes on at every so many of them: those of all sequences meet, because most of what
+# asking costs is the same for one and for many.
+_TRIAL_EVERY = 4
+# Where asking did not pay the next try is at a multiple of so many steps, first and at last; the last is more where
+# tries would otherwise take more than this part of the time.
+_FIRST_EVERY, _LAST_EVERY, _TRIES_COST = 16, 64, 0.002
 # What is asked for must bring so much more than it costs: estimates err, and tokens that come early at the end of a
 # sequence, beside others that go on, save nothing.
 _MARGIN = 1.2
@@ -58,10 +65,12 @@ class BudgetConfig:
 
 @dataclass(frozen=True, slots=True)
 class StepBudget:
-    """`price`: the least probability of a draft that pays; `proposal`: who is asked. In seconds, 0 where unknown:
-    `step_s` the step, `token_s` what a token is worth, `row_s` what a row costs."""
+    """`prices` of drafts, and what one costs at least where as many are taken as make it least: `price`; `proposal`:
+    who is asked. In seconds, 0 where unknown: `step_s` the step, `token_s` what a token is worth, `row_s` what each of
+    the rows costs that are expected."""
 
     price: float = 0.0
+    prices: tuple[DraftPrice, ...] = ()
     proposal: Proposal = Proposal.NONE
     step_s: float = 0.0
     token_s: float = 0.0
@@ -71,26 +80,25 @@ class StepBudget:
 class _Attempts:
     """When to ask somebody for drafts: while it pays; else now and then."""
 
-    __slots__ = ("_pays", "_steps_left", "_trial", "_wait")
+    __slots__ = ("_every", "_pays", "_trial")
 
     def __init__(self) -> None:
         self._pays = True
         self._trial = float(_TRIAL)
-        self._wait = self._steps_left = _FIRST_WAIT
+        self._every = _FIRST_EVERY
 
-    def is_due(self, pays: bool, cost: float) -> bool:
-        """Asked once a step; `cost` is what asking takes, in steps."""
+    def is_due(self, step: int, pays: bool, cost: float) -> bool:
+        """Asked at each step, by its number; `cost` is what asking takes, in steps."""
         self._pays = pays
         if pays:
-            self._wait = self._steps_left = _FIRST_WAIT
-        if pays or self._trial > 0:
+            self._every = _FIRST_EVERY
+        if pays or (self._trial > 0 and step % _TRIAL_EVERY == 0):
             self._trial = max(0.0, self._trial - max(1.0, cost / _TRIAL_COST))
             return True
-        self._steps_left -= 1
-        if self._steps_left > 0:
+        if self._trial > 0 or step % self._every:
             return False
-        self._wait = min(2 * self._wait, max(_LONGEST_WAIT, int(cost / _TRIES_COST)))
-        self._steps_left = self._wait
+        if self._every < max(_LAST_EVERY, cost / _TRIES_COST):
+            self._every *= 2
         return True
 
     def note_success(self) -> None:
@@ -110,16 +118,25 @@ class _Record:
         self.attempts = _Attempts()
 
 
+def _price(row_s: float, token_s: float) -> float:
+    # Where rows cost nothing a token may be worth nothing.
+    if row_s <= 0:
+        return 0.0
+    return _MARGIN * row_s / token_s if token_s > 0 else math.inf
+
+
 class BudgetController:
     def __init__(self, config: BudgetConfig, costs: StepCosts) -> None:
         self.config = config
         self.costs = costs
+        self._drift = Drift(costs)
         self._all = _Record(config)
         self._records: dict[int, _Record] = {}
         # What proposals brought since the last step began, not yet in the record of all; by who was asked, how many.
         self._outcomes: list[DraftCounts] = []
         self._num_outcomes = {Proposal.LOOKUP: 0, Proposal.HEADS: 0}
         self._heads = _Attempts()
+        self._step = self._num_sequences = 0
         # Who was asked in this step.
         self._asked: list[_Record] = []
         self.budget = StepBudget()
@@ -134,18 +151,21 @@ class BudgetController:
         `full_rows`: the rows of the step that will check the drafts, where prompts fill it; else 0.
         """
         self._take_outcomes()
+        self._step += 1
         wanting = [sequence for sequence in sequences if sequence.num_speculative_tokens]
         if not wanting or not self.config.max_depth:
             self.budget = StepBudget()
         elif self.config.min_probability is not None or not self.costs.is_known:
             asked = Proposal.HEADS if self.config.has_heads else Proposal.LOOKUP
-            self.budget = StepBudget(self.config.min_probability or 0.0, proposal=asked)
+            price = self.config.min_probability or 0.0
+            self.budget = StepBudget(price, (DraftPrice(0, price),), proposal=asked)
         else:
             self.budget = self._weigh(sequences, wanting, full_rows)
         self._asked.clear()
         return self.budget
 
     def _weigh(self, sequences: Sequence_[Sequence], wanting: list[Sequence], full_rows: int) -> StepBudget:
+        self._num_sequences = len(sequences)
         before, rows, tokens = self.budget.proposal, float(len(sequences)), float(len(sequences))
         context = sum(len(sequence.token_ids) for sequence in sequences)
         for record in self._asked:
@@ -154,24 +174,34 @@ class BudgetController:
             if before is Proposal.HEADS:
                 rows += record.heads.rows
                 tokens += record.heads.gain
-        rows = full_rows or rows
-        step_s = self.costs.seconds(rows, context) + self.costs.proposal_seconds(before, len(self._asked))
-        row_s = self.costs.row_seconds(rows)
-        own_s = row_s + self.costs.per_context_token * context / len(sequences)
-        token_s = own_s if full_rows else step_s / tokens
-        # Where rows cost nothing a token may be worth nothing.
-        price = _MARGIN * row_s / token_s if row_s else 0.0
+        first_row = full_rows or len(sequences)
+        num_drafts = 0.0 if full_rows else rows - first_row
+        more_s = 0.0 if full_rows else self._drift.draft_seconds(len(sequences))
+        plain_s = self.costs.seconds(first_row, context) * (1.0 if full_rows else self._drift.pace(len(sequences)))
+        drafts_s = max(0.0, self.costs.draft_seconds(first_row, num_drafts) + more_s * max(1.0, num_drafts))
+        row_s = drafts_s / max(1.0, num_drafts)
+        step_s = plain_s + self._proposal_s(before, len(self._asked)) + (drafts_s if num_drafts else 0.0)
+        costs = self.costs.draft_costs(first_row)
+        if full_rows:
+            token_s = costs[-1].seconds + self.costs.per_context_token * context / len(sequences)
+        else:
+            # Never more than without drafts: else a step with too many of them would make tokens dear, and so drafts
+            # cheap.
+            token_s = min(step_s / tokens, plain_s / len(sequences))
+        prices = tuple(DraftPrice(cost.first, _price(cost.seconds + more_s, token_s)) for cost in costs)
+        # On average they cost least where some stretch of equal ones ends, or at the end of the last.
+        averages = [self.costs.draft_seconds(first_row, cost.first) / cost.first for cost in costs[1:]]
+        price = _price(min(*averages, costs[-1].seconds) + more_s, token_s)
         if price > _MAX_PRICE:
-            return StepBudget(price, Proposal.NONE, step_s, token_s, row_s)
+            return StepBudget(price, prices, Proposal.NONE, step_s, token_s, row_s)
         proposal = Proposal.LOOKUP if self.config.lookup_methods else Proposal.NONE
         if self.config.has_heads:
             records = [self._record(sequence).heads for sequence in wanting]
             profit = sum(heads.gain for heads in records) * token_s - sum(heads.rows for heads in records) * row_s
-            cost = self.costs.proposal_seconds(Proposal.HEADS, len(wanting))
-            cost -= self.costs.proposal_seconds(Proposal.LOOKUP, len(wanting))
-            if self._heads.is_due(profit > _MARGIN * cost, cost / step_s):
+            cost = self._proposal_s(Proposal.HEADS, len(wanting)) - self._proposal_s(Proposal.LOOKUP, len(wanting))
+            if self._heads.is_due(self._step, profit > _MARGIN * cost, cost / step_s):
                 proposal = Proposal.HEADS
-        return StepBudget(price, proposal, step_s, token_s, row_s)
+        return StepBudget(price, prices, proposal, step_s, token_s, row_s)
 
     def allow(self, sequence: Sequence, room: int, share: int) -> tuple[int, int]:
         """Most drafts, and how far ahead, that are proposed for a sequence which wants `room` and may have `share`."""
@@ -185,8 +215,10 @@ class BudgetController:
         if self.budget.step_s:
             # Where nothing was ever right there is nothing to ask for; a try looks as far as it may.
             worth, num_asked = self._depth(record), len(self._asked) + 1
-            cost_s = self.costs.proposal_seconds(Proposal.LOOKUP, num_asked) / num_asked
-            if not record.attempts.is_due(worth > 0 and self._pays(record, cost_s), cost_s / self.budget.step_s):
+            cost_s = self._proposal_s(Proposal.LOOKUP, num_asked) / num_asked
+            if not record.attempts.is_due(
+                self._step, worth > 0 and self._pays(record, cost_s), cost_s / self.budget.step_s
+            ):
                 self.num_decisions["paused"] += 1
                 return 0, 0
             depth = min(depth, worth or depth)
@@ -195,6 +227,13 @@ class BudgetController:
         # A tree that is less deep has one draft less for each level at least.
         size = self.config.tree_size - (self.config.max_depth - depth)
         return max(0, min(size, share)), depth
+
+    def _proposal_s(self, proposal: Proposal, num_asked: int) -> float:
+        """Of asking for drafts of so many of the step's sequences."""
+        if not num_asked:
+            return 0.0
+        more_s = self._drift.proposal_seconds(proposal, self._num_sequences)
+        return max(0.0, self.costs.proposal_seconds(proposal, num_asked) + more_s)
 
     def _pays(self, record: _Record, cost_s: float) -> bool:
         """Where heads run for all anyway, a sequence has only its rows to pay for."""
@@ -215,6 +254,10 @@ class BudgetController:
         return 0
 
     # --- its outcome
+
+    def observe_step(self, step: TakenStep | None) -> None:
+        """The next step is over; None: it had prompts."""
+        self._drift.observe(step)
 
     def observe(self, sequence: Sequence, asked: Proposal, counts: list[DraftCounts]) -> None:
         """A step checked what had been proposed for a sequence when `asked` were asked; they may have had nothing."""

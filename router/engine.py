@@ -286,7 +286,7 @@ class Engine:
         assert self._scheduler is not None
         self._observer.note_step(self._phases.pop(result.step_id), result)
         self._pacer.note_result(result.duration_s, time.monotonic())
-        for progress in self._scheduler.update(result.step_id, result.sequences):
+        for progress in self._scheduler.update(result):
             self._pass_on(progress)
 
     def _pass_on(self, progress: Progress) -> None:

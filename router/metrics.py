@@ -110,7 +110,18 @@ class Metrics:
         )
         self.draft_min_probability = Gauge(
             "drafthouse_speculation_draft_min_probability_ratio",
-            "Probability that a draft must have to pay for its row in the last step; 1 and more: none can.",
+            "Least that a draft cost in the last step, as the probability of being right that pays for it; 1 and more: "
+            "none can.",
+            registry=registry,
+        )
+        self.draft_cost_seconds = Gauge(
+            "drafthouse_speculation_draft_cost_seconds",
+            "What a draft of the last step takes, as measured at the start and corrected by the steps since.",
+            registry=registry,
+        )
+        self.token_worth_seconds = Gauge(
+            "drafthouse_speculation_token_worth_seconds",
+            "What an accepted draft of the last step saves.",
             registry=registry,
         )
         self.step_cost_seconds = Gauge(

@@ -74,7 +74,10 @@ class Observer:
         self._num_free.set(scheduler.blocks.num_free_blocks)
         self._num_cached.set(scheduler.blocks.num_cached_blocks)
         self._num_used.set(scheduler.blocks.num_allocated_blocks)
-        self._metrics.draft_min_probability.set(scheduler.budget.budget.price)
+        last = scheduler.budget.budget
+        self._metrics.draft_min_probability.set(last.price)
+        self._metrics.draft_cost_seconds.set(last.row_s)
+        self._metrics.token_worth_seconds.set(last.token_s)
         for decision, count in scheduler.budget.num_decisions.items():
             self._metrics.proposals.labels(decision).inc(count - self._num_decisions[decision])
             self._num_decisions[decision] = count

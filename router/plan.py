@@ -42,14 +42,22 @@ class SequenceStep:
 
 
 @dataclass(frozen=True, slots=True)
+class DraftPrice:
+    """What each of a step's drafts costs from number `first` (0, 1, …) on, in accepted drafts: as likely right as that
+    it brings what it costs."""
+
+    first: int
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
 class StepPlan:
     step_id: int
     released_slots: list[int]
     new_sequences: list[NewSequence]
     sequences: list[SequenceStep]
     proposal: Proposal = Proposal.NONE
-    # Drafts that are less likely right are not proposed.
-    draft_min_probability: float = 0.0
+    draft_prices: tuple[DraftPrice, ...] = ()
 
     @property
     def phase(self) -> Phase:

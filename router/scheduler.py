@@ -11,13 +11,13 @@ reply, and the rules that make this safe are here:
 - A preempted sequence is admitted again only after its outstanding replies, whose tokens it keeps.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from router.block_manager import BlockManager
 from router.budget import BudgetController, StepBudget
+from router.drift import TakenStep
 from router.placement import Placement
-from router.plan import NewSequence, SequenceResult, SequenceStep, StepPlan
+from router.plan import NewSequence, SequenceResult, SequenceStep, StepPlan, StepResult
 from router.proposal import Proposal
 from router.sequence import FinishReason, Sequence, SequenceStatus
 
@@ -54,13 +54,30 @@ class _Outstanding:
     proposal: Proposal
 
 
+@dataclass(frozen=True, slots=True)
+class _OutstandingStep:
+    sequences: list[_Outstanding]
+    context: int
+    # Who is asked for the drafts of the next step, and of how many sequences.
+    asked: Proposal
+    num_asked: int
+
+    def taken(self, result: StepResult) -> TakenStep | None:
+        """None where it had prompts, or where sequences had ended before it."""
+        num_sequences = len(self.sequences)
+        if len(result.sequences) < num_sequences or any(entry.chunk_end for entry in self.sequences):
+            return None
+        num_drafts = sum(one.drafted for one in result.sequences)
+        return TakenStep(num_sequences, num_drafts, self.context, self.asked, self.num_asked, result.duration_s)
+
+
 class Scheduler:
     def __init__(self, config: SchedulerConfig, budget: BudgetController) -> None:
         self.config = config
         self.budget = budget
         self._placement = _placement(config)
         self._step_id = 0
-        self._outstanding: dict[int, list[_Outstanding]] = {}
+        self._outstanding: dict[int, _OutstandingStep] = {}
         self._num_earlier_preemptions = 0
 
     # --- what the engine asks
@@ -154,20 +171,26 @@ class Scheduler:
         if not steps:
             return None
         self._step_id += 1
-        self._outstanding[self._step_id] = [
+        in_step = [
             _Outstanding(
                 s, s.slot, steps[s.slot].chunk_start + steps[s.slot].chunk_length, checked.get(s.slot, _NOBODY)
             )
             for s in running
             if s.slot is not None and s.slot in steps
         ]
+        self._outstanding[self._step_id] = _OutstandingStep(
+            in_step,
+            context=sum(len(entry.sequence.token_ids) for entry in in_step),
+            asked=drafting.proposal,
+            num_asked=sum(step.propose > 0 for step in steps.values()),
+        )
         return StepPlan(
             self._step_id,
             self._placement.take_released_slots(),
             new_sequences,
             list(steps.values()),
             proposal=drafting.proposal,
-            draft_min_probability=drafting.price,
+            draft_prices=drafting.prices,
         )
 
     def _begin_drafting(self, num_decoding: int) -> StepBudget:
@@ -245,21 +268,23 @@ class Scheduler:
 
     # --- reply
 
-    def update(self, step_id: int, results: Iterable[SequenceResult]) -> list[Progress]:
+    def update(self, result: StepResult) -> list[Progress]:
         """Takes the reply to the oldest outstanding step. Sequences that ended by token or length are finished here."""
-        by_slot = {result.slot: result for result in results}
+        by_slot = {one.slot: one for one in result.sequences}
         progress: list[Progress] = []
-        for entry in self._outstanding.pop(step_id):
+        step = self._outstanding.pop(result.step_id)
+        self.budget.observe_step(step.taken(result))
+        for entry in step.sequences:
             sequence = entry.sequence
             if sequence.status is SequenceStatus.FINISHED:
                 continue
             sequence.outstanding.pop(0)
-            result = by_slot.get(entry.slot)
-            if result is not None:
-                sequence.token_ids += result.token_ids
-                progress.append(Progress(sequence, result))
+            one = by_slot.get(entry.slot)
+            if one is not None:
+                sequence.token_ids += one.token_ids
+                progress.append(Progress(sequence, one))
                 if entry.proposal is not _NOBODY:
-                    self.budget.observe(sequence, entry.proposal, result.draft_counts)
+                    self.budget.observe(sequence, entry.proposal, one.draft_counts)
             # Blocks of a preempted sequence are gone, whatever the step wrote to them.
             if sequence.slot == entry.slot:
                 sequence.num_computed_tokens = entry.chunk_end or sequence.num_tokens - 1

@@ -2,21 +2,31 @@
 
 Pure. Must not know what is decided with it.
 
-    seconds(rows, context) = by_rows(rows) + per_context_token * context
+    seconds(rows, context) = by_rows(rows) + per_context_token * context, and `checking` where drafts are among the rows
 
-`rows` are all rows of a decode or verification; `context` is the sum of the committed tokens of its sequences, whose
-keys and values are read once for each sequence, however many rows it has.
+`context` is the sum of the committed tokens of a step's sequences, whose keys and values are read once for each
+sequence, however many rows it has.
 """
 
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
 
 from router.proposal import Proposal
 
-# The cost of a row is taken over so many: a product's tiles make single rows free or dear by turns.
-_ROWS = 4
+# The measurements go on like their last two up to this number of rows, which no step has.
+_MANY = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class DraftCost:
+    """What each draft of a step adds to it, from number `first` (0, 1, …) on."""
+
+    first: int
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +50,19 @@ class StepCosts:
             best[key] = min(cost.seconds, best.get(key, cost.seconds))
         plain = {key[:3]: seconds for key, seconds in best.items() if key[3] is Proposal.NONE}
         self.per_context_token = _context_slope(plain)
-        self.by_rows = _rising(
-            (rows, seconds - self.per_context_token * context) for (_, rows, context), seconds in plain.items()
-        )
+        alone = {
+            (sequences, rows): seconds - self.per_context_token * context
+            for (sequences, rows, context), seconds in plain.items()
+        }
+        self.by_rows = _rising((rows, seconds) for (sequences, rows), seconds in alone.items() if rows == sequences)
+        # The same number of rows without drafts and with them; more rows than that are measured with drafts only.
+        most = self.by_rows[-1][0] if self.by_rows else 0
+        checked = [(rows, seconds) for (sequences, rows), seconds in alone.items() if rows > sequences]
+        differences = [seconds - _at(self.by_rows, rows) for rows, seconds in checked if rows <= most]
+        self.checking = max(0.0, median(differences)) if differences else 0.0
+        many = [(rows, seconds - self.checking) for rows, seconds in checked if rows > most]
+        self.by_rows = _rising([*self.by_rows, *many])
+        self._draft_costs: dict[int, tuple[DraftCost, ...]] = {}
         self.by_proposal = {
             proposal: _rising(
                 (sequences, max(0.0, seconds - plain[sequences, rows, context]))
@@ -57,11 +77,23 @@ class StepCosts:
         return len(self.by_rows) > 1
 
     def seconds(self, rows: float, context: int) -> float:
+        """Without drafts."""
         return _at(self.by_rows, rows) + self.per_context_token * context
 
-    def row_seconds(self, rows: float) -> float:
-        """Of one row more than `rows`."""
-        return (_at(self.by_rows, rows + _ROWS) - _at(self.by_rows, rows)) / _ROWS
+    def draft_seconds(self, rows: int, drafts: float) -> float:
+        """What so many drafts, one at least, add to a step of `rows` rows."""
+        return self.checking + _at(self.by_rows, rows + max(1.0, drafts)) - _at(self.by_rows, rows)
+
+    def draft_costs(self, rows: int) -> tuple[DraftCost, ...]:
+        """Of the first, the second, … draft of a step of `rows` rows."""
+        if rows not in self._draft_costs:
+            corners = [0, 1, *(x - rows for x, _ in self.by_rows if x > rows + 1), _MANY]
+            totals = [0.0, *(self.draft_seconds(rows, corner) for corner in corners[1:])]
+            self._draft_costs[rows] = tuple(
+                DraftCost(first, (after - before) / (end - first))
+                for (first, end), (before, after) in zip(pairwise(corners), pairwise(totals), strict=True)
+            )
+        return self._draft_costs[rows]
 
     def proposal_seconds(self, proposal: Proposal, sequences: int) -> float:
         """Of asking for drafts of so many sequences."""

@@ -40,7 +40,9 @@ def plan_to_bytes(plan: StepPlan, *, shard_incarnation: int, router_incarnation:
         new_sequences=[_new_sequence(new) for new in plan.new_sequences],
         sequences=[_sequence_step(step) for step in plan.sequences],
         proposal=_TO_PROPOSAL[plan.proposal],
-        draft_min_probability=plan.draft_min_probability,
+        draft_prices=[
+            shard_pb2.DraftPrice(first=price.first, probability=price.probability) for price in plan.draft_prices
+        ],
     )
     return shard_pb2.PrefillRequest(plan=message).SerializeToString()
 

@@ -243,7 +243,7 @@ class ModelRunner:
             num_tokens=num_tokens,
             max_drafts=max_drafts,
             max_depth=max_depth,
-            least_probability=plan.draft_min_probability,
+            prices=plan.draft_prices,
         )
 
     def _commit_cache(self, layout: StepLayout, batch: ForwardBatch, decision: Decision) -> None:

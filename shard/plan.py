@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from shard.speculation import Method, Proposal
+from shard.speculation import DraftPrice, Method, Proposal
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +56,7 @@ class StepPlan:
     sequences: list[SequenceStep]
     # Of the sequences that want drafts.
     proposal: Proposal = Proposal.NONE
-    # Drafts that are less likely right are not proposed.
-    draft_min_probability: float = 0.0
+    draft_prices: tuple[DraftPrice, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

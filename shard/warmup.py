@@ -105,7 +105,8 @@ def _kinds(config: ShardConfig, sizes: SpeculationSizes, proposals: list[Proposa
     most = config.max_batch_size
     batches = sorted({*(2**i for i in range(most.bit_length()) if 2**i < most), most})
     yield from (_Kind(batch) for batch in batches)
-    # Rows beyond those of sequences.
+    # As many rows as of sequences, but drafts among them; and more.
+    yield from (_Kind(batch, 1) for batch in (2, 4) if 2 * batch <= most)
     yield _Kind(1, sizes.tree_size)
     if config.max_batch_draft_tokens >= most:
         yield _Kind(most, 1)

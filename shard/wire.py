@@ -2,7 +2,7 @@
 
 from drafthouse.v1 import sampling_pb2, shard_pb2
 from shard.plan import NewSequence, Sampling, SequenceStep, StepCost, StepPlan, StepResult
-from shard.speculation import Method, Proposal
+from shard.speculation import DraftPrice, Method, Proposal
 
 _METHOD: dict[Method, sampling_pb2.SpeculationMethod.ValueType] = {
     Method.NGRAM: sampling_pb2.SPECULATION_METHOD_NGRAM,
@@ -39,7 +39,7 @@ def plan_from_proto(plan: shard_pb2.StepPlan) -> StepPlan:
             for s in plan.sequences
         ],
         proposal=Proposal(plan.proposal),
-        draft_min_probability=plan.draft_min_probability,
+        draft_prices=tuple(DraftPrice(price.first, price.probability) for price in plan.draft_prices),
     )
 
 

@@ -47,6 +47,7 @@ typedef struct {
 typedef struct {
     const int64_t *max_drafts, *max_depth;
     int64_t *ids, *parents, *methods, *counts;
+    float *log_ps;
     long size;
     float least_log_p;
 } Trees;
@@ -105,6 +106,7 @@ void best_trees(const Said *said, const Trees *trees) {
             trees->ids[s * trees->size + row] = node.id;
             trees->parents[s * trees->size + row] = node.parent;
             trees->methods[s * trees->size + row] = node.method;
+            trees->log_ps[s * trees->size + row] = node.log_p;
             count = add_children(said, trees, s, ++row, &node, open, count);
         }
         trees->counts[s] = row;

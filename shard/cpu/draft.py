@@ -21,7 +21,7 @@ class _Said(ctypes.Structure):
 
 class _Trees(ctypes.Structure):
     _fields_ = [
-        *((name, _pointer) for name in ("max_drafts", "max_depth", "ids", "parents", "methods", "counts")),
+        *((name, _pointer) for name in ("max_drafts", "max_depth", "ids", "parents", "methods", "counts", "log_ps")),
         ("size", _long),
         ("least_log_p", _float),
     ]
@@ -55,10 +55,11 @@ class DraftKernels:
         max_drafts: Tensor,
         max_depth: Tensor,
         least_probability: float,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """ids and probabilities [S, D, W]; continuation: guesses and their probabilities [S, D] and match lengths [S].
 
-        Returns token ids, parents and methods [S, size] and the number of drafts [S], as tree.best_tree does.
+        Returns token ids, parents and methods [S, size], the number of drafts [S], and logarithms of their
+        probabilities [S, size], as tree.best_tree does.
         """
         n, depth, width = ids.shape
         # Kept alive until the call is over.
@@ -69,15 +70,15 @@ class DraftKernels:
         held += [max_drafts.contiguous(), max_depth.contiguous()]
         pointers = [tensor.data_ptr() for tensor in held]
         token_ids, parents, methods = torch.zeros(3, n, size, dtype=torch.int64)
-        counts = torch.empty(n, dtype=torch.int64)
+        counts, log_ps = torch.empty(n, dtype=torch.int64), torch.full((n, size), -math.inf)
         from_lookup = pointers[2:5] if continuation is not None else [None] * 3
         least = math.log(least_probability) if least_probability > 0 else -math.inf
-        outputs = (tensor.data_ptr() for tensor in (token_ids, parents, methods, counts))
+        outputs = (tensor.data_ptr() for tensor in (token_ids, parents, methods, counts, log_ps))
         self._best_trees(
             _Said(*pointers[:2], *from_lookup, n, depth, width),
             _Trees(*pointers[-2:], *outputs, size, least),
         )
-        return token_ids, parents, methods, counts
+        return token_ids, parents, methods, counts, log_ps
 
 
 @cache

@@ -28,6 +28,14 @@ class Proposal(IntEnum):
     HEADS = 2
 
 
+class DraftPrice(NamedTuple):
+    """What each of a step's drafts costs from number `first` (0, 1, …) on, in accepted drafts: as likely right as that
+    it brings what it costs."""
+
+    first: int
+    probability: float
+
+
 class Continuation(NamedTuple):
     """How S sequences may go on: token_ids [S, K] int64, and the length [S] of the match behind them, 0 if none."""
 

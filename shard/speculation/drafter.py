@@ -4,14 +4,16 @@ true. Owns what must be remembered of a proposal until its step is over.
 Must not know of models, collectives or the wire.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from shard.speculation import Candidates, Continuation, DraftTree, Method
+from shard.speculation import Candidates, Continuation, DraftPrice, DraftTree, Method
 from shard.speculation.calibration import HeadCalibration, LookupCalibration
 from shard.speculation.ngram import NgramLookup
+from shard.speculation.prices import worth_most
 from shard.speculation.tree import best_tree, chain
 
 
@@ -102,12 +104,13 @@ class Drafter:
         num_tokens: Tensor,
         max_drafts: Tensor,
         max_depth: Tensor,
-        least_probability: float,
+        prices: Sequence[DraftPrice] = (),
     ) -> DraftTree:
         """Trees for sequences in `slots` [P], whose tokens are the first `num_tokens` [P] of `history` [P, L].
 
-        `max_drafts` and `max_depth` [P] bound them; no draft is less likely right than `least_probability`.
+        `max_drafts` and `max_depth` [P] bound them; of what is left those are taken that bring most at these `prices`.
         """
+        least_probability = min((price.probability for price in prices), default=0.0)
         self._forget()
         self.has_pending = True
         continuation = sure = None
@@ -137,7 +140,7 @@ class Drafter:
             )
         # Of places without a draft too: the warm-up has drafts checked that nobody proposed.
         self._pending_methods[slots] = marked.methods.clamp_min(Method.NGRAM)
-        return marked.tree
+        return marked.tree._replace(num_drafts=worth_most(marked.log_p, marked.tree.num_drafts, prices))
 
     def _reaching(self, candidates: Candidates) -> Candidates:
         """With probabilities of being right, as far ahead as drafts may be: beyond the heads only lookup reaches."""

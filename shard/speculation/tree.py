@@ -19,10 +19,11 @@ _LEAST_PROBABILITY = 1e-9
 
 
 class MarkedTree(NamedTuple):
-    """A tree and the Method [S, N] of each draft."""
+    """A tree; the Method [S, N] of each draft and the logarithm of its probability, which falls from draft to draft."""
 
     tree: DraftTree
     methods: Tensor
+    log_p: Tensor
 
 
 def chain(
@@ -34,10 +35,12 @@ def chain(
     are the same. `size`, at least K, is that of the tree's tensors.
     """
     token_ids = torch.nn.functional.pad(continuation.token_ids, (0, size - continuation.token_ids.shape[1]))
-    num_worth = (probabilities.cumprod(1) >= least_probability).sum(1)
+    path_probabilities = probabilities.cumprod(1)
+    num_worth = (path_probabilities >= least_probability).sum(1)
     num_drafts = torch.where(continuation.match_length > 0, torch.minimum(max_drafts.clamp_min(0), num_worth), 0)
     parents = torch.arange(token_ids.shape[1], device=token_ids.device).expand_as(token_ids)
-    return MarkedTree(DraftTree(token_ids, parents, num_drafts), torch.full_like(token_ids, Method.NGRAM))
+    log_p = torch.nn.functional.pad(path_probabilities.log(), (0, size - probabilities.shape[1]), value=-math.inf)
+    return MarkedTree(DraftTree(token_ids, parents, num_drafts), torch.full_like(token_ids, Method.NGRAM), log_p)
 
 
 class _Level(NamedTuple):
@@ -71,7 +74,7 @@ def best_tree(
         looked_up = None
         if continuation is not None and continuation_probabilities is not None:
             looked_up = continuation.token_ids, continuation_probabilities, continuation.match_length
-        token_ids, parents, methods, num_drafts = kernels.best_trees(
+        token_ids, parents, methods, num_drafts, log_p = kernels.best_trees(
             *candidates,
             looked_up,
             size=size,
@@ -79,7 +82,7 @@ def best_tree(
             max_depth=max_depth,
             least_probability=least_probability,
         )
-        return MarkedTree(DraftTree(token_ids, parents, num_drafts), methods)
+        return MarkedTree(DraftTree(token_ids, parents, num_drafts), methods, log_p)
     least_log_p = math.log(least_probability) if least_probability > 0 else -math.inf
     levels: list[_Level] = []
     for depth in range(candidates.token_ids.shape[1]):
@@ -197,5 +200,6 @@ def _select(levels: list[_Level], *, size: int, max_drafts: Tensor, max_depth: T
     if missing > 0:
         pad = torch.nn.functional.pad
         tree = DraftTree(pad(tree.token_ids, (0, missing)), pad(tree.parents, (0, missing)), num_drafts)
-        return MarkedTree(tree, pad(method.gather(1, chosen), (0, missing)))
-    return MarkedTree(tree, method.gather(1, chosen))
+        ordered = pad(ordered, (0, missing), value=-math.inf)
+        return MarkedTree(tree, pad(method.gather(1, chosen), (0, missing)), ordered)
+    return MarkedTree(tree, method.gather(1, chosen), ordered)

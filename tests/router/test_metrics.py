@@ -26,6 +26,8 @@ EXPECTED: dict[str, tuple[str, set[str]]] = {
     "drafthouse_context_token_cost_seconds": ("gauge", set()),
     "drafthouse_proposal_cost_seconds": ("gauge", {"proposal", "sequences"}),
     "drafthouse_speculation_draft_min_probability_ratio": ("gauge", set()),
+    "drafthouse_speculation_draft_cost_seconds": ("gauge", set()),
+    "drafthouse_speculation_token_worth_seconds": ("gauge", set()),
     "drafthouse_speculation_proposals": ("counter", {"decision"}),
     "drafthouse_step_cost_seconds": ("gauge", {"rows"}),
     "drafthouse_requests": ("counter", {"status"}),

@@ -1,5 +1,7 @@
 """Costs between measurements."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,7 +22,6 @@ def test_context_is_told_apart_from_rows() -> None:
     assert costs.seconds(2.5, 500) == pytest.approx(0.020)
     # Behind the last measurement as between the last two.
     assert costs.seconds(7, 0) == pytest.approx(0.030)
-    assert costs.row_seconds(1) == pytest.approx(0.01 / 3)
 
 
 def test_asking_costs_what_it_adds_to_the_same_step() -> None:
@@ -57,4 +58,41 @@ def test_more_rows_never_cost_less_however_disturbed_the_measurements(
 ) -> None:
     costs = StepCosts([plain(n, n, context, ms) for n, ms, context in points])
     assert costs.seconds(rows + more, 10) >= costs.seconds(rows, 10) - 1e-12
-    assert costs.row_seconds(rows) >= -1e-12
+    drafts = costs.draft_costs(int(rows))
+    assert [cost.first for cost in drafts[:2]] == [0, 1]
+    assert all(cost.seconds >= -1e-12 for cost in drafts)
+    taken = sum((right.first - left.first) * left.seconds for left, right in pairwise(drafts))
+    assert costs.draft_seconds(int(rows), drafts[-1].first) == pytest.approx(taken)
+
+
+def test_drafts_are_free_until_they_are_dear() -> None:
+    costs = StepCosts([plain(n, n, 0, ms) for n, ms in ((1, 10), (8, 10), (9, 11.2), (16, 14), (32, 24))])
+    assert costs.checking == 0
+    assert [(cost.first, pytest.approx(cost.seconds)) for cost in costs.draft_costs(4)] == [
+        (0, 0.0),
+        (1, 0.0),
+        (4, 0.0012),
+        (5, 0.0004),
+        (12, 0.000625),
+        (28, 0.000625),
+    ]
+    assert costs.draft_seconds(8, 0.3) == pytest.approx(0.0012), "one at least"
+    assert costs.draft_seconds(8, 8) == pytest.approx(0.004)
+
+
+def test_checking_costs_what_drafts_add_to_as_many_rows() -> None:
+    plain_steps = [plain(n, n, 100 * n, n + 10) for n in (1, 2, 4, 8)]
+    checked = [plain(2, 4, 200, 14.5), plain(4, 8, 400, 18.4), plain(1, 3, 100, 19), plain(8, 16, 800, 26.5)]
+    costs = StepCosts([*plain_steps, *checked])
+    assert costs.checking == pytest.approx(0.0005)
+    assert costs.seconds(8, 0) == pytest.approx(0.018), "not what was checked in as many rows"
+    assert costs.seconds(16, 0) == pytest.approx(0.026), "without the checking"
+    assert costs.draft_seconds(4, 4) == pytest.approx(0.0045)
+    assert [cost.seconds for cost in costs.draft_costs(4)] == [pytest.approx(ms * 1e-3) for ms in (1.5, 1, 1, 1)]
+
+
+def test_where_more_rows_are_only_known_with_drafts_checking_is_not_told_from_rows() -> None:
+    costs = StepCosts([plain(1, 1, 0, 10), plain(1, 17, 0, 18)])
+    assert costs.is_known
+    assert costs.checking == 0
+    assert costs.seconds(9, 0) == pytest.approx(0.014)

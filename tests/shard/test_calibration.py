@@ -114,7 +114,6 @@ def test_a_draft_that_both_propose_is_one_draft_and_counted_as_such() -> None:
         num_tokens=torch.tensor([7]),
         max_drafts=torch.tensor([6]),
         max_depth=torch.tensor([3]),
-        least_probability=0.0,
     )
     assert int(tree.num_drafts) == 6
     assert tree.token_ids[0].tolist().count(3) == 1
@@ -147,7 +146,6 @@ def draft_five(drafter: Drafter, slot: int) -> None:
         num_tokens=torch.tensor([2]),
         max_drafts=torch.tensor([1]),
         max_depth=torch.tensor([1]),
-        least_probability=0.0,
     )
 
 

@@ -1,11 +1,12 @@
 """Draft trees against a plain enumeration of all paths, and their verification against a plain walk."""
 
+import math
 from contextlib import nullcontext
 from unittest.mock import patch
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shard.speculation import Candidates, Continuation, Method
@@ -59,6 +60,8 @@ def paths_of(marked: MarkedTree, sequence: int) -> list[tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("compiled", [True, False])
+# The kernels may have to be compiled first.
+@settings(deadline=None)
 @given(
     seed=st.integers(0, 10_000),
     heads=st.integers(1, 4),
@@ -113,6 +116,8 @@ def test_the_tree_holds_the_most_probable_paths(
             assert every[ours][0] == pytest.approx(every[theirs][0], rel=1e-3) or near
         for i, path in enumerate(got):
             assert int(marked.methods[s, i]) == every[path][1]
+            assert math.exp(marked.log_p[s, i]) == pytest.approx(every[path][0] * 0.999 ** len(path), rel=1e-3)
+        assert marked.log_p[s, : len(got)].diff().le(0).all()
 
 
 def test_any_first_drafts_of_a_tree_are_a_tree_even_where_all_are_equally_likely() -> None:

@@ -374,15 +374,13 @@ class StepPlan(_message.Message):
     NEW_SEQUENCES_FIELD_NUMBER: _builtins.int
     SEQUENCES_FIELD_NUMBER: _builtins.int
     PROPOSAL_FIELD_NUMBER: _builtins.int
-    DRAFT_MIN_PROBABILITY_FIELD_NUMBER: _builtins.int
+    DRAFT_PRICES_FIELD_NUMBER: _builtins.int
     step_id: _builtins.int
     """Steps of a session are 1, 2, 3, …; every rank runs them in this order, whichever stream brings them."""
     shard_incarnation: _builtins.int
     router_incarnation: _builtins.int
     proposal: Global___Proposal.ValueType
     """Who is asked for drafts, of the sequences that want some."""
-    draft_min_probability: _builtins.float
-    """Drafts that are less likely right are not proposed."""
     @_builtins.property
     def released_slots(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Slots whose sequences ended; handled first, so a slot may be released and taken in one plan."""
@@ -392,6 +390,10 @@ class StepPlan(_message.Message):
     @_builtins.property
     def sequences(self) -> _containers.RepeatedCompositeFieldContainer[Global___SequenceStep]:
         """Each sequence of the step once."""
+
+    @_builtins.property
+    def draft_prices(self) -> _containers.RepeatedCompositeFieldContainer[Global___DraftPrice]:
+        """What drafts cost; without a price nothing."""
 
     def __init__(
         self,
@@ -403,15 +405,42 @@ class StepPlan(_message.Message):
         new_sequences: _abc.Iterable[Global___NewSequence] | None = ...,
         sequences: _abc.Iterable[Global___SequenceStep] | None = ...,
         proposal: Global___Proposal.ValueType = ...,
-        draft_min_probability: _builtins.float = ...,
+        draft_prices: _abc.Iterable[Global___DraftPrice] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["draft_min_probability", b"draft_min_probability", "new_sequences", b"new_sequences", "proposal", b"proposal", "released_slots", b"released_slots", "router_incarnation", b"router_incarnation", "sequences", b"sequences", "shard_incarnation", b"shard_incarnation", "step_id", b"step_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draft_prices", b"draft_prices", "new_sequences", b"new_sequences", "proposal", b"proposal", "released_slots", b"released_slots", "router_incarnation", b"router_incarnation", "sequences", b"sequences", "shard_incarnation", b"shard_incarnation", "step_id", b"step_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StepPlan: _TypeAlias = StepPlan  # noqa: Y015
+
+@_typing.final
+class DraftPrice(_message.Message):
+    """What each of a step's drafts costs, over all its sequences, from number `first` (0, 1, …) on up to the next price, in
+    accepted drafts: as likely right as that it brings what it costs. So many of the most probable drafts are proposed as
+    bring most.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIRST_FIELD_NUMBER: _builtins.int
+    PROBABILITY_FIELD_NUMBER: _builtins.int
+    first: _builtins.int
+    probability: _builtins.float
+    def __init__(
+        self,
+        *,
+        first: _builtins.int = ...,
+        probability: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first", b"first", "probability", b"probability"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DraftPrice: _TypeAlias = DraftPrice  # noqa: Y015
 
 @_typing.final
 class NewSequence(_message.Message):
