@@ -6,9 +6,8 @@ A step of time t brings T tokens, so a token is worth t / T seconds, and a row c
 long as the step waits for memory, more behind that, and much where a product begins another tile. A draft brings its
 probability of being accepted and costs a price, row / token. The prices of all further rows go to the shards with each
 plan, and of all drafts of the step they propose so many of the most probable ones as bring most (they know how long a
-match was, and how sure a head). Costs are what the shards measured at the start, corrected by what steps take since
-(router/drift.py). What shards do not know is told here by the outcome: asking costs time too, and a
-sequence whose drafts do not bring that time back is asked ever more rarely.
+match was, and how sure a head). Costs are those of now (router/current_costs.py). What shards do not know is told here
+by the outcome: asking costs time too, and a sequence whose drafts do not bring it back is asked ever more rarely.
 
 Prompts that wait fill every step, which a draft then makes longer by a row; a token that comes early saves what it
 would have taken later: a row as well, and the reading of its context.
@@ -16,10 +15,11 @@ would have taken later: a row as well, and the reading of its context.
 
 import math
 from collections.abc import Sequence as Sequence_
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from router.acceptance import Acceptance
-from router.drift import Drift, TakenStep
+from router.attempts import Attempts
+from router.current_costs import CurrentCosts, TakenStep
 from router.plan import DraftCounts, DraftPrice
 from router.proposal import Proposal
 from router.sequence import Sequence
@@ -27,17 +27,6 @@ from router.step_costs import StepCosts
 
 # What the wire calls drafts that came from heads alone: only these would be missing without heads.
 HEADS_METHOD = "medusa"
-# Proposals that a sequence, or the heads, may make before their outcome counts; half of them after an unexpected
-# success.
-_TRIAL = 3
-# A trial is shorter where asking takes more than this part of a step.
-_TRIAL_COST = 0.1
-# Steps are counted, and a trial goes on at every so many of them: those of all sequences meet, because most of what
-# asking costs is the same for one and for many.
-_TRIAL_EVERY = 4
-# Where asking did not pay the next try is at a multiple of so many steps, first and at last; the last is more where
-# tries would otherwise take more than this part of the time.
-_FIRST_EVERY, _LAST_EVERY, _TRIES_COST = 16, 64, 0.002
 # What is asked for must bring so much more than it costs: estimates err, and tokens that come early at the end of a
 # sequence, beside others that go on, save nothing.
 _MARGIN = 1.2
@@ -77,36 +66,6 @@ class StepBudget:
     row_s: float = 0.0
 
 
-class _Attempts:
-    """When to ask somebody for drafts: while it pays; else now and then."""
-
-    __slots__ = ("_every", "_pays", "_trial")
-
-    def __init__(self) -> None:
-        self._pays = True
-        self._trial = float(_TRIAL)
-        self._every = _FIRST_EVERY
-
-    def is_due(self, step: int, pays: bool, cost: float) -> bool:
-        """Asked at each step, by its number; `cost` is what asking takes, in steps."""
-        self._pays = pays
-        if pays:
-            self._every = _FIRST_EVERY
-        if pays or (self._trial > 0 and step % _TRIAL_EVERY == 0):
-            self._trial = max(0.0, self._trial - max(1.0, cost / _TRIAL_COST))
-            return True
-        if self._trial > 0 or step % self._every:
-            return False
-        if self._every < max(_LAST_EVERY, cost / _TRIES_COST):
-            self._every *= 2
-        return True
-
-    def note_success(self) -> None:
-        """A try that was not expected to pay brought tokens, so it is worth some more."""
-        if not self._pays:
-            self._trial = max(self._trial, _TRIAL / 2)
-
-
 class _Record:
     """What is kept of one sequence: what lookup brought, what heads brought beside it, and when it is asked again."""
 
@@ -115,27 +74,33 @@ class _Record:
     def __init__(self, config: BudgetConfig, lookup: Acceptance | None = None, heads: Acceptance | None = None) -> None:
         self.lookup = Acceptance(config.lookup_methods, config.max_depth, lookup)
         self.heads = Acceptance((HEADS_METHOD,) if config.has_heads else (), config.max_depth, heads)
-        self.attempts = _Attempts()
+        self.attempts = Attempts()
 
 
-def _price(row_s: float, token_s: float) -> float:
-    # Where rows cost nothing a token may be worth nothing.
-    if row_s <= 0:
-        return 0.0
-    return _MARGIN * row_s / token_s if token_s > 0 else math.inf
+def _budget(costs: StepCosts | CurrentCosts, rows: int, *, step_s: float, token_s: float, row_s: float) -> StepBudget:
+    """Of drafts beside `rows` rows; nobody is asked yet."""
+
+    def price(draft_s: float) -> float:
+        # Where rows cost nothing a token may be worth nothing.
+        if draft_s <= 0:
+            return 0.0
+        return _MARGIN * draft_s / token_s if token_s > 0 else math.inf
+
+    prices = tuple(DraftPrice(cost.first, price(cost.seconds)) for cost in costs.draft_costs(rows))
+    return StepBudget(price(costs.least_draft_seconds(rows)), prices, step_s=step_s, token_s=token_s, row_s=row_s)
 
 
 class BudgetController:
     def __init__(self, config: BudgetConfig, costs: StepCosts) -> None:
         self.config = config
         self.costs = costs
-        self._drift = Drift(costs)
+        self._current = CurrentCosts(costs)
         self._all = _Record(config)
         self._records: dict[int, _Record] = {}
         # What proposals brought since the last step began, not yet in the record of all; by who was asked, how many.
         self._outcomes: list[DraftCounts] = []
         self._num_outcomes = {Proposal.LOOKUP: 0, Proposal.HEADS: 0}
-        self._heads = _Attempts()
+        self._heads = Attempts()
         self._step = self._num_sequences = 0
         # Who was asked in this step.
         self._asked: list[_Record] = []
@@ -166,42 +131,47 @@ class BudgetController:
 
     def _weigh(self, sequences: Sequence_[Sequence], wanting: list[Sequence], full_rows: int) -> StepBudget:
         self._num_sequences = len(sequences)
-        before, rows, tokens = self.budget.proposal, float(len(sequences)), float(len(sequences))
         context = sum(len(sequence.token_ids) for sequence in sequences)
+        budget = self._price_full(full_rows, context) if full_rows else self._price(context)
+        if budget.price > _MAX_PRICE:
+            return budget
+        return replace(budget, proposal=self._proposer(budget, wanting))
+
+    def _price(self, context: int) -> StepBudget:
+        """Beside the drafts that those bring who were asked in the step before."""
+        before, number, costs = self.budget.proposal, self._num_sequences, self._current
+        drafts, tokens = 0.0, float(number)
         for record in self._asked:
-            rows += record.lookup.rows
+            drafts += record.lookup.rows
             tokens += record.lookup.gain
             if before is Proposal.HEADS:
-                rows += record.heads.rows
+                drafts += record.heads.rows
                 tokens += record.heads.gain
-        first_row = full_rows or len(sequences)
-        num_drafts = 0.0 if full_rows else rows - first_row
-        more_s = 0.0 if full_rows else self._drift.draft_seconds(len(sequences))
-        plain_s = self.costs.seconds(first_row, context) * (1.0 if full_rows else self._drift.pace(len(sequences)))
-        drafts_s = max(0.0, self.costs.draft_seconds(first_row, num_drafts) + more_s * max(1.0, num_drafts))
-        row_s = drafts_s / max(1.0, num_drafts)
-        step_s = plain_s + self._proposal_s(before, len(self._asked)) + (drafts_s if num_drafts else 0.0)
-        costs = self.costs.draft_costs(first_row)
-        if full_rows:
-            token_s = costs[-1].seconds + self.costs.per_context_token * context / len(sequences)
-        else:
-            # Never more than without drafts: else a step with too many of them would make tokens dear, and so drafts
-            # cheap.
-            token_s = min(step_s / tokens, plain_s / len(sequences))
-        prices = tuple(DraftPrice(cost.first, _price(cost.seconds + more_s, token_s)) for cost in costs)
-        # On average they cost least where some stretch of equal ones ends, or at the end of the last.
-        averages = [self.costs.draft_seconds(first_row, cost.first) / cost.first for cost in costs[1:]]
-        price = _price(min(*averages, costs[-1].seconds) + more_s, token_s)
-        if price > _MAX_PRICE:
-            return StepBudget(price, prices, Proposal.NONE, step_s, token_s, row_s)
-        proposal = Proposal.LOOKUP if self.config.lookup_methods else Proposal.NONE
+        plain_s, drafts_s = costs.seconds(number, context), costs.draft_seconds(number, drafts)
+        step_s = plain_s + costs.proposal_seconds(before, number, len(self._asked)) + (drafts_s if drafts else 0.0)
+        # Never more than without drafts: else a step with too many of them would make tokens dear, and so drafts cheap.
+        token_s = min(step_s / tokens, plain_s / number)
+        return _budget(costs, number, step_s=step_s, token_s=token_s, row_s=drafts_s / max(1.0, drafts))
+
+    def _price_full(self, full_rows: int, context: int) -> StepBudget:
+        """Where prompts fill the step."""
+        row_s = self.costs.draft_seconds(full_rows, 1)
+        token_s = self.costs.draft_costs(full_rows)[-1].seconds
+        token_s += self.costs.per_context_token * context / self._num_sequences
+        step_s = self.costs.seconds(full_rows, context)
+        return _budget(self.costs, full_rows, step_s=step_s, token_s=token_s, row_s=row_s)
+
+    def _proposer(self, budget: StepBudget, wanting: list[Sequence]) -> Proposal:
         if self.config.has_heads:
             records = [self._record(sequence).heads for sequence in wanting]
-            profit = sum(heads.gain for heads in records) * token_s - sum(heads.rows for heads in records) * row_s
-            cost = self._proposal_s(Proposal.HEADS, len(wanting)) - self._proposal_s(Proposal.LOOKUP, len(wanting))
-            if self._heads.is_due(self._step, profit > _MARGIN * cost, cost / step_s):
-                proposal = Proposal.HEADS
-        return StepBudget(price, prices, proposal, step_s, token_s, row_s)
+            profit = sum(heads.gain * budget.token_s - heads.rows * budget.row_s for heads in records)
+            cost_s = self._asking_s(Proposal.HEADS, len(wanting)) - self._asking_s(Proposal.LOOKUP, len(wanting))
+            if self._heads.is_due(self._step, profit > _MARGIN * cost_s, cost_s / budget.step_s):
+                return Proposal.HEADS
+        return Proposal.LOOKUP if self.config.lookup_methods else Proposal.NONE
+
+    def _asking_s(self, proposal: Proposal, num_asked: int) -> float:
+        return self._current.proposal_seconds(proposal, self._num_sequences, num_asked)
 
     def allow(self, sequence: Sequence, room: int, share: int) -> tuple[int, int]:
         """Most drafts, and how far ahead, that are proposed for a sequence which wants `room` and may have `share`."""
@@ -215,10 +185,9 @@ class BudgetController:
         if self.budget.step_s:
             # Where nothing was ever right there is nothing to ask for; a try looks as far as it may.
             worth, num_asked = self._depth(record), len(self._asked) + 1
-            cost_s = self._proposal_s(Proposal.LOOKUP, num_asked) / num_asked
-            if not record.attempts.is_due(
-                self._step, worth > 0 and self._pays(record, cost_s), cost_s / self.budget.step_s
-            ):
+            cost_s = self._asking_s(Proposal.LOOKUP, num_asked) / num_asked
+            pays = worth > 0 and self._pays(record, cost_s)
+            if not record.attempts.is_due(self._step, pays, cost_s / self.budget.step_s):
                 self.num_decisions["paused"] += 1
                 return 0, 0
             depth = min(depth, worth or depth)
@@ -227,13 +196,6 @@ class BudgetController:
         # A tree that is less deep has one draft less for each level at least.
         size = self.config.tree_size - (self.config.max_depth - depth)
         return max(0, min(size, share)), depth
-
-    def _proposal_s(self, proposal: Proposal, num_asked: int) -> float:
-        """Of asking for drafts of so many of the step's sequences."""
-        if not num_asked:
-            return 0.0
-        more_s = self._drift.proposal_seconds(proposal, self._num_sequences)
-        return max(0.0, self.costs.proposal_seconds(proposal, num_asked) + more_s)
 
     def _pays(self, record: _Record, cost_s: float) -> bool:
         """Where heads run for all anyway, a sequence has only its rows to pay for."""
@@ -257,7 +219,7 @@ class BudgetController:
 
     def observe_step(self, step: TakenStep | None) -> None:
         """The next step is over; None: it had prompts."""
-        self._drift.observe(step)
+        self._current.observe(step)
 
     def observe(self, sequence: Sequence, asked: Proposal, counts: list[DraftCounts]) -> None:
         """A step checked what had been proposed for a sequence when `asked` were asked; they may have had nothing."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from router.block_manager import BlockManager
 from router.budget import BudgetController, StepBudget
-from router.drift import TakenStep
+from router.current_costs import TakenStep
 from router.placement import Placement
 from router.plan import NewSequence, SequenceResult, SequenceStep, StepPlan, StepResult
 from router.proposal import Proposal

@@ -95,6 +95,11 @@ class StepCosts:
             )
         return self._draft_costs[rows]
 
+    def least_draft_seconds(self, rows: int) -> float:
+        """Of each draft, where as many are taken as make it least: where some stretch of equal costs ends."""
+        *_, last = costs = self.draft_costs(rows)
+        return min(last.seconds, *(self.draft_seconds(rows, cost.first) / cost.first for cost in costs[1:]))
+
     def proposal_seconds(self, proposal: Proposal, sequences: int) -> float:
         """Of asking for drafts of so many sequences."""
         return _at(self.by_proposal.get(proposal, []), sequences) if sequences else 0.0

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from router.acceptance import Acceptance
 from router.budget import BudgetConfig, BudgetController, StepBudget
-from router.drift import TakenStep
+from router.current_costs import TakenStep
 from router.plan import DraftCounts, DraftPrice
 from router.proposal import Proposal
 from router.sequence import Sequence

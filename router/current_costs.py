@@ -1,5 +1,5 @@
-"""How steps differ just now from what was measured at the start: the same machine is fast in one minute and slow in the
-next, where others use its memory, and then drafts that were free are dear.
+"""What steps cost just now: what was measured at the start, corrected by what they take since. The same machine is fast
+in one minute and slow in the next, where others use its memory, and then drafts that were free are dear.
 
 Pure. Must not know what is decided with it.
 
@@ -11,7 +11,7 @@ both.
 from dataclasses import dataclass
 
 from router.proposal import Proposal
-from router.step_costs import StepCosts
+from router.step_costs import DraftCost, StepCosts
 
 # Of what was seen so much is left after the next step: a memory of some hundred, a second or two.
 _KEPT = 0.99
@@ -70,24 +70,38 @@ class _OfAlike:
         return self.draft.value * step.num_drafts + asking_s
 
 
-class Drift:
-    def __init__(self, costs: StepCosts) -> None:
-        self._costs = costs
+class CurrentCosts:
+    """As StepCosts, of steps of so many sequences, as they are now."""
+
+    def __init__(self, measured: StepCosts) -> None:
+        self._measured = measured
         self._found: dict[int, _OfAlike] = {}
         self._last: TakenStep | None = None
 
-    def pace(self, num_sequences: int) -> float:
-        """Times of steps without drafts over what was measured."""
-        return self._of(num_sequences).pace
+    def seconds(self, num_sequences: int, context: int) -> float:
+        """Without drafts."""
+        return self._of(num_sequences).pace * self._measured.seconds(num_sequences, context)
 
-    def draft_seconds(self, num_sequences: int) -> float:
-        """What a draft takes more than was measured; less if below 0."""
-        return self._of(num_sequences).draft.value
+    def draft_seconds(self, num_sequences: int, drafts: float) -> float:
+        """What so many drafts, one at least, add."""
+        more_s = self._of(num_sequences).draft.value * max(1.0, drafts)
+        return max(0.0, self._measured.draft_seconds(num_sequences, drafts) + more_s)
 
-    def proposal_seconds(self, proposal: Proposal, num_sequences: int) -> float:
-        """What asking takes more in a step of so many sequences, however many of them are asked."""
-        slope = self._of(num_sequences).asking.get(proposal)
-        return slope.value if slope else 0.0
+    def draft_costs(self, num_sequences: int) -> tuple[DraftCost, ...]:
+        """Of the first, the second, … draft."""
+        more_s = self._of(num_sequences).draft.value
+        measured = self._measured.draft_costs(num_sequences)
+        return tuple(DraftCost(cost.first, max(0.0, cost.seconds + more_s)) for cost in measured)
+
+    def least_draft_seconds(self, num_sequences: int) -> float:
+        """Of each draft, where as many are taken as make it least."""
+        return max(0.0, self._measured.least_draft_seconds(num_sequences) + self._of(num_sequences).draft.value)
+
+    def proposal_seconds(self, proposal: Proposal, num_sequences: int, num_asked: int) -> float:
+        """Of asking for drafts of so many of them."""
+        if not num_asked or (slope := self._of(num_sequences).asking.get(proposal)) is None:
+            return 0.0
+        return max(0.0, self._measured.proposal_seconds(proposal, num_asked) + slope.value)
 
     def observe(self, step: TakenStep | None) -> None:
         """The next step is over; None: it had prompts."""
@@ -109,10 +123,10 @@ class Drift:
             slope.observe(difference, more_s + slope.value * difference)
 
     def _measured_s(self, step: TakenStep) -> float:
-        seconds = self._costs.seconds(step.num_sequences, step.context)
+        seconds = self._measured.seconds(step.num_sequences, step.context)
         if step.num_drafts:
-            seconds += self._costs.draft_seconds(step.num_sequences, step.num_drafts)
-        return seconds + self._costs.proposal_seconds(step.asked, step.num_asked)
+            seconds += self._measured.draft_seconds(step.num_sequences, step.num_drafts)
+        return seconds + self._measured.proposal_seconds(step.asked, step.num_asked)
 
     def _of(self, num_sequences: int) -> _OfAlike:
         return self._found.setdefault(num_sequences.bit_length(), _OfAlike())

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from router.drift import Drift, TakenStep
+from router.current_costs import CurrentCosts, TakenStep
 from router.proposal import Proposal
 from router.step_costs import StepCost, StepCosts
 
@@ -20,18 +20,18 @@ def run(
     seconds: Callable[[TakenStep], float],
     *,
     steps: int = 400,
-    drift: Drift | None = None,
+    costs: CurrentCosts | None = None,
     drafts: int = 4,
     seed: int = 0,
-) -> Drift:
+) -> CurrentCosts:
     """Steps of four sequences whose drafts and proposals change by chance, seen with noise."""
-    drift, chance = drift or Drift(MEASURED), random.Random(seed)
+    costs, chance = costs or CurrentCosts(MEASURED), random.Random(seed)
     for number in range(steps):
         asked = chance.choice([Proposal.NONE, Proposal.LOOKUP, Proposal.HEADS])
         step = TakenStep(4, chance.randrange(drafts + 1), 10 * number, asked, int(asked is not Proposal.NONE), 0.0)
         taken_s = seconds(step) * chance.uniform(0.97, 1.03) + (0.03 if chance.random() < 0.02 else 0.0)
-        drift.observe(TakenStep(4, step.num_drafts, step.context, asked, step.num_asked, taken_s))
-    return drift
+        costs.observe(TakenStep(4, step.num_drafts, step.context, asked, step.num_asked, taken_s))
+    return costs
 
 
 def plain_s(step: TakenStep) -> float:
@@ -39,10 +39,10 @@ def plain_s(step: TakenStep) -> float:
 
 
 def test_nothing_is_learned_where_all_is_as_measured() -> None:
-    drift = run(plain_s)
-    assert drift.pace(4) == pytest.approx(1, abs=0.1)
-    assert drift.draft_seconds(4) == pytest.approx(0, abs=0.0003)
-    assert drift.proposal_seconds(Proposal.LOOKUP, 4) == pytest.approx(0, abs=0.0005)
+    costs = run(plain_s)
+    assert costs.seconds(4, 0) == pytest.approx(0.010, abs=0.001)
+    assert costs.draft_seconds(4, 1) == pytest.approx(0, abs=0.0003)
+    assert costs.proposal_seconds(Proposal.LOOKUP, 4, 2) == pytest.approx(0, abs=0.0005)
 
 
 def test_drafts_asking_and_pace_are_told_apart() -> None:
@@ -50,35 +50,35 @@ def test_drafts_asking_and_pace_are_told_apart() -> None:
         asking_s = 0.001 * step.asks(Proposal.LOOKUP) + 0.003 * step.asks(Proposal.HEADS)
         return plain_s(step) * 0.8 + 0.001 * step.num_drafts + asking_s
 
-    drift = run(seconds)
-    assert drift.pace(4) == pytest.approx(0.8, abs=0.1)
-    assert drift.draft_seconds(4) == pytest.approx(0.001, abs=0.0003)
-    assert drift.proposal_seconds(Proposal.LOOKUP, 4) == pytest.approx(0.001, abs=0.0006)
-    assert drift.proposal_seconds(Proposal.HEADS, 4) == pytest.approx(0.003, abs=0.0008)
+    costs = run(seconds)
+    assert costs.seconds(4, 0) == pytest.approx(0.008, abs=0.001)
+    assert costs.draft_seconds(4, 3) == pytest.approx(0.003, abs=0.001)
+    assert costs.proposal_seconds(Proposal.LOOKUP, 4, 2) == pytest.approx(0.001, abs=0.0006)
+    assert costs.proposal_seconds(Proposal.HEADS, 4, 2) == pytest.approx(0.003, abs=0.0008)
     # Alike are batches of about the same size.
-    assert drift.draft_seconds(7) == drift.draft_seconds(4)
-    assert drift.draft_seconds(8) == 0
-    assert drift.pace(8) == 1
+    assert costs.draft_seconds(7, 1) == costs.draft_seconds(4, 1)
+    assert costs.draft_seconds(8, 1) == 0
+    assert costs.seconds(8, 0) == pytest.approx(0.010)
 
 
 def test_what_drafts_cost_is_forgotten_where_none_are_checked() -> None:
-    drift = run(lambda step: plain_s(step) + 0.001 * step.num_drafts)
-    before = drift.draft_seconds(4)
-    run(plain_s, drift=drift, drafts=0)
-    assert drift.draft_seconds(4) < before / 4
+    costs = run(lambda step: plain_s(step) + 0.001 * step.num_drafts)
+    before = costs.draft_seconds(4, 1)
+    run(plain_s, costs=costs, drafts=0)
+    assert costs.draft_seconds(4, 1) < before / 4
 
 
 def test_a_step_with_prompts_and_another_number_of_sequences_teach_nothing_about_drafts() -> None:
-    drift = Drift(MEASURED)
+    costs = CurrentCosts(MEASURED)
     for _ in range(50):
-        drift.observe(TakenStep(4, 0, 0, Proposal.NONE, 0, 0.010))
-        drift.observe(None)
-        drift.observe(TakenStep(4, 8, 0, Proposal.NONE, 0, 0.030))
-        drift.observe(TakenStep(5, 0, 0, Proposal.NONE, 0, 0.010))
-    assert drift.draft_seconds(4) == 0
+        costs.observe(TakenStep(4, 0, 0, Proposal.NONE, 0, 0.010))
+        costs.observe(None)
+        costs.observe(TakenStep(4, 8, 0, Proposal.NONE, 0, 0.030))
+        costs.observe(TakenStep(5, 0, 0, Proposal.NONE, 0, 0.010))
+    assert costs.draft_seconds(4, 1) == 0
 
 
 def test_without_measurements_nothing_is_learned() -> None:
-    drift = run(plain_s, drift=Drift(StepCosts()))
-    assert drift.pace(4) == 1
-    assert drift.draft_seconds(4) == 0
+    costs = run(plain_s, costs=CurrentCosts(StepCosts()))
+    assert costs.seconds(4, 0) == 0
+    assert costs.draft_seconds(4, 1) == 0
