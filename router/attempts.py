@@ -7,7 +7,7 @@ _TRIAL = 3
 _TRIAL_COST = 0.1
 # Steps are counted, and a trial goes on at every so many of them: those of all sequences meet, because most of what
 # asking costs is the same for one and for many.
-_TRIAL_EVERY = 4
+_TRIAL_EVERY = 8
 # Where asking did not pay the next try is at a multiple of so many steps, first and at last; the last is more where
 # tries would otherwise take more than this part of the time.
 _FIRST_EVERY, _LAST_EVERY, _TRIES_COST = 16, 64, 0.002
