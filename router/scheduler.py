@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from router.block_manager import BlockManager
 from router.budget import BudgetController, StepBudget
-from router.current_costs import TakenStep
+from router.outstanding import OutstandingSequence, OutstandingStep
 from router.placement import Placement
 from router.plan import NewSequence, SequenceResult, SequenceStep, StepPlan, StepResult
 from router.proposal import Proposal
@@ -45,39 +45,13 @@ class Progress:
     result: SequenceResult
 
 
-@dataclass(frozen=True, slots=True)
-class _Outstanding:
-    sequence: Sequence
-    slot: int
-    chunk_end: int  # 0 for a decode
-    # Who had been asked for the drafts that the step checks.
-    proposal: Proposal
-
-
-@dataclass(frozen=True, slots=True)
-class _OutstandingStep:
-    sequences: list[_Outstanding]
-    context: int
-    # Who is asked for the drafts of the next step, and of how many sequences.
-    asked: Proposal
-    num_asked: int
-
-    def taken(self, result: StepResult) -> TakenStep | None:
-        """None where it had prompts, or where sequences had ended before it."""
-        num_sequences = len(self.sequences)
-        if len(result.sequences) < num_sequences or any(entry.chunk_end for entry in self.sequences):
-            return None
-        num_drafts = sum(one.drafted for one in result.sequences)
-        return TakenStep(num_sequences, num_drafts, self.context, self.asked, self.num_asked, result.duration_s)
-
-
 class Scheduler:
     def __init__(self, config: SchedulerConfig, budget: BudgetController) -> None:
         self.config = config
         self.budget = budget
         self._placement = _placement(config)
         self._step_id = 0
-        self._outstanding: dict[int, _OutstandingStep] = {}
+        self._outstanding: dict[int, OutstandingStep] = {}
         self._num_earlier_preemptions = 0
 
     # --- what the engine asks
@@ -172,13 +146,13 @@ class Scheduler:
             return None
         self._step_id += 1
         in_step = [
-            _Outstanding(
+            OutstandingSequence(
                 s, s.slot, steps[s.slot].chunk_start + steps[s.slot].chunk_length, checked.get(s.slot, _NOBODY)
             )
             for s in running
             if s.slot is not None and s.slot in steps
         ]
-        self._outstanding[self._step_id] = _OutstandingStep(
+        self._outstanding[self._step_id] = OutstandingStep(
             in_step,
             context=sum(len(entry.sequence.token_ids) for entry in in_step),
             asked=drafting.proposal,

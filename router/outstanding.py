@@ -1,0 +1,34 @@
+"""What is remembered of a step that is under way, for the time when its reply comes. Pure data."""
+
+from dataclasses import dataclass
+
+from router.current_costs import TakenStep
+from router.plan import StepResult
+from router.proposal import Proposal
+from router.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class OutstandingSequence:
+    sequence: Sequence
+    slot: int
+    chunk_end: int  # 0 for a decode
+    # Who had been asked for the drafts that the step checks.
+    proposal: Proposal
+
+
+@dataclass(frozen=True, slots=True)
+class OutstandingStep:
+    sequences: list[OutstandingSequence]
+    context: int
+    # Who is asked for the drafts of the next step, and of how many sequences.
+    asked: Proposal
+    num_asked: int
+
+    def taken(self, result: StepResult) -> TakenStep | None:
+        """None where it had prompts, or where sequences had ended before it."""
+        num_sequences = len(self.sequences)
+        if len(result.sequences) < num_sequences or any(entry.chunk_end for entry in self.sequences):
+            return None
+        num_drafts = sum(one.drafted for one in result.sequences)
+        return TakenStep(num_sequences, num_drafts, self.context, self.asked, self.num_asked, result.duration_s)
