@@ -10,6 +10,8 @@ from router.sequence import Sequence
 
 @dataclass(frozen=True, slots=True)
 class OutstandingSequence:
+    """A sequence's part of the step, and the slot that it had then."""
+
     sequence: Sequence
     slot: int
     chunk_end: int  # 0 for a decode
@@ -19,6 +21,8 @@ class OutstandingSequence:
 
 @dataclass(frozen=True, slots=True)
 class OutstandingStep:
+    """A step whose reply is not in; `context` are the tokens that its sequences had when it was planned."""
+
     sequences: list[OutstandingSequence]
     context: int
     # Who is asked for the drafts of the next step, and of how many sequences.
