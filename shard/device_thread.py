@@ -11,6 +11,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NoReturn, TypeVar
 
 log = logging.getLogger(__name__)
@@ -31,12 +32,17 @@ def leave(reason: str) -> NoReturn:
 
 
 class DeviceThread:
-    """Made and used on the event loop. Jobs run one after the other, in the order they were submitted."""
+    """Made and used on the event loop. Jobs run one after the other, in the order they were submitted.
+
+    What a job brought is handed to the event loop when nothing waits behind it, else by the job behind it
+    (`hand_over`): both threads need the interpreter, and the device must not wait for replies.
+    """
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._jobs: queue.SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]]] = queue.SimpleQueue()
         self._busy_since: float | None = None
+        self._finished: list[Callable[[], None]] = []
         threading.Thread(target=self._run, name="device", daemon=True).start()
 
     def submit(self, job: Callable[[], Result]) -> asyncio.Future[Result]:
@@ -51,6 +57,12 @@ class DeviceThread:
             if (since := self._busy_since) is not None and time.monotonic() - since > timeout_s:
                 leave(f"a step takes longer than {timeout_s:g} s")
 
+    def hand_over(self) -> None:
+        """For a job that needs no interpreter for a while: the event loop gets what was finished before."""
+        if self._finished:
+            finished, self._finished = self._finished, []
+            self._loop.call_soon_threadsafe(_call_all, finished)
+
     def _run(self) -> None:
         while True:
             job, future = self._jobs.get()
@@ -60,7 +72,14 @@ class DeviceThread:
             except Exception as raised:
                 result, error = None, raised
             self._busy_since = None
-            self._loop.call_soon_threadsafe(_resolve, future, result, error)
+            self._finished.append(partial(_resolve, future, result, error))
+            if self._jobs.empty():
+                self.hand_over()
+
+
+def _call_all(calls: list[Callable[[], None]]) -> None:
+    for call in calls:
+        call()
 
 
 def _resolve(future: asyncio.Future[Any], result: Any, error: Exception | None) -> None:

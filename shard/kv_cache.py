@@ -16,6 +16,7 @@ from torch import Tensor
 
 from shard.cpu import huge_pages
 from shard.cpu.kernels import kernels_for
+from shard.cpu.spans import PagedSpans
 
 
 class KVCache:
@@ -90,11 +91,15 @@ class KVCache:
 
     def commit(self, rows: Tensor, physical_slots: Tensor) -> None:
         """Copy step rows [M] of all layers to their physical slots [M]; a row that was rejected goes to slot 0."""
-        if kernels := kernels_for(self.dtype, self.device):
-            kernels.commit(self._steps, self._pages, rows.contiguous(), physical_slots.contiguous())
-            return
         kept = self._steps.index_select(1, rows).view(self.num_layers, -1, self.head_dim)
         self._page_tokens.index_copy_(1, self.token_index(physical_slots), kept)
+
+    def commit_paths(self, spans: PagedSpans, path: Tensor, num_kept: Tensor, physical_slots: Tensor) -> None:
+        """The same where kernels read the pages: of each of the first S spans the first `num_kept` [S] rows of its
+        `path` [S, R]; `physical_slots` [N] are of all rows of the step."""
+        kernels = kernels_for(self.dtype, self.device)
+        assert kernels is not None
+        kernels.commit(self._steps, self._pages, spans, path, num_kept.contiguous(), physical_slots)
 
     def workspace(self, num_elements: int) -> Tensor:
         """A flat buffer that the layers and groups of a step use in turn; its content is not kept."""

@@ -5,6 +5,7 @@ then the prompt chunks. Sequences that yield tokens are numbered in the same ord
 """
 
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -61,48 +62,59 @@ def lay_out(steps: list[SequenceStep], states: SequenceStates) -> StepLayout | N
     if not live and not chunks:
         return None
 
-    def tensor(values: list[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=states.device)
-
     yielding = [step for step, _ in live] + last_chunks
     num_rows = [1 + drafts for _, drafts in live] + [1] * len(last_chunks)
     width = max(num_rows, default=1)
-    slots = tensor([step.slot for step in yielding])
+    host_slots = [states.host[step.slot] for step, count in zip(yielding, num_rows, strict=True) for _ in range(count)]
+    asked = [s for s, step in enumerate(yielding) if step.propose]
+    slots, allowed, logit_rows, logit_slots, cells, proposing, max_drafts, max_depth, chunk_slots, positions = _tensors(
+        [step.slot for step in yielding],
+        [count - 1 for count in num_rows],
+        _logit_rows(live, chunks, last_chunks),
+        [host.new.slot for host in host_slots],
+        _cells(num_rows, width),
+        asked,
+        [yielding[s].propose for s in asked],
+        [yielding[s].propose_depth for s in asked],
+        # Rows of prompt chunks are read where they stand; those of decoding sequences are their last token and drafts.
+        [step.slot for step in chunks for _ in range(step.chunk_length)],
+        [p for step in chunks for p in range(step.chunk_start, step.chunk_start + step.chunk_length)],
+        device=states.device,
+    )
     drafts, parents = states.draft_token_ids[slots, : width - 1], states.draft_parents[slots, : width - 1]
     on_path = ancestors(parents) if width > 1 else None
 
-    # Rows of prompt chunks are read where they stand; those of decoding sequences are their last token and drafts.
-    row_slot = [step.slot for step in chunks for _ in range(step.chunk_length)]
-    row_position = [p for step in chunks for p in range(step.chunk_start, step.chunk_start + step.chunk_length)]
-    chunk_slots, positions = tensor(row_slot), tensor(row_position)
-    token_ids = states.token_ids[chunk_slots, positions]
-    if live:
-        step_token_ids, step_positions = _step_rows(states, slots, drafts, on_path, num_rows[: len(live)])
-        token_ids, positions = torch.cat([step_token_ids, token_ids]), torch.cat([step_positions, positions])
+    rows = [_step_rows(states, slots, drafts, on_path, num_rows[: len(live)])] if live else []
+    if chunks:
+        rows.append((states.token_ids[chunk_slots, positions], positions))
 
     spans = [Span(1 + count, states.host[step.slot].block_table, direct=False) for step, count in live]
     spans += [Span(step.chunk_length, states.host[step.slot].block_table, direct=True) for step in chunks]
-    host_slots = [states.host[step.slot] for step, count in zip(yielding, num_rows, strict=True) for _ in range(count)]
-    proposing = [s for s, step in enumerate(yielding) if step.propose]
-    allowed = tensor([count - 1 for count in num_rows])
+    token_ids, positions = rows[0] if len(rows) == 1 else map(torch.cat, zip(*rows, strict=True))
     return StepLayout(
         spans=spans,
         token_ids=token_ids,
         positions=positions,
-        logit_rows=tensor(_logit_rows(live, chunks, last_chunks)),
-        logit_slots=tensor([host.new.slot for host in host_slots]),
+        logit_rows=logit_rows,
+        logit_slots=logit_slots,
         host_slots=host_slots,
         slots=slots,
         num_drafts=torch.where(states.finished[slots], -1, torch.minimum(states.num_drafts[slots], allowed)),
         drafts=drafts,
         parents=parents,
         on_path=on_path,
-        cells=tensor(_cells(num_rows, width)).view(len(yielding), width),
-        proposing=tensor(proposing),
-        max_drafts=tensor([yielding[s].propose for s in proposing]),
-        max_depth=tensor([yielding[s].propose_depth for s in proposing]),
+        cells=cells.view(len(yielding), width),
+        proposing=proposing,
+        max_drafts=max_drafts,
+        max_depth=max_depth,
         num_decoding=len(live),
     )
+
+
+def _tensors(*lists: list[int], device: torch.device) -> tuple[Tensor, ...]:
+    """Each list as int64, all in one copy to the device."""
+    packed = torch.tensor(list(chain.from_iterable(lists)), dtype=torch.int64).to(device, non_blocking=True)
+    return packed.split([len(values) for values in lists])
 
 
 def _decoding(steps: list[SequenceStep], states: SequenceStates) -> list[tuple[SequenceStep, int]]:

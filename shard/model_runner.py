@@ -11,6 +11,7 @@ Without heads the drafts travel with the decision. Must not know of gRPC, sessio
 
 import hashlib
 import time
+from collections.abc import Callable
 from itertools import accumulate
 from typing import Protocol
 
@@ -37,7 +38,7 @@ class Model(Protocol):
     @property
     def vocab_start(self) -> int: ...
 
-    def forward(self, batch: ForwardBatch, cache: KVCache) -> Tensor: ...
+    def forward(self, batch: ForwardBatch, cache: KVCache, on_launch: Callable[[], None]) -> Tensor: ...
 
     def logits(self, hidden: Tensor) -> Tensor: ...
 
@@ -77,18 +78,19 @@ class ModelRunner:
         self._digest = hashlib.blake2b(digest_size=8)
 
     @torch.inference_mode()
-    def execute(self, plan: StepPlan) -> StepResult:
+    def execute(self, plan: StepPlan, on_launch: Callable[[], None] = lambda: None) -> StepResult:
+        """`on_launch` is called where the layers begin: from there on the interpreter is free for a while."""
         start = time.perf_counter_ns()
         self.states.begin_step(plan.released_slots, plan.new_sequences, plan.sequences)
         if self._drafter is not None and plan.new_sequences:
             self._drafter.begin([new.slot for new in plan.new_sequences])
         layout = lay_out(plan.sequences, self.states)
-        results = self._run(layout, plan) if layout else []
+        results = self._run(layout, plan, on_launch) if layout else []
         self._digest.update(plan.step_id.to_bytes(8, "little"))
         digest = int.from_bytes(self._digest.digest(), "little")
         return StepResult(plan.step_id, results, digest, time.perf_counter_ns() - start)
 
-    def _run(self, layout: StepLayout, plan: StepPlan) -> list[SequenceResult]:
+    def _run(self, layout: StepLayout, plan: StepPlan, on_launch: Callable[[], None]) -> list[SequenceResult]:
         batch = ForwardBatch.build(
             token_ids=layout.token_ids,
             positions=layout.positions,
@@ -96,7 +98,7 @@ class ModelRunner:
             cache=self._cache,
             ancestors=layout.ancestors,
         )
-        hidden = self._model.forward(batch, self._cache)
+        hidden = self._model.forward(batch, self._cache, on_launch)
         if not layout.slots.numel():
             return []
         rows = self._sampling_rows(layout)
@@ -254,9 +256,12 @@ class ModelRunner:
         """
         if not layout.num_decoding:
             return
+        path, emitted = decision.path[: layout.num_decoding], decision.num_emitted[: layout.num_decoding]
+        if batch.paged is not None:
+            self._cache.commit_paths(batch.paged, path, emitted, batch.physical_slots)
+            return
         counts = [span.num_rows for span in layout.spans[: layout.num_decoding]]
         firsts = torch.tensor(list(accumulate(counts[:-1], initial=0)), device=self.states.device)
-        path, emitted = decision.path[: layout.num_decoding], decision.num_emitted[: layout.num_decoding]
         # A path of a padded batch may name a row that this sequence does not have.
         last = torch.tensor(counts, device=path.device)[:, None] - 1
         rows = firsts[:, None] + torch.minimum(path, last)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from shard.cpu.decide import decision_kernels
 from shard.plan import NewSequence, SequenceStep
 from shard.speculation import DraftTree
 
@@ -88,6 +89,10 @@ class SequenceStates:
     def append(self, slots: Tensor, token_ids: Tensor, num_emitted: Tensor, finished: Tensor) -> None:
         """Commits the first `num_emitted` [S] of `token_ids` [S, R] of each of the slots [S]. What was drafted for them
         is void."""
+        if self.device.type == "cpu" and (kernels := decision_kernels()):
+            states = self.token_ids, self.num_tokens, self.num_drafts, self.finished
+            kernels.append(states, slots, token_ids, num_emitted, finished)
+            return
         columns = torch.arange(token_ids.shape[1], device=self.device)
         # Past the end only where nothing is kept.
         places = (self.num_tokens[slots][:, None] + columns).clamp_max(self.token_ids.shape[1] - 1)

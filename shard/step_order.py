@@ -21,7 +21,8 @@ Result = TypeVar("Result")
 
 
 class StepOrder:
-    def __init__(self, device: DeviceThread, execute: Callable[[StepPlan], StepResult]) -> None:
+    def __init__(self, device: DeviceThread, execute: Callable[[StepPlan, Callable[[], None]], StepResult]) -> None:
+        """`execute` runs a step and calls what it is given when the model begins."""
         self._device = device
         self._execute = execute
         self._next_step_id = 1
@@ -43,7 +44,8 @@ class StepOrder:
         self._early_since = time.monotonic()
         while (early := self._early.pop(self._next_step_id, None)) is not None:
             self._next_step_id += 1
-            running = self._device.submit(partial(_or_leave, partial(self._execute, early[0])))
+            step = partial(self._execute, early[0], self._device.hand_over)
+            running = self._device.submit(partial(_or_leave, step))
             running.add_done_callback(partial(_pass_on, early[1]))
         return done
 

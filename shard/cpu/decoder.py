@@ -3,6 +3,7 @@ what a model's modules or a checkpoint's tensors are called.
 """
 
 import ctypes
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -152,7 +153,9 @@ class CompiledLayers:
             softcap=spec.softcap or 0.0,
         )
 
-    def __call__(self, embedded: Tensor, batch: ForwardBatch, cache: KVCache) -> Tensor:
+    def __call__(
+        self, embedded: Tensor, batch: ForwardBatch, cache: KVCache, on_launch: Callable[[], None] = lambda: None
+    ) -> Tensor:
         """Stores keys and values."""
         assert batch.paged is not None
         if self._cache is not cache:
@@ -173,6 +176,7 @@ class CompiledLayers:
             batch.paged.struct,
         )
         buffers = _Buffers(x.data_ptr(), y.data_ptr(), wide.data_ptr(), normed.data_ptr(), out.data_ptr(), y.shape[1])
+        on_launch()
         end = 2 * len(self._layers)
         if self._group.size == 1:
             self._run(step, buffers, 0, end + 1)

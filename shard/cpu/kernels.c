@@ -62,19 +62,23 @@ void find_slots(const Spans *spans, long block_size, int64_t *physical_slots) {
         }
 }
 
-// Copies n rows of the step buffer, steps [layer, max_rows, 2 * kv_heads, dim], to their slots in the pages of each layer,
-// which are layer_stride elements apart and of which the values are value_offset behind the keys.
-void commit(const bf16 *steps, bf16 *pages, const int64_t *rows, const int64_t *slots, long n, long layers, long max_rows, long layer_stride,
-            long value_offset, long kv_heads, long dim, long block_size) {
+// Copies the rows on the paths of the first n spans, path [n, …] with rows `stride` apart, of which num_kept[s] count, from
+// the step buffer, steps [layer, max_rows, 2 * kv_heads, dim], to their slots in the pages of each layer, which are
+// layer_stride elements apart and of which the values are value_offset behind the keys.
+void commit(const bf16 *steps, bf16 *pages, const Spans *spans, const int64_t *path, const int64_t *num_kept, const int64_t *slots, long n,
+            long stride, long layers, long max_rows, long layer_stride, long value_offset, long kv_heads, long dim, long block_size) {
     #pragma omp parallel for if (n * layers > 256)
     for (long layer = 0; layer < layers; layer++) {
         const Cache cache = {.pages = pages + layer * layer_stride, .kv_heads = kv_heads, .dim = dim, .block_size = block_size};
-        for (long i = 0; i < n; i++)
-            for (long head = 0; head < kv_heads; head++) {
-                const bf16 *from = steps + ((layer * max_rows + rows[i]) * 2 * kv_heads + head) * dim;
-                bf16 *to = page_of(&cache, slots[i], head);
-                memcpy(to, from, sizeof(bf16) * (size_t)dim);
-                memcpy(to + value_offset, from + kv_heads * dim, sizeof(bf16) * (size_t)dim);
+        for (long s = 0; s < n; s++)
+            for (long i = 0; i < num_kept[s]; i++) {
+                const long row = spans->firsts[s] + path[s * stride + i];
+                for (long head = 0; head < kv_heads; head++) {
+                    const bf16 *from = steps + ((layer * max_rows + row) * 2 * kv_heads + head) * dim;
+                    bf16 *to = page_of(&cache, slots[row], head);
+                    memcpy(to, from, sizeof(bf16) * (size_t)dim);
+                    memcpy(to + value_offset, from + kv_heads * dim, sizeof(bf16) * (size_t)dim);
+                }
             }
     }
 }

@@ -61,7 +61,7 @@ class CpuKernels:
         self._find_slots = library.find_slots
         self._find_slots.argtypes = [ctypes.POINTER(SpansStruct), _long, _pointer]
         self._commit = library.commit
-        self._commit.argtypes = [_pointer] * 4 + [_long] * 8
+        self._commit.argtypes = [*[_pointer] * 2, ctypes.POINTER(SpansStruct), *[_pointer] * 3, *[_long] * 9]
         self.run_halves = library.run_halves
         self.run_halves.argtypes = [_pointer] * 3 + [_long] * 2
         self._lanes = int(library.lanes())
@@ -168,17 +168,23 @@ class CpuKernels:
         self._find_slots(spans.struct, block_size, out.data_ptr())
         return out
 
-    def commit(self, steps: Tensor, pages: Tensor, rows: Tensor, slots: Tensor) -> None:
-        """Copies step rows [M] of all layers to physical slots [M], both int64.
+    def commit(
+        self, steps: Tensor, pages: Tensor, spans: PagedSpans, path: Tensor, num_kept: Tensor, slots: Tensor
+    ) -> None:
+        """Copies of each of the first S spans the step rows named by the first `num_kept` [S] of its `path` [S, R], all
+        layers, to their physical `slots` [N]. Integers are int64.
 
         steps is [layers, max rows, 2 * kv heads, dim], pages [layers, K or V, block, kv head, place, dim].
         """
         self._commit(
             steps.data_ptr(),
             pages.data_ptr(),
-            rows.data_ptr(),
+            spans.struct,
+            path.data_ptr(),
+            num_kept.data_ptr(),
             slots.data_ptr(),
-            len(rows),
+            len(path),
+            path.stride(0),
             len(steps),
             steps.shape[1],
             pages.stride(0),

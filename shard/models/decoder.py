@@ -3,7 +3,7 @@
 Reads as the model on one device; the layers shard themselves. Sizes and constants are the configuration's.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -161,11 +161,15 @@ class Decoder(Module):
         }
 
     @torch.inference_mode()
-    def forward(self, batch: ForwardBatch, cache: KVCache) -> Tensor:
-        """Rows of the step -> final hidden states [N, hidden], normalised. Stores keys and values in the cache."""
+    def forward(self, batch: ForwardBatch, cache: KVCache, on_launch: Callable[[], None] = lambda: None) -> Tensor:
+        """Rows of the step -> final hidden states [N, hidden], normalised. Stores keys and values in the cache.
+
+        `on_launch` is called where the layers begin.
+        """
         x = self.embed_tokens(batch.token_ids)
         if self._compiled is not None:
-            return self._compiled(x, batch, cache)
+            return self._compiled(x, batch, cache, on_launch)
+        on_launch()
         rotations = [rotary.rotation(batch.positions) for rotary in self.rotaries]
         for layer, rotary in zip(self.layers, self.rotary_of_layer, strict=True):
             x = layer(x, rotations[rotary], batch, cache)

@@ -169,13 +169,30 @@ def test_a_compiler_that_fails_is_named(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert not list(tmp_path.rglob("*.so"))
 
 
-@pytest.mark.parametrize("num_kept", [0, 1, 5, 300])
-def test_commit_moves_rows_of_all_layers_to_their_slots(kernels: CpuKernels, num_kept: int) -> None:
-    rng = random.Random(num_kept)
-    steps, pages = draw(3, 310, 4, 8), draw(3, 2, 80, 2, 4, 8, seed=1)
-    rows, slots = torch.tensor(rng.sample(range(310), num_kept)), torch.tensor(rng.sample(range(320), num_kept))
-    expected = pages.clone()
-    for row, slot in zip(rows.tolist(), slots.tolist(), strict=True):
-        expected[:, :, slot // 4, :, slot % 4] = steps[:, row].view(3, 2, 2, 8)
-    kernels.commit(steps, pages, rows.long(), slots.long())
+@pytest.mark.parametrize("num_spans", [1, 3, 100])
+def test_commit_moves_the_rows_of_each_path_to_their_slots_in_all_layers(kernels: CpuKernels, num_spans: int) -> None:
+    rng = random.Random(num_spans)
+    counts = [rng.randint(1, 4) for _ in range(num_spans)]
+    num_rows = sum(counts)
+    steps, pages = draw(3, num_rows + 1, 4, 8), draw(3, 2, 120, 2, 4, 8, seed=1)
+    slots = torch.tensor(rng.sample(range(480), num_rows))
+    spans = PagedSpans(
+        tables=[[0]] * num_spans,
+        num_rows=counts,
+        num_steps=num_spans,
+        positions=torch.zeros(num_rows, dtype=torch.int64),
+        ancestors=torch.ones(1, 4, 4, dtype=torch.bool),
+    )
+    # What is behind the rows that are kept means nothing.
+    path = torch.full((num_spans, 6), 1 << 40)[:, :5]
+    num_kept = torch.tensor([rng.randint(0, count) for count in counts])
+    expected, first = pages.clone(), 0
+    for s, (count, kept) in enumerate(zip(counts, num_kept.tolist(), strict=True)):
+        rows = sorted(rng.sample(range(count), kept))
+        path[s, :kept] = torch.tensor(rows)
+        for row in rows:
+            slot = int(slots[first + row])
+            expected[:, :, slot // 4, :, slot % 4] = steps[:, first + row].view(3, 2, 2, 8)
+        first += count
+    kernels.commit(steps, pages, spans, path, num_kept, slots)
     assert torch.equal(pages, expected)

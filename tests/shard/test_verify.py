@@ -1,9 +1,19 @@
+from contextlib import nullcontext
+from unittest import mock
+
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from shard.gumbel import gumbel
-from shard.speculation.verify import ancestors, verify
+from shard.speculation import verify as verify_module
+from shard.speculation.verify import Verdict, ancestors, verify
+
+
+def _verify(compiled: bool, *args: torch.Tensor | None, **bounds: torch.Tensor) -> Verdict:
+    with nullcontext() if compiled else mock.patch.object(verify_module, "decision_kernels", return_value=None):
+        return verify(*args, **bounds)  # type: ignore[arg-type]
 
 
 def _reference(
@@ -53,14 +63,16 @@ def _steps(draw: st.DrawFn) -> list[dict[str, list[int]]]:
     return [row() for _ in range(draw(st.integers(1, 4)))]
 
 
-@given(_steps())
-def test_verdicts_equal_a_plain_walk_down_the_tree(step: list[dict[str, list[int]]]) -> None:
+@pytest.mark.parametrize("compiled", [True, False])
+@given(step=_steps())
+def test_verdicts_equal_a_plain_walk_down_the_tree(compiled: bool, step: list[dict[str, list[int]]]) -> None:
     def tensor(name: str) -> torch.Tensor:
         return torch.tensor([row[name] for row in step], dtype=torch.int64)
 
     num_drafts, num_tokens, max_num_tokens = tensor("numbers").unbind(1)
     parents = tensor("parents")
-    verdict = verify(
+    verdict = _verify(
+        compiled,
         tensor("target"),
         tensor("drafts"),
         parents,
@@ -85,9 +97,11 @@ def test_verdicts_equal_a_plain_walk_down_the_tree(step: list[dict[str, list[int
         assert [row["drafts"][r - 1] for r in path[1:]] == tokens[:-1]
 
 
-def test_a_sequence_without_room_emits_nothing_and_is_finished() -> None:
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_sequence_without_room_emits_nothing_and_is_finished(compiled: bool) -> None:
     parents = torch.tensor([[0]])
-    verdict = verify(
+    verdict = _verify(
+        compiled,
         torch.tensor([[4, 5]]),
         torch.tensor([[4]]),
         parents,

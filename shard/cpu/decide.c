@@ -1,0 +1,110 @@
+// What follows the model in a step: the best of each row's logits, which drafts are right, tokens appended. The same as
+// shard/sampler.py, shard/speculation/verify.py and shard/states.py in torch operations, of which each takes longer than
+// all of this. Integers are int64 and arrays contiguous where nothing else is said.
+
+#include <math.h>
+
+#include "vectors.h"
+
+// Columns of a row whose maximum is taken before the next ones are looked at.
+#define BLOCK (16 * LANES)
+
+static float maximum(const float *x, long size) {
+    Floats most = *(const Floats *)x;
+    for (long i = LANES; i + LANES <= size; i += LANES) {
+        const Floats next = *(const Floats *)(x + i);
+        const Ints is_more = next > most;
+        most = (Floats)(((Ints)next & is_more) | ((Ints)most & ~is_more));
+    }
+    float best = -INFINITY;
+    for (long lane = 0; lane < LANES; lane++) best = most[lane] > best ? most[lane] : best;
+    for (long i = size / LANES * LANES; i < size; i++) best = x[i] > best ? x[i] : best;
+    return best;
+}
+
+// The greatest of each row of scores [n, size], rows `stride` apart, and its place, the first of equals.
+void first_max(const float *scores, float *best, int64_t *places, long n, long size, long stride) {
+    #pragma omp parallel for if (n > 1)
+    for (long row = 0; row < n; row++) {
+        const float *x = scores + row * stride;
+        float most = -INFINITY;
+        long block = 0;
+        for (long start = 0; start < size; start += BLOCK) {
+            const long width = size - start < BLOCK ? size - start : BLOCK;
+            float here = -INFINITY;
+            if (width >= LANES) here = maximum(x + start, width);
+            else
+                for (long i = 0; i < width; i++) here = x[start + i] > here ? x[start + i] : here;
+            if (here > most) most = here, block = start;
+        }
+        long place = block;
+        while (place + 1 < size && x[place] != most) place++;
+        best[row] = most;
+        places[row] = place;
+    }
+}
+
+// Trees of n sequences with up to `rows` rows: target [n, rows], drafts and parents [n, rows - 1], the others [n]; stops
+// [n, num_stops].
+typedef struct {
+    const int64_t *target, *drafts, *parents, *num_drafts, *num_tokens, *max_num_tokens, *stops;
+    long n, rows, num_stops;
+} Checked;
+
+// As in Verdict: token_ids and path [n, rows], the others [n].
+typedef struct {
+    int64_t *token_ids, *path, *num_emitted, *num_accepted;
+    uint8_t *finished;
+} Verdicts;
+
+static int is_stop(const Checked *in, long s, int64_t token) {
+    for (long i = 0; i < in->num_stops; i++)
+        if (in->stops[s * in->num_stops + i] == token) return 1;
+    return 0;
+}
+
+// depth: room for `rows` numbers.
+void verify(const Checked *in, const Verdicts *out, int64_t *depth) {
+    for (long s = 0; s < in->n; s++) {
+        const int64_t *target = in->target + s * in->rows, *drafts = in->drafts + s * (in->rows - 1), *parents = in->parents + s * (in->rows - 1);
+        int64_t *path = out->path + s * in->rows, *token_ids = out->token_ids + s * in->rows;
+        for (long i = 0; i < in->rows; i++) path[i] = in->rows - 1;
+        long num_right = 0;
+        path[0] = depth[0] = 0;
+        for (long row = 1; row <= in->num_drafts[s] && row < in->rows; row++) {
+            const int64_t parent = parents[row - 1];
+            // Below zero: not right.
+            depth[row] = depth[parent] >= 0 && drafts[row - 1] == target[parent] ? depth[parent] + 1 : -1;
+            // Of equal siblings the first is taken.
+            if (depth[row] > num_right) path[++num_right] = row;
+        }
+        for (long i = 0; i < in->rows; i++) token_ids[i] = target[path[i]];
+        const int64_t left = in->max_num_tokens[s] - in->num_tokens[s], room = left > 0 ? left : 0;
+        long emitted = 0, stopped = 0;
+        while (emitted <= num_right && emitted < room && !stopped) stopped = is_stop(in, s, token_ids[emitted++]);
+        const int is_present = in->num_drafts[s] >= 0;
+        out->num_emitted[s] = is_present ? emitted : 0;
+        out->num_accepted[s] = num_right < out->num_emitted[s] ? num_right : out->num_emitted[s];
+        out->finished[s] = is_present && (stopped || emitted == room);
+    }
+}
+
+// A row per slot: texts [slots, length].
+typedef struct {
+    int64_t *texts, *num_tokens, *num_drafts;
+    uint8_t *finished;
+    long length;
+} States;
+
+// Appends the first num_emitted[i] of tokens [n, width], rows `stride` apart, to each of the slots [n].
+void append(const States *states, const int64_t *slots, const int64_t *tokens, const int64_t *num_emitted, const uint8_t *finished, long n,
+            long stride) {
+    for (long i = 0; i < n; i++) {
+        const int64_t slot = slots[i];
+        int64_t *end = states->texts + slot * states->length + states->num_tokens[slot];
+        memcpy(end, tokens + i * stride, sizeof(int64_t) * (size_t)num_emitted[i]);
+        states->num_tokens[slot] += num_emitted[i];
+        states->num_drafts[slot] = 0;
+        states->finished[slot] |= finished[i];
+    }
+}

@@ -1,0 +1,75 @@
+"""The compiled functions against the torch operations that they stand for; verify is in test_verify.py."""
+
+from unittest import mock
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shard import sampler, states
+from shard.cpu.decide import DecisionKernels, decision_kernels
+from shard.sampler import first_max
+from shard.states import SequenceStates
+
+SLOTS, LENGTH = 5, 12
+
+
+@pytest.fixture(scope="module")
+def kernels() -> DecisionKernels:
+    found = decision_kernels()
+    assert found is not None
+    return found
+
+
+@given(
+    values=st.lists(st.sampled_from([-torch.inf, -2.0, 0.0, 1.0, 1.5]), min_size=1, max_size=600),
+    num_rows=st.integers(1, 3),
+    num_unused=st.integers(0, 3),
+)
+@settings(deadline=None)
+def test_the_first_of_the_greatest_is_found(values: list[float], num_rows: int, num_unused: int) -> None:
+    # Rows of a wider tensor, as the logits of a padded vocabulary are.
+    wide = torch.full((num_rows, len(values) + num_unused), 9.0)
+    scores = wide[:, : len(values)]
+    for row in range(num_rows):
+        scores[row] = torch.tensor(values).roll(row)
+    best, places = first_max(scores)
+    with mock.patch.object(sampler, "decision_kernels", return_value=None):
+        expected = first_max(scores.contiguous())
+    assert torch.equal(best, expected[0])
+    assert torch.equal(places, expected[1])
+
+
+def test_a_whole_vocabulary_of_large_negative_scores(kernels: DecisionKernels) -> None:
+    scores = -1e30 - torch.rand(4, 49152, generator=torch.Generator().manual_seed(0)) * 1e30
+    scores[2] = -torch.inf
+    assert torch.equal(kernels.first_max(scores)[1], scores.argmax(1))
+
+
+def _states(seed: int) -> SequenceStates:
+    made = SequenceStates(num_slots=SLOTS, max_total_tokens=LENGTH, tree_size=3, device=torch.device("cpu"))
+    generator = torch.Generator().manual_seed(seed)
+    made.token_ids.random_(0, 100, generator=generator)
+    # Not up to the very end: there the torch operations may lose the last token, which nobody reads.
+    made.num_tokens.random_(1, LENGTH - 3, generator=generator)
+    made.num_drafts.random_(0, 4, generator=generator)
+    made.finished[:] = torch.rand(SLOTS, generator=generator) < 0.3
+    return made
+
+
+@given(seed=st.integers(0, 1000), num_sequences=st.integers(1, SLOTS), width=st.integers(1, 4))
+def test_tokens_are_appended_where_they_belong_and_nothing_else_changes(
+    seed: int, num_sequences: int, width: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    slots = torch.randperm(SLOTS, generator=generator)[:num_sequences]
+    token_ids = torch.randint(100, 200, (num_sequences, 6), generator=generator)[:, :width]
+    finished = torch.rand(num_sequences, generator=generator) < 0.3
+    compiled, plain = _states(seed), _states(seed)
+    num_emitted = torch.randint(0, width + 1, (num_sequences,), generator=generator)
+    compiled.append(slots, token_ids, num_emitted, finished)
+    with mock.patch.object(states, "decision_kernels", return_value=None):
+        plain.append(slots, token_ids, num_emitted, finished)
+    for name in ("token_ids", "num_tokens", "num_drafts", "finished"):
+        assert torch.equal(getattr(compiled, name), getattr(plain, name)), name
