@@ -113,3 +113,54 @@ void best_trees(const Said *said, const Trees *trees) {
     }
     free(open);
 }
+
+// The trees [n, size] of lookups alone: of guesses and their probabilities [n, depth], each given those before it, as much
+// as is at least `least` probable and max_drafts [n] allow.
+void chains(const int64_t *guesses, const float *probabilities, const int64_t *matches, const int64_t *max_drafts, int64_t *ids,
+            int64_t *parents, int64_t *counts, float *log_ps, long n, long depth, long size, float least) {
+    for (long s = 0; s < n; s++) {
+        float path = 1;
+        long worth = 0;
+        for (long i = 0; i < size; i++) {
+            path *= i < depth ? probabilities[s * depth + i] : 0;
+            worth += i < depth && path >= least;
+            ids[s * size + i] = i < depth ? guesses[s * depth + i] : 0;
+            parents[s * size + i] = i;
+            log_ps[s * size + i] = logf(path);
+        }
+        const long most = max_drafts[s] > 0 ? max_drafts[s] : 0;
+        counts[s] = matches[s] <= 0 ? 0 : worth < most ? worth : most;
+    }
+}
+
+typedef struct {
+    float log_p;
+    long place;
+} Draft;
+
+static int by_probability(const void *left, const void *right) {
+    const Draft *a = left, *b = right;
+    if (a->log_p != b->log_p) return a->log_p > b->log_p ? -1 : 1;
+    return (a->place > b->place) - (a->place < b->place);
+}
+
+// How many of the first counts[s] drafts of each tree [n, size] are taken: over all trees so many of the most probable ones
+// that what they bring, less what they cost, is most. Drafts cost prices[i] from number firsts[i] on.
+void worth_most(const float *log_ps, const int64_t *counts, int64_t *taken, const int64_t *firsts, const double *prices, long n, long size,
+                long num_prices) {
+    Draft *drafts = malloc(sizeof(Draft) * (size_t)(n * size + 1));
+    long count = 0, best = 0;
+    for (long s = 0; s < n; s++) {
+        taken[s] = 0;
+        for (long i = 0; i < counts[s]; i++) drafts[count++] = (Draft){log_ps[s * size + i], s * size + i};
+    }
+    qsort(drafts, (size_t)count, sizeof(Draft), by_probability);
+    double total = 0, most = 0;
+    for (long i = 0, price = 0; i < count; i++) {
+        while (price + 1 < num_prices && firsts[price + 1] <= i) price++;
+        total += exp(drafts[i].log_p) - prices[price];
+        if (total > most) most = total, best = i + 1;
+    }
+    for (long i = 0; i < best; i++) taken[drafts[i].place / size]++;
+    free(drafts);
+}

@@ -7,6 +7,7 @@ of it was checked or not.
 import torch
 from torch import Tensor
 
+from shard.cpu.calibrate import OwnSums, Sums, calibration_kernels
 from shard.speculation import Candidates, Continuation
 
 # Of each step's evidence so much is left after the next: a memory of some two thousand steps.
@@ -22,13 +23,17 @@ class _Ratio:
     """A ratio of two sums that begins at `prior` and forgets; both keep the shape of `prior`."""
 
     def __init__(self, prior: Tensor) -> None:
-        self._prior = prior * _PRIOR_WEIGHT
+        self._prior = (prior * _PRIOR_WEIGHT).contiguous()
         self._above = self._prior.clone()
         self._below = torch.full_like(prior, _PRIOR_WEIGHT)
 
     @property
     def value(self) -> Tensor:
         return self._above / self._below
+
+    @property
+    def sums(self) -> Sums:
+        return Sums(self._above, self._below, self._prior, _KEPT, _PRIOR_WEIGHT)
 
     def add(self, above: Tensor, below: Tensor) -> None:
         # What is forgotten is replaced by the prior: a proposer that was given up is tried again in time.
@@ -52,10 +57,14 @@ class HeadCalibration:
         """[S, H, W] by the heads' softmax -> probabilities of being right."""
         return (probabilities * self._factors.value).clamp_max(0.999)
 
-    def observe(self, candidates: Candidates, token_ids: Tensor, is_known: Tensor) -> None:
-        """`token_ids` [S, H] are what the candidates were guesses of, where `is_known` [S, H]."""
+    def observe(self, candidates: Candidates, token_ids: Tensor, num_known: Tensor) -> None:
+        """The candidates were guesses of `token_ids` [S, R], of which the first `num_known` [S] are true."""
+        if token_ids.device.type == "cpu" and (kernels := calibration_kernels()):
+            kernels.observe_heads(self._factors.sums, *candidates, token_ids, num_known)
+            return
+        truth, is_known = _truth(token_ids, num_known, candidates.token_ids.shape[1])
         known = is_known[:, :, None]
-        right = (candidates.token_ids == token_ids[:, :, None]) & known
+        right = (candidates.token_ids == truth[:, :, None]) & known
         self._factors.add(right.sum(0).float(), (candidates.probabilities * known).sum(0))
 
 
@@ -84,9 +93,14 @@ class LookupCalibration:
         estimate[:, 0] *= self._own_right[slots] / self._own_said[slots]
         return estimate.clamp_max_(0.99)
 
-    def observe(self, continuation: Continuation, slots: Tensor, token_ids: Tensor, is_known: Tensor) -> None:
-        """`token_ids` [S, K] are what the continuation was a guess of, where `is_known` [S, K]."""
-        is_right = continuation.token_ids == token_ids
+    def observe(self, continuation: Continuation, slots: Tensor, token_ids: Tensor, num_known: Tensor) -> None:
+        """The continuation was a guess of `token_ids` [S, R], of which the first `num_known` [S] are true."""
+        if token_ids.device.type == "cpu" and (kernels := calibration_kernels()):
+            own = OwnSums(self._own_right, self._own_said, _OWN_KEPT, _OWN_PRIOR_WEIGHT)
+            kernels.observe_lookup(self._right.sums, own, *continuation, slots, token_ids, num_known)
+            return
+        truth, is_known = _truth(token_ids, num_known, continuation.token_ids.shape[1])
+        is_right = continuation.token_ids == truth
         before = torch.nn.functional.pad(is_right.long().cumprod(1)[:, :-1], (1, 0), value=1)
         counted = (is_known & (before > 0) & (continuation.match_length > 0)[:, None]).float()
         first = counted[:, 0]
@@ -98,3 +112,10 @@ class LookupCalibration:
         right.index_add_(0, continuation.match_length, counted * is_right)
         tested.index_add_(0, continuation.match_length, counted)
         self._right.add(right, tested)
+
+
+def _truth(token_ids: Tensor, num_known: Tensor, depth: int) -> tuple[Tensor, Tensor]:
+    """The first `depth` of token_ids [S, R], and which of them are known, both [S, depth]."""
+    truth = token_ids[:, :depth]
+    truth = torch.nn.functional.pad(truth, (0, depth - truth.shape[1]))
+    return truth, torch.arange(depth, device=truth.device) < num_known[:, None]

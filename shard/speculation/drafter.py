@@ -28,7 +28,8 @@ class SpeculationSizes:
 
 
 class Drafter:
-    """Tensors named `_pending` have a row per slot and hold the last proposal for it."""
+    """Tensors named `_pending` have a row per slot and hold the last proposal for it, those of heads only where
+    `_has_candidates`."""
 
     def __init__(
         self,
@@ -69,28 +70,20 @@ class Drafter:
         """A step yielded the first `num_emitted` [S] of `token_ids` [S, R] for sequences that decode in `slots` [S].
         What was proposed in the step before is compared with them, checked or not."""
         self.has_pending = False
-        depth = self.sizes.num_speculative_tokens
-        places = torch.arange(depth, device=slots.device)
-        truth = token_ids[:, :depth]
-        truth = torch.nn.functional.pad(truth, (0, depth - truth.shape[1]))
-        is_known = places < num_emitted[:, None]
-        if heads := self.sizes.num_heads:
-            candidates = self._pending_candidates
-            self._head_calibration.observe(
-                Candidates(candidates.token_ids[slots], candidates.probabilities[slots]),
-                truth[:, :heads],
-                is_known[:, :heads],
-            )
+        if self._has_candidates:
+            ids, probabilities = self._pending_candidates
+            self._head_calibration.observe(Candidates(ids[slots], probabilities[slots]), token_ids, num_emitted)
         if self._lookup is not None:
             ids, match_length = self._pending_continuation
-            self._lookup_calibration.observe(Continuation(ids[slots], match_length[slots]), slots, truth, is_known)
+            said = Continuation(ids[slots], match_length[slots])
+            self._lookup_calibration.observe(said, slots, token_ids, num_emitted)
 
     def begin(self, slots: list[int]) -> None:
         """Other sequences are in these slots now."""
         self._lookup_calibration.begin(torch.tensor(slots, device=self._device))
 
     def _forget(self) -> None:
-        self.has_pending = False
+        self.has_pending = self._has_candidates = False
         self._pending_candidates.token_ids.fill_(-1)
         self._pending_candidates.probabilities.zero_()
         self._pending_continuation.match_length.zero_()
@@ -120,6 +113,7 @@ class Drafter:
             self._pending_continuation.token_ids[slots] = continuation.token_ids
             self._pending_continuation.match_length[slots] = continuation.match_length
         if candidates is not None:
+            self._has_candidates = True
             self._pending_candidates.token_ids[slots] = candidates.token_ids
             self._pending_candidates.probabilities[slots] = candidates.probabilities
             marked = best_tree(

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from shard.cpu.draft import draft_kernels
 from shard.speculation import DraftPrice
 
 
@@ -22,6 +23,8 @@ def worth_most(log_p: Tensor, num_drafts: Tensor, prices: Sequence[DraftPrice]) 
     """
     if len(prices) < 2:
         return num_drafts
+    if log_p.device.type == "cpu" and (kernels := draft_kernels()):
+        return kernels.worth_most(log_p, num_drafts, [p.first for p in prices], [p.probability for p in prices])
     is_draft = torch.arange(log_p.shape[1], device=log_p.device) < num_drafts[:, None]
     # Stable: of drafts of one tree that are equally probable the first comes first.
     ordered, order = torch.where(is_draft, log_p, -math.inf).view(-1).sort(descending=True, stable=True)

@@ -1,14 +1,20 @@
 """What is learned from outcomes, and that a drafter passes on what it should."""
 
+from unittest import mock
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from shard.cpu.calibrate import CalibrationKernels
 from shard.speculation import Candidates, Continuation, Method
+from shard.speculation import calibration as calibration_module
 from shard.speculation.calibration import HeadCalibration, LookupCalibration
 from shard.speculation.drafter import Drafter, SpeculationSizes
 from shard.speculation.ngram import NgramLookup
 
-KNOWN = torch.tensor([[True]])
+KNOWN, UNKNOWN = torch.tensor([1]), torch.tensor([0])
 
 
 def test_a_head_that_is_too_sure_is_believed_less() -> None:
@@ -29,9 +35,7 @@ def test_a_head_that_is_too_sure_is_believed_less() -> None:
 def test_what_is_not_known_teaches_nothing() -> None:
     calibration = HeadCalibration(torch.tensor([[0.5]]))
     for _ in range(500):
-        calibration.observe(
-            Candidates(torch.tensor([[[5]]]), torch.tensor([[[0.9]]])), torch.tensor([[5]]), torch.tensor([[False]])
-        )
+        calibration.observe(Candidates(torch.tensor([[[5]]]), torch.tensor([[[0.9]]])), torch.tensor([[5]]), UNKNOWN)
     assert float(calibration.estimate(torch.tensor([[[0.9]]]))) == pytest.approx(0.45)
 
 
@@ -43,7 +47,7 @@ def test_a_head_that_was_given_up_is_tried_again_in_time() -> None:
     given_up = float(calibration.estimate(said))
     assert given_up < 0.02
     for _ in range(20_000):
-        calibration.observe(Candidates(torch.tensor([[[5]]]), said), torch.tensor([[5]]), torch.tensor([[False]]))
+        calibration.observe(Candidates(torch.tensor([[[5]]]), said), torch.tensor([[5]]), UNKNOWN)
     assert float(calibration.estimate(said)) > 0.45
 
 
@@ -51,7 +55,7 @@ def test_a_looked_up_token_counts_only_where_those_before_it_were_right() -> Non
     calibration = make_lookup_calibration()
     slot, other = torch.tensor([0]), torch.tensor([1])
     before = calibration.estimate(torch.tensor([3]), other)[0]
-    known = torch.ones(1, 3, dtype=torch.bool)
+    known = torch.tensor([3])
     for _ in range(500):
         # The first is right, the second wrong: of the third nothing is learned.
         calibration.observe(
@@ -68,7 +72,7 @@ def test_a_looked_up_token_counts_only_where_those_before_it_were_right() -> Non
 
 def test_a_sequence_that_copies_is_believed_more_than_the_others_until_another_has_its_slot() -> None:
     calibration = make_lookup_calibration()
-    slots, known = torch.tensor([0, 1]), torch.ones(2, 3, dtype=torch.bool)
+    slots, known = torch.tensor([0, 1]), torch.tensor([3, 3])
     for _ in range(60):
         # The first sequence goes on as it did before, the second never does.
         calibration.observe(
@@ -82,6 +86,47 @@ def test_a_sequence_that_copies_is_believed_more_than_the_others_until_another_h
     calibration.begin(slots)
     again = calibration.estimate(torch.tensor([2, 2, 2]), torch.tensor([0, 1, 2]))[:, 0].tolist()
     assert again == pytest.approx([unknown] * 3)
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    num_sequences=st.integers(1, 4),
+    depth=st.integers(1, 4),
+    width=st.integers(1, 3),
+    num_rows=st.integers(1, 6),
+)
+@settings(deadline=None)
+def test_the_compiled_observations_teach_the_same(
+    seed: int, num_sequences: int, depth: int, width: int, num_rows: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(least: int, past: int, *shape: int) -> torch.Tensor:
+        return torch.randint(least, past, shape, generator=generator)
+
+    def taught(kernels: CalibrationKernels | None) -> tuple[torch.Tensor, torch.Tensor]:
+        generator.manual_seed(seed)
+        heads = HeadCalibration(torch.rand(depth, width, generator=generator))
+        lookup = LookupCalibration(max_match=4, num_speculative_tokens=depth, num_slots=5, device=torch.device("cpu"))
+        with mock.patch.object(calibration_module, "calibration_kernels", return_value=kernels):
+            for _ in range(3):
+                # Few token ids, so that guesses are often right; tokens with a row of another tensor between them.
+                token_ids, num_known = (
+                    draw(0, 2, num_sequences, num_rows + 1)[:, :num_rows],
+                    draw(0, num_rows + 1, num_sequences),
+                )
+                probabilities = torch.rand(num_sequences, depth, width, generator=generator)
+                heads.observe(Candidates(draw(0, 2, num_sequences, depth, width), probabilities), token_ids, num_known)
+                continuation = Continuation(draw(0, 2, num_sequences, depth), draw(0, 5, num_sequences))
+                slots = torch.randperm(5, generator=generator)[:num_sequences]
+                lookup.observe(continuation, slots, token_ids, num_known)
+        everywhere = lookup.estimate(torch.arange(5), torch.arange(5))
+        return heads.estimate(torch.full((1, depth, width), 0.3)), everywhere
+
+    compiled = calibration_module.calibration_kernels()
+    assert compiled is not None
+    for learned, expected in zip(taught(compiled), taught(None), strict=True):
+        torch.testing.assert_close(learned, expected)
 
 
 def make_lookup_calibration() -> LookupCalibration:

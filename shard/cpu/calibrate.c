@@ -1,0 +1,70 @@
+// What proposals teach: the same as shard/speculation/calibration.py in torch operations, of which each takes longer than
+// all of this.
+
+#include <stdlib.h>
+
+#include "vectors.h"
+
+// A ratio of two sums by place, that forgets: `kept` of each step's evidence is left after the next, and what is forgotten
+// is replaced by `prior`, which weighs as much as `weight` observations.
+typedef struct {
+    float *above, *below;
+    const float *prior;
+    long size;
+    float kept, weight;
+} Ratio;
+
+static void add_evidence(const Ratio *ratio, const float *above, const float *below) {
+    for (long i = 0; i < ratio->size; i++) {
+        ratio->above[i] += (1 - ratio->kept) * (ratio->prior[i] - ratio->above[i]) + above[i];
+        ratio->below[i] += (1 - ratio->kept) * (ratio->weight - ratio->below[i]) + below[i];
+    }
+}
+
+// n proposals: ids [n, depth, width] were guesses of the tokens [n, …], rows `stride` apart, of which the first known[s] are
+// true ones.
+typedef struct {
+    const int64_t *ids, *tokens, *known;
+    long n, depth, width, stride;
+} Outcome;
+
+// probabilities [n, depth, width] are what the heads said of each id; the ratio is [depth, width].
+void observe_heads(const Ratio *ratio, const Outcome *outcome, const float *probabilities) {
+    float *right = calloc((size_t)ratio->size * 2, sizeof(float)), *said = right + ratio->size;
+    for (long s = 0; s < outcome->n; s++)
+        for (long d = 0; d < outcome->depth && d < outcome->known[s]; d++)
+            for (long w = 0; w < outcome->width; w++) {
+                const long place = d * outcome->width + w, i = s * ratio->size + place;
+                right[place] += outcome->ids[i] == outcome->tokens[s * outcome->stride + d];
+                said[place] += probabilities[i];
+            }
+    add_evidence(ratio, right, said);
+    free(right);
+}
+
+// A sequence's first tokens, by slot: those that were right and what all sequences said of them.
+typedef struct {
+    float *right, *said;
+    float kept, weight;
+} Own;
+
+// Continuations behind matches [n] of sequences in slots [n], a single id for each place; the ratio is [matches, depth].
+void observe_lookup(const Ratio *ratio, const Outcome *outcome, const int64_t *matches, const int64_t *slots, const Own *own) {
+    float *right = calloc((size_t)ratio->size * 2, sizeof(float)), *tested = right + ratio->size;
+    for (long s = 0; s < outcome->n; s++) {
+        const int64_t *ids = outcome->ids + s * outcome->depth, *tokens = outcome->tokens + s * outcome->stride;
+        const long place = matches[s] * outcome->depth;
+        if (matches[s] <= 0 || outcome->known[s] <= 0) continue;
+        float *own_right = own->right + slots[s], *own_said = own->said + slots[s];
+        *own_right = own->weight + (*own_right - own->weight) * own->kept + (ids[0] == tokens[0]);
+        *own_said = own->weight + (*own_said - own->weight) * own->kept + ratio->above[place] / ratio->below[place];
+        // A token counts where those before it were right.
+        for (long d = 0; d < outcome->depth && d < outcome->known[s]; d++) {
+            tested[place + d] += 1;
+            if (ids[d] != tokens[d]) break;
+            right[place + d] += 1;
+        }
+    }
+    add_evidence(ratio, right, tested);
+    free(right);
+}
