@@ -114,7 +114,7 @@ def lay_out(steps: list[SequenceStep], states: SequenceStates) -> StepLayout | N
 def _tensors(*lists: list[int], device: torch.device) -> tuple[Tensor, ...]:
     """Each list as int64, all in one copy to the device."""
     packed = torch.tensor(list(chain.from_iterable(lists)), dtype=torch.int64).to(device, non_blocking=True)
-    return packed.split([len(values) for values in lists])
+    return torch.split(packed, [len(values) for values in lists])
 
 
 def _decoding(steps: list[SequenceStep], states: SequenceStates) -> list[tuple[SequenceStep, int]]:
