@@ -37,7 +37,7 @@ async def serve(config: ShardConfig) -> None:
     config.validate()
     device = DeviceThread()
     rank = await device.submit(partial(build_rank, config))
-    steps = StepOrder(device, rank.runner.execute)
+    steps = StepOrder(device, rank.runner.launch)
     servicer = ShardServicer(info=rank.info, steps=steps, warm_up=rank.warm_up)
     path = Path(f"{config.uds_path}-{rank.group.rank}")
     # A predecessor that was killed leaves its socket behind.

@@ -5,19 +5,22 @@ thread that uses it a team of its own, whose waiting members slow the other team
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
 log = logging.getLogger(__name__)
 
 _CHECK_INTERVAL_S = 0.5
 
+Began = TypeVar("Began")
 Result = TypeVar("Result")
 
 
@@ -34,58 +37,85 @@ def leave(reason: str) -> NoReturn:
 class DeviceThread:
     """Made and used on the event loop. Jobs run one after the other, in the order they were submitted.
 
-    What a job brought is handed to the event loop when nothing waits behind it, else by the job behind it
-    (`hand_over`): both threads need the interpreter, and the device must not wait for replies.
+    What a job's work returned goes through its `finish` before the event loop gets it: when nothing waits behind the
+    job, else when the next one says so (`hand_over`). A GPU has then been given the next step before the results of
+    this one are waited for; on CPU the next step does not wait while a reply is made of this one.
     """
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._jobs: queue.SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]]] = queue.SimpleQueue()
-        self._busy_since: float | None = None
-        self._finished: list[Callable[[], None]] = []
+        self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
+        # Done but for `finish`.
+        self._begun: list[_Job] = []
+        # When those that are not finished were begun, oldest first.
+        self._started_s: deque[float] = deque()
         threading.Thread(target=self._run, name="device", daemon=True).start()
 
-    def submit(self, job: Callable[[], Result]) -> asyncio.Future[Result]:
+    def submit(self, work: Callable[[], Result]) -> asyncio.Future[Result]:
+        """When everything before it is finished."""
+
+        def alone() -> Result:
+            self.hand_over()
+            return work()
+
+        return self.submit_in_parts(alone, lambda result: result)
+
+    def submit_in_parts(self, work: Callable[[], Began], finish: Callable[[Began], Result]) -> asyncio.Future[Result]:
+        """`finish` may come after the beginning of the next work."""
         future: asyncio.Future[Result] = self._loop.create_future()
-        self._jobs.put((job, future))
+        self._jobs.put(_Job(work, finish, future))
         return future
 
     async def watch(self, timeout_s: float) -> None:
         """From now on, a job that takes longer ends the process; so does one that waits in a collective as long."""
         while True:
             await asyncio.sleep(_CHECK_INTERVAL_S)
-            if (since := self._busy_since) is not None and time.monotonic() - since > timeout_s:
-                leave(f"a step takes longer than {timeout_s:g} s")
+            with contextlib.suppress(IndexError):
+                if time.monotonic() - self._started_s[0] > timeout_s:
+                    leave(f"a step takes longer than {timeout_s:g} s")
 
     def hand_over(self) -> None:
-        """For a job that needs no interpreter for a while: the event loop gets what was finished before."""
-        if self._finished:
-            finished, self._finished = self._finished, []
-            self._loop.call_soon_threadsafe(_call_all, finished)
+        """The event loop gets the results of the jobs before this one."""
+        if not self._begun:
+            return
+        begun, self._begun = self._begun, []
+        for job in begun:
+            job.attempt(job.finish, job.result)
+            self._started_s.popleft()
+        self._loop.call_soon_threadsafe(_resolve, begun)
 
     def _run(self) -> None:
         while True:
-            job, future = self._jobs.get()
-            self._busy_since = time.monotonic()
-            try:
-                result, error = job(), None
-            except Exception as raised:
-                result, error = None, raised
-            self._busy_since = None
-            self._finished.append(partial(_resolve, future, result, error))
+            job = self._jobs.get()
+            self._started_s.append(time.monotonic())
+            job.attempt(job.work)
+            self._begun.append(job)
             if self._jobs.empty():
                 self.hand_over()
 
 
-def _call_all(calls: list[Callable[[], None]]) -> None:
-    for call in calls:
-        call()
+@dataclass(slots=True, eq=False)
+class _Job:
+    work: Callable[[], Any]
+    finish: Callable[[Any], Any]
+    future: asyncio.Future[Any]
+    result: Any = None
+    error: Exception | None = None
+
+    def attempt(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Unless something failed before."""
+        if self.error is None:
+            try:
+                self.result = function(*arguments)
+            except Exception as error:
+                self.error = error
 
 
-def _resolve(future: asyncio.Future[Any], result: Any, error: Exception | None) -> None:
-    if future.cancelled():
-        return
-    if error is not None:
-        future.set_exception(error)
-    else:
-        future.set_result(result)
+def _resolve(jobs: list[_Job]) -> None:
+    for job in jobs:
+        if job.future.cancelled():
+            continue
+        if job.error is not None:
+            job.future.set_exception(job.error)
+        else:
+            job.future.set_result(job.result)

@@ -18,7 +18,7 @@ from shard.states import HostSlot, SequenceStates
 
 @dataclass(frozen=True, slots=True)
 class StepLayout:
-    """N rows in all, M of them with logits, S sequences that yield tokens, at most R rows each.
+    """N rows in all, M of them with logits, S `sequences` that yield tokens, at most R rows each.
 
     token_ids, positions: [N]. logit_rows: [M], their slots: [M]. slots, num_drafts: [S] (-1 where the sequence had
     ended before this step). drafts, parents: [S, R - 1] and on_path: [S, R, R], the trees to verify (None if R is 1).
@@ -27,6 +27,7 @@ class StepLayout:
     """
 
     spans: list[Span]
+    sequences: list[HostSlot]
     token_ids: Tensor
     positions: Tensor
     logit_rows: Tensor
@@ -65,7 +66,8 @@ def lay_out(steps: list[SequenceStep], states: SequenceStates) -> StepLayout | N
     yielding = [step for step, _ in live] + last_chunks
     num_rows = [1 + drafts for _, drafts in live] + [1] * len(last_chunks)
     width = max(num_rows, default=1)
-    host_slots = [states.host[step.slot] for step, count in zip(yielding, num_rows, strict=True) for _ in range(count)]
+    sequences = [states.host[step.slot] for step in yielding]
+    host_slots = [sequence for sequence, count in zip(sequences, num_rows, strict=True) for _ in range(count)]
     asked = [s for s, step in enumerate(yielding) if step.propose]
     slots, allowed, logit_rows, logit_slots, cells, proposing, max_drafts, max_depth, chunk_slots, positions = _tensors(
         [step.slot for step in yielding],
@@ -93,6 +95,7 @@ def lay_out(steps: list[SequenceStep], states: SequenceStates) -> StepLayout | N
     token_ids, positions = rows[0] if len(rows) == 1 else map(torch.cat, zip(*rows, strict=True))
     return StepLayout(
         spans=spans,
+        sequences=sequences,
         token_ids=token_ids,
         positions=positions,
         logit_rows=logit_rows,

@@ -10,21 +10,22 @@ Without heads the drafts travel with the decision. Must not know of gRPC, sessio
 """
 
 import hashlib
-import time
 from collections.abc import Callable
+from functools import partial
 from itertools import accumulate
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from shard.clock import StepClock
 from shard.decision import Decision, receive, send
 from shard.distributed import TPGroup
 from shard.forward_batch import ForwardBatch
 from shard.kv_cache import KVCache
 from shard.layout import StepLayout, lay_out
-from shard.plan import SequenceResult, StepPlan, StepResult
-from shard.report import report
+from shard.plan import StepPlan, StepResult
+from shard.report import Outcome, report, update_digest
 from shard.sampler import SamplingRows, choose_tokens
 from shard.speculation import Candidates, DraftTree, Proposal
 from shard.speculation.drafter import Drafter
@@ -77,20 +78,42 @@ class ModelRunner:
             self._drafter.reset()
         self._digest = hashlib.blake2b(digest_size=8)
 
+    def execute(self, plan: StepPlan) -> StepResult:
+        return self.launch(plan)()
+
     @torch.inference_mode()
-    def execute(self, plan: StepPlan, on_launch: Callable[[], None] = lambda: None) -> StepResult:
-        """`on_launch` is called where the layers begin: from there on the interpreter is free for a while."""
-        start = time.perf_counter_ns()
+    def launch(self, plan: StepPlan, on_launch: Callable[[], None] = lambda: None) -> Callable[[], StepResult]:
+        """Gives the device a step. What is returned waits until it is done there, and is to be called once, in the
+        order of the steps; the next step may be launched before.
+
+        `on_launch` is called where the device has all it needs, or (CPU) where the layers begin: the interpreter is
+        free for a while.
+        """
+        clock = StepClock(self.states.device)
+        is_cpu = self.states.device.type == "cpu"
         self.states.begin_step(plan.released_slots, plan.new_sequences, plan.sequences)
         if self._drafter is not None and plan.new_sequences:
             self._drafter.begin([new.slot for new in plan.new_sequences])
         layout = lay_out(plan.sequences, self.states)
-        results = self._run(layout, plan, on_launch) if layout else []
-        self._digest.update(plan.step_id.to_bytes(8, "little"))
-        digest = int.from_bytes(self._digest.digest(), "little")
-        return StepResult(plan.step_id, results, digest, time.perf_counter_ns() - start)
+        outcome = self._run(layout, plan, on_launch if is_cpu else lambda: None) if layout else None
+        if outcome is not None:
+            outcome = outcome.to_host()
+        clock.stop()
+        if not is_cpu:
+            on_launch()
+        return partial(self._finish, plan.step_id, outcome, clock)
 
-    def _run(self, layout: StepLayout, plan: StepPlan, on_launch: Callable[[], None]) -> list[SequenceResult]:
+    def _finish(self, step_id: int, outcome: Outcome | None, clock: StepClock) -> StepResult:
+        duration_ns = clock.duration_ns()
+        if outcome is not None:
+            update_digest(self._digest, outcome)
+        self._digest.update(step_id.to_bytes(8, "little"))
+        digest = int.from_bytes(self._digest.digest(), "little")
+        results = report(outcome) if outcome is not None and self._group.rank == 0 else []
+        return StepResult(step_id, results, digest, duration_ns)
+
+    def _run(self, layout: StepLayout, plan: StepPlan, on_launch: Callable[[], None]) -> Outcome | None:
+        """None: nobody was to get a token."""
         batch = ForwardBatch.build(
             token_ids=layout.token_ids,
             positions=layout.positions,
@@ -99,8 +122,8 @@ class ModelRunner:
             ancestors=layout.ancestors,
         )
         hidden = self._model.forward(batch, self._cache, on_launch)
-        if not layout.slots.numel():
-            return []
+        if not layout.sequences:
+            return None
         rows = self._sampling_rows(layout)
         hidden = hidden[layout.logit_rows]
         chosen = choose_tokens(
@@ -117,11 +140,8 @@ class ModelRunner:
         self._commit_cache(layout, batch, decision)
         if plan.proposal is Proposal.HEADS and layout.proposing.numel():
             self._draft_with_heads(layout, plan, decision, hidden)
-        # Last, because it looks at values: until here nothing waits for the device.
-        self._update_digest(layout, decision)
-        if self._group.rank != 0:
-            return []
-        return report(layout, decision, chosen.logprobs if rows.any_logprobs else None, counts)
+        logprobs = chosen.logprobs[layout.cells.gather(1, decision.path)] if rows.any_logprobs else None
+        return Outcome(layout.sequences, decision, self.states.num_tokens[layout.slots], logprobs, counts)
 
     def _sampling_rows(self, layout: StepLayout) -> SamplingRows:
         states = self.states
@@ -268,10 +288,3 @@ class ModelRunner:
         is_kept = torch.arange(path.shape[1], device=path.device) < emitted[:, None]
         physical = torch.where(is_kept, batch.physical_slots[rows], 0)
         self._cache.commit(rows.flatten(), physical.flatten())
-
-    def _update_digest(self, layout: StepLayout, decision: Decision) -> None:
-        """Covers which tokens every sequence committed and how many it has now."""
-        num_tokens = self.states.num_tokens[layout.slots].tolist()
-        emitted = decision.num_emitted.tolist()
-        tokens = [ids[:e] for ids, e in zip(decision.token_ids.tolist(), emitted, strict=True)]
-        self._digest.update(repr((layout.slots.tolist(), num_tokens, tokens)).encode())

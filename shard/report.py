@@ -1,47 +1,74 @@
-"""What a step brought, as the router is told: tokens, log-probabilities and what became of the drafts.
+"""What a step brought: read from the device when it is done there, told to the router, summed up in a digest.
 
-Pure; on rank 0. Must not know how any of it was decided.
+Pure. Must not know how any of it was decided.
 """
+
+from hashlib import blake2b
+from typing import NamedTuple
 
 from torch import Tensor
 
 from shard.decision import Decision
-from shard.layout import StepLayout
 from shard.plan import DraftCounts, SequenceResult
 from shard.speculation import Method
+from shard.states import HostSlot
 
 
-def report(
-    layout: StepLayout, decision: Decision, logprobs: Tensor | None, counts: Tensor | None
-) -> list[SequenceResult]:
-    """One result per sequence that got tokens. `logprobs` [M] are of the rows with logits, None if nobody asked;
-    `counts` [S, 2, methods, K] as from Drafter.counts, None if there were no drafts."""
+class Outcome(NamedTuple):
+    """Of S sequences what rank 0 decided and how many tokens each has now, num_tokens [S].
+
+    logprobs [S, D] are of the decision's tokens, None if nobody asked; counts [S, 2, methods, K] as from
+    Drafter.counts, None if there were no drafts or this is another rank.
+    """
+
+    sequences: list[HostSlot]
+    decision: Decision
+    num_tokens: Tensor
+    logprobs: Tensor | None
+    counts: Tensor | None
+
+    def to_host(self) -> "Outcome":
+        """The same on the host, once the device has come so far: nothing is waited for."""
+
+        def copied(tensor: Tensor) -> Tensor:
+            return tensor.to("cpu", non_blocking=True)
+
+        return Outcome(
+            self.sequences,
+            Decision(*map(copied, self.decision)),
+            copied(self.num_tokens),
+            None if self.logprobs is None else copied(self.logprobs),
+            None if self.counts is None else copied(self.counts),
+        )
+
+
+def report(outcome: Outcome) -> list[SequenceResult]:
+    """One result per sequence that got tokens."""
+    decision = outcome.decision
     token_ids, emitted = decision.token_ids.tolist(), decision.num_emitted.tolist()
     accepted, checked = decision.num_accepted.tolist(), decision.num_checked.tolist()
-    values = _path_values(layout, decision, logprobs) if logprobs is not None else None
-    by_method = counts.tolist() if counts is not None else None
+    logprobs = None if outcome.logprobs is None else outcome.logprobs.tolist()
+    by_method = None if outcome.counts is None else outcome.counts.tolist()
     return [
         SequenceResult(
-            slot=slot,
+            slot=sequence.new.slot,
             token_ids=token_ids[s][: emitted[s]],
-            logprobs=values[s][: emitted[s]] if values is not None and _wants_logprobs(layout, s) else [],
+            logprobs=logprobs[s][: emitted[s]] if logprobs is not None and sequence.new.logprobs else [],
             drafted=checked[s],
             accepted=accepted[s],
             draft_counts=_draft_counts(*by_method[s]) if by_method is not None and checked[s] else [],
         )
-        for s, slot in enumerate(layout.slots.tolist())
+        for s, sequence in enumerate(outcome.sequences)
         if emitted[s]
     ]
 
 
-def _path_values(layout: StepLayout, decision: Decision, values: Tensor) -> list[list[float]]:
-    """Of the values [M] of all rows those on each sequence's path, [S, D]."""
-    on_path: list[list[float]] = values[layout.cells.gather(1, decision.path)].tolist()
-    return on_path
-
-
-def _wants_logprobs(layout: StepLayout, sequence: int) -> bool:
-    return layout.host_slots[int(layout.cells[sequence, 0])].new.logprobs
+def update_digest(digest: blake2b, outcome: Outcome) -> None:
+    """Covers which tokens every sequence committed and how many it has now."""
+    emitted = outcome.decision.num_emitted.tolist()
+    tokens = [ids[:e] for ids, e in zip(outcome.decision.token_ids.tolist(), emitted, strict=True)]
+    slots = [sequence.new.slot for sequence in outcome.sequences]
+    digest.update(repr((slots, outcome.num_tokens.tolist(), tokens)).encode())
 
 
 def _draft_counts(drafted: list[list[int]], accepted: list[list[int]]) -> list[DraftCounts]:

@@ -18,13 +18,14 @@ log = logging.getLogger(__name__)
 _CHECK_INTERVAL_S = 0.5
 
 Result = TypeVar("Result")
+# Gives the device a step and calls what it got beside it when the host is free; what it returns waits for the result.
+Launch = Callable[[StepPlan, Callable[[], None]], Callable[[], StepResult]]
 
 
 class StepOrder:
-    def __init__(self, device: DeviceThread, execute: Callable[[StepPlan, Callable[[], None]], StepResult]) -> None:
-        """`execute` runs a step and calls what it is given when the model begins."""
+    def __init__(self, device: DeviceThread, launch: Launch) -> None:
         self._device = device
-        self._execute = execute
+        self._launch = launch
         self._next_step_id = 1
         # Plans that came before one with a lower id.
         self._early: dict[int, tuple[StepPlan, asyncio.Future[StepResult]]] = {}
@@ -44,8 +45,8 @@ class StepOrder:
         self._early_since = time.monotonic()
         while (early := self._early.pop(self._next_step_id, None)) is not None:
             self._next_step_id += 1
-            step = partial(self._execute, early[0], self._device.hand_over)
-            running = self._device.submit(partial(_or_leave, step))
+            launch = partial(self._launch, early[0], self._device.hand_over)
+            running = self._device.submit_in_parts(partial(_or_leave, launch), _or_leave)
             running.add_done_callback(partial(_pass_on, early[1]))
         return done
 
