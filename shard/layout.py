@@ -54,8 +54,8 @@ class StepLayout:
 def lay_out(steps: list[SequenceStep], states: SequenceStates) -> StepLayout | None:
     """None if nothing is left to compute: every sequence of the step had ended.
 
-    On CPU looking at the device's counts is free, so exactly the drafts that exist get rows. On CUDA it would stop the
-    pipeline, so every decode gets the rows that the plan allows and the surplus is masked.
+    Where states are readable, exactly the drafts that exist get rows. Elsewhere every decode gets the rows that the
+    plan allows and the surplus is masked.
     """
     live = _decoding(steps, states)
     chunks = [step for step in steps if step.chunk_length]
@@ -123,7 +123,7 @@ def _tensors(*lists: list[int], device: torch.device) -> tuple[Tensor, ...]:
 def _decoding(steps: list[SequenceStep], states: SequenceStates) -> list[tuple[SequenceStep, int]]:
     """The decodes that get rows, and how many drafts each checks."""
     decodes = [step for step in steps if not step.chunk_length]
-    if states.device.type != "cpu":
+    if not states.is_readable:
         return [(step, step.verify) for step in decodes]
     slots = torch.tensor([step.slot for step in decodes], dtype=torch.int64)
     finished, pending = states.finished[slots].tolist(), states.num_drafts[slots].tolist()
@@ -141,7 +141,7 @@ def _step_rows(
     if on_path is not None:
         token_ids = torch.cat([token_ids, drafts[: len(num_rows)]], 1)
         positions = positions + on_path[: len(num_rows)].sum(2) - 1
-    if states.device.type != "cpu":
+    if not states.is_readable:
         # A sequence that ended at its limit must not run past its block table.
         positions = torch.minimum(positions, states.max_num_tokens[decoding, None] - 1)
     width = token_ids.shape[1]

@@ -35,6 +35,10 @@ from shard.states import SequenceStates
 _NOTHING = slice(0, 0)
 
 
+def _nothing() -> None:
+    pass
+
+
 class Model(Protocol):
     @property
     def vocab_start(self) -> int: ...
@@ -82,7 +86,7 @@ class ModelRunner:
         return self.launch(plan)()
 
     @torch.inference_mode()
-    def launch(self, plan: StepPlan, on_launch: Callable[[], None] = lambda: None) -> Callable[[], StepResult]:
+    def launch(self, plan: StepPlan, on_launch: Callable[[], None] = _nothing) -> Callable[[], StepResult]:
         """Gives the device a step. What is returned waits until it is done there, and is to be called once, in the
         order of the steps; the next step may be launched before.
 
@@ -90,16 +94,17 @@ class ModelRunner:
         free for a while.
         """
         clock = StepClock(self.states.device)
-        is_cpu = self.states.device.type == "cpu"
+        # Where nothing is waited for everything is launched at once; else the layers take the time.
+        is_asynchronous = not self.states.is_readable
         self.states.begin_step(plan.released_slots, plan.new_sequences, plan.sequences)
         if self._drafter is not None and plan.new_sequences:
             self._drafter.begin([new.slot for new in plan.new_sequences])
         layout = lay_out(plan.sequences, self.states)
-        outcome = self._run(layout, plan, on_launch if is_cpu else lambda: None) if layout else None
+        outcome = self._run(layout, plan, _nothing if is_asynchronous else on_launch) if layout else None
         if outcome is not None:
             outcome = outcome.to_host()
         clock.stop()
-        if not is_cpu:
+        if is_asynchronous:
             on_launch()
         return partial(self._finish, plan.step_id, outcome, clock)
 
@@ -254,7 +259,7 @@ class ModelRunner:
         max_depth = torch.where(states.finished[slots], 0, torch.minimum(layout.max_depth, room))
         max_drafts = torch.where(max_depth > 0, layout.max_drafts, 0)
         history = states.token_ids[slots]
-        if states.device.type == "cpu":
+        if states.is_readable:
             if not max_drafts.any():
                 return DraftTree.empty(len(slots), drafter.sizes.tree_size, states.device)
             history = states.token_ids[slots, : int(num_tokens.max())]

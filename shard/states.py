@@ -37,6 +37,9 @@ class SequenceStates:
             return torch.zeros(num_slots, dtype=torch.float64, device=device)
 
         self.device = device
+        # Whether a look at values waits for nothing. On a GPU it would stop the pipeline: what depends on values is
+        # computed there, and there are rows for all that may be.
+        self.is_readable = device.type == "cpu"
         self.token_ids = integers(num_slots, max_total_tokens)
         self.num_tokens = integers(num_slots)
         self.draft_token_ids = integers(num_slots, tree_size)
