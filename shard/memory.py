@@ -1,6 +1,7 @@
-"""How many KV blocks there are: what the user said, or what memory is left for."""
+"""How many KV blocks there are: what the user said, or what is left when the largest step has its memory."""
 
 import os
+from collections.abc import Callable
 
 import torch
 
@@ -11,22 +12,46 @@ _CPU_DEFAULT_BYTES = 1 << 30
 _CPU_FRACTION = 0.25
 
 
-def num_kv_blocks(config: ShardConfig, *, bytes_per_block: int, device: torch.device, ranks_on_host: int) -> int:
-    """Blocks of this rank. ConfigError if they could not hold one sequence of the greatest length."""
-    if config.max_batch_total_tokens:
-        return -(-config.max_batch_total_tokens // config.block_size)
+def peak_bytes(device: torch.device, run: Callable[[], None]) -> int:
+    """What `run` takes of a GPU's memory at its most, beyond what is taken before."""
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    run()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def available_bytes(config: ShardConfig, *, device: torch.device, ranks_on_host: int, step_bytes: int) -> int:
+    """What the KV cache of this rank may take, `step_bytes` being kept for the largest step."""
     if device.type == "cuda":
+        # What the allocator holds and nobody uses is free.
+        torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info(device)
-        # What the fraction leaves out is for activations.
-        available = free - int((1 - config.memory_fraction) * total)
-    else:
-        physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        available = min(_CPU_DEFAULT_BYTES, int(_CPU_FRACTION * physical) // ranks_on_host)
+        return free - int((1 - config.memory_fraction) * total) - step_bytes
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(_CPU_DEFAULT_BYTES, int(_CPU_FRACTION * physical) // ranks_on_host)
+
+
+def num_kv_blocks(config: ShardConfig, *, bytes_per_block: int, available: int, device: torch.device) -> int:
+    """Blocks of this rank. ConfigError if they could not hold one sequence of the greatest length, or on a GPU have no
+    room."""
     per_sequence = -(-config.max_total_tokens // config.block_size)
-    num_blocks = min(available // bytes_per_block, per_sequence * config.max_batch_size)
+    room = max(available, 0) // bytes_per_block
+    if config.max_batch_total_tokens:
+        wanted = -(-config.max_batch_total_tokens // config.block_size)
+        # On CPU the system finds memory for what is only reserved, and `available` is a guess.
+        if device.type == "cuda" and wanted > room:
+            raise ConfigError(
+                f"--max-batch-total-tokens {config.max_batch_total_tokens} is more than the GPU has memory for, "
+                f"{room * config.block_size} tokens beside the weights and the largest step; lower it, "
+                "--max-batch-prefill-tokens or --max-batch-size, or add shards"
+            )
+        return wanted
+    num_blocks = min(room, per_sequence * config.max_batch_size)
     if num_blocks < per_sequence:
         raise ConfigError(
-            f"too few KV blocks: memory is left for {max(num_blocks, 0) * config.block_size} tokens, less than one "
+            f"too few KV blocks: memory is left for {num_blocks * config.block_size} tokens, less than one "
             f"request may have (--max-total-tokens {config.max_total_tokens}); lower it, add shards, or give "
             "--max-batch-total-tokens"
         )

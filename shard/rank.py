@@ -17,8 +17,10 @@ from drafthouse.v1 import shard_pb2
 from shard.config import ConfigError, ShardConfig
 from shard.distributed import TPGroup
 from shard.kv_cache import KVCache
+from shard.largest_steps import run_largest
+from shard.made_up import MadeUpSteps
 from shard.medusa import MedusaHeads, load_heads
-from shard.memory import num_kv_blocks
+from shard.memory import available_bytes, num_kv_blocks, peak_bytes
 from shard.model_config import ModelConfig
 from shard.model_runner import ModelRunner
 from shard.models import load_model
@@ -77,7 +79,6 @@ def build_rank(config: ShardConfig) -> Rank:
     sizes = speculation_sizes(config, num_heads=heads.num_heads if heads else 0, device=device)
     methods = speculation_methods(config, sizes)
 
-    cache = _make_cache(config, model_config, num_kv_heads=model.num_kv_heads, device=device, num_ranks=group.size)
     states = SequenceStates(
         num_slots=config.max_batch_size,
         max_total_tokens=config.max_total_tokens,
@@ -87,15 +88,31 @@ def build_rank(config: ShardConfig) -> Rank:
     drafter = build_drafter(
         config, sizes, methods, figures=heads.figures if heads else None, num_slots=config.max_batch_size, device=device
     )
-    runner = ModelRunner(
+    runner_with = partial(
+        ModelRunner,
         model=model,
         vocab_size=model_config.vocab_size,
-        cache=cache,
         states=states,
         group=group,
         drafter=drafter,
         heads=heads,
     )
+
+    def run_largest_with(cache: KVCache) -> None:
+        runner = runner_with(cache=cache)
+        vocab_size = model_config.vocab_size
+        steps = MadeUpSteps(runner, config, num_blocks=cache.num_blocks, vocab_size=vocab_size, sizes=sizes)
+        run_largest(steps, config, sizes, proposals_of(methods))
+
+    cache = _make_cache(
+        config,
+        model_config,
+        num_kv_heads=model.num_kv_heads,
+        device=device,
+        num_ranks=group.size,
+        run_largest_with=run_largest_with,
+    )
+    runner = runner_with(cache=cache)
     info = shard_pb2.GetInfoResponse(
         shard_incarnation=_draw_incarnation(group, device),
         rank=group.rank,
@@ -154,8 +171,15 @@ def _load_heads(config: ShardConfig, model: Decoder, group: TPGroup, device: tor
 
 
 def _make_cache(
-    config: ShardConfig, model: ModelConfig, *, num_kv_heads: int, device: torch.device, num_ranks: int
+    config: ShardConfig,
+    model: ModelConfig,
+    *,
+    num_kv_heads: int,
+    device: torch.device,
+    num_ranks: int,
+    run_largest_with: Callable[[KVCache], None],
 ) -> KVCache:
+    """As large as the memory allows beside the largest step."""
     dtype: torch.dtype = getattr(torch, config.dtype)
     bytes_per_block = KVCache.bytes_per_block(
         num_layers=model.num_layers,
@@ -164,9 +188,9 @@ def _make_cache(
         head_dim=model.head_dim,
         dtype=dtype,
     )
-    return KVCache(
+    cache_of = partial(
+        KVCache,
         num_layers=model.num_layers,
-        num_blocks=num_kv_blocks(config, bytes_per_block=bytes_per_block, device=device, ranks_on_host=num_ranks),
         block_size=config.block_size,
         num_kv_heads=num_kv_heads,
         head_dim=model.head_dim,
@@ -174,6 +198,23 @@ def _make_cache(
         device=device,
         max_step_rows=config.max_batch_size + config.max_batch_draft_tokens,
     )
+    step_bytes = 0
+    if device.type == "cuda":
+        # Sequences share the few blocks that there are.
+        small = cache_of(num_blocks=-(-config.max_total_tokens // config.block_size))
+        step_bytes = peak_bytes(device, partial(run_largest_with, small))
+        del small
+    available = available_bytes(config, device=device, ranks_on_host=num_ranks, step_bytes=step_bytes)
+    num_blocks = num_kv_blocks(config, bytes_per_block=bytes_per_block, available=available, device=device)
+    if device.type == "cuda":
+        log.info(
+            "memory: %.2f GB for the largest step, %.2f GB of %.2f GB left for %d KV blocks",
+            step_bytes * 1e-9,
+            num_blocks * bytes_per_block * 1e-9,
+            available * 1e-9,
+            num_blocks,
+        )
+    return cache_of(num_blocks=num_blocks)
 
 
 def _draw_incarnation(group: TPGroup, device: torch.device) -> int:

@@ -9,12 +9,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from statistics import median
 
-import torch
-
 from shard.config import ShardConfig
+from shard.made_up import MadeUpSteps
 from shard.model_runner import ModelRunner
-from shard.plan import NewSequence, Sampling, SequenceStep, StepCost, StepPlan
-from shard.speculation import DraftTree, Proposal
+from shard.plan import StepCost
+from shard.speculation import Proposal
 from shard.speculation.drafter import SpeculationSizes
 
 log = logging.getLogger(__name__)
@@ -64,13 +63,18 @@ def warm_up(
     proposals: list[Proposal],
 ) -> list[StepCost]:
     """What steps cost, on every rank; empty if nothing is ever drafted. `proposals`: who can be asked for drafts."""
-    steps = _Steps(runner, config, num_blocks, vocab_size, sizes)
-    steps.prefill()
+    steps = MadeUpSteps(runner, config, num_blocks=num_blocks, vocab_size=vocab_size, sizes=sizes)
+    # The longest chunk there can be.
+    steps.prefill(context=0, length=min(config.max_batch_prefill_tokens, config.max_total_tokens - 1))
+    steps.forget()
+    sweeper = _Sweeps(steps, config, sizes)
     if not sizes.num_speculative_tokens:
-        list(steps.sweep([_Kind(1)]))
+        list(sweeper.sweep([_Kind(1)]))
         return []
     kinds = list(_kinds(config, sizes, proposals))
-    sweeps = [dict(steps.sweep([kind for kind in kinds if kind.num_sweeps > number])) for number in range(_MOST_SWEEPS)]
+    sweeps = [
+        dict(sweeper.sweep([kind for kind in kinds if kind.num_sweeps > number])) for number in range(_MOST_SWEEPS)
+    ]
     costs = typical_costs(sweeps)
     log.info("steps: %s", ", ".join(_words(cost) for cost in costs))
     return costs
@@ -118,25 +122,13 @@ def _kinds(config: ShardConfig, sizes: SpeculationSizes, proposals: list[Proposa
             yield _Kind(min(8, most), proposal=proposal)
 
 
-class _Steps:
-    """Steps of made-up sequences. Contexts are not computed: what their blocks hold is of no meaning."""
+class _Sweeps:
+    """Times steps of kinds. `steps` begins empty and is left so."""
 
-    def __init__(
-        self, runner: ModelRunner, config: ShardConfig, num_blocks: int, vocab_size: int, sizes: SpeculationSizes
-    ) -> None:
-        self._runner = runner
+    def __init__(self, steps: MadeUpSteps, config: ShardConfig, sizes: SpeculationSizes) -> None:
+        self._steps = steps
         self._config = config
-        self._num_blocks = num_blocks
-        self._vocab_size = vocab_size
         self._sizes = sizes
-        self._step_id = 0
-        runner.reset()
-
-    def prefill(self) -> None:
-        """The longest chunk there can be."""
-        length = min(self._config.max_batch_prefill_tokens, self._config.max_total_tokens - 1)
-        self._run([self._new(0, length)], [self._chunk(0, 0, length, length)])
-        self._runner.reset()
 
     def sweep(self, kinds: list[_Kind]) -> Iterator[tuple[_Asked, StepCost]]:
         """A step of each kind for each proposal; of none where sequences cannot be so long."""
@@ -157,66 +149,10 @@ class _Steps:
         context = min(wanted, self._config.max_total_tokens - room)
         if context < 1 or context < wanted == _LONG:
             return
-        slots = range(max(kind.sequences for kind in kinds))
-        self._run(
-            [self._new(slot, context) for slot in slots],
-            [self._chunk(slot, context - 1, 1, context + room) for slot in slots],
-        )
+        self._steps.enter(max(kind.sequences for kind in kinds), context=context, room=room)
         for kind in kinds:
             for proposal in kind.proposals:
-                taken = self._measured(kind, proposal)
+                taken = self._steps.decode([kind.drafts] * kind.sequences, proposal).duration_ns
                 cost = StepCost(kind.sequences, kind.rows, kind.sequences * (context + 1), proposal, taken)
                 yield (kind, proposal), cost
-        self._runner.reset()
-
-    def _measured(self, kind: _Kind, proposal: Proposal) -> int:
-        slots = range(kind.sequences)
-        proposes = proposal is not Proposal.NONE
-        if kind.drafts:
-            states = self._runner.states
-            states.set_drafts(torch.tensor(slots, device=states.device), self._wrong(kind))
-        steps = [
-            SequenceStep(
-                slot,
-                [],
-                chunk_start=0,
-                chunk_length=0,
-                verify=kind.drafts,
-                propose=self._sizes.tree_size if proposes else 0,
-                propose_depth=self._sizes.num_speculative_tokens if proposes else 0,
-            )
-            for slot in slots
-        ]
-        return self._run([], steps, proposal)
-
-    def _run(self, new: list[NewSequence], steps: list[SequenceStep], proposal: Proposal = Proposal.NONE) -> int:
-        self._step_id += 1
-        return self._runner.execute(StepPlan(self._step_id, [], new, steps, proposal)).duration_ns
-
-    def _new(self, slot: int, num_tokens: int) -> NewSequence:
-        return NewSequence(
-            slot=slot,
-            token_ids=[(7 * slot + position) % self._vocab_size for position in range(num_tokens)],
-            sampling=Sampling(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, seed=0),
-            max_num_tokens=self._config.max_total_tokens,
-            stop_token_ids=[],
-            logprobs=False,
-        )
-
-    def _chunk(self, slot: int, start: int, length: int, most_tokens: int) -> SequenceStep:
-        """With blocks for `most_tokens`; sequences share them only where there are too few."""
-        count = most_tokens // self._config.block_size + 1
-        blocks = [1 + (slot * count + i) % self._num_blocks for i in range(count)]
-        return SequenceStep(slot, blocks, start, length, verify=0, propose=0, propose_depth=0)
-
-    def _wrong(self, kind: _Kind) -> DraftTree:
-        """Drafts that no text asks for, each a child of the last token but the first few, which are a chain."""
-        size, deepest = self._sizes.tree_size, self._sizes.num_speculative_tokens
-        device = self._runner.states.device
-        token_ids = (
-            torch.arange(self._vocab_size - 1, self._vocab_size - 1 - size, -1, device=device) % self._vocab_size
-        )
-        parents = torch.tensor([i if i < deepest else 0 for i in range(size)], device=device)
-        shape = (kind.sequences, size)
-        num_drafts = torch.full((kind.sequences,), kind.drafts, device=device)
-        return DraftTree(token_ids.expand(shape), parents.expand(shape), num_drafts)
+        self._steps.forget()

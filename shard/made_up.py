@@ -1,0 +1,99 @@
+"""Steps of made-up sequences, for what must be known before the first request. Contexts are not computed: what their
+blocks hold is of no meaning.
+
+Must not know what the steps are run for.
+"""
+
+import torch
+
+from shard.config import ShardConfig
+from shard.model_runner import ModelRunner
+from shard.plan import NewSequence, Sampling, SequenceStep, StepPlan, StepResult
+from shard.speculation import DraftTree, Proposal
+from shard.speculation.drafter import SpeculationSizes
+
+_GREEDY = Sampling(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, seed=0)
+
+
+class MadeUpSteps:
+    """Begins with a runner that has forgotten everything, and leaves it so after `forget`."""
+
+    def __init__(
+        self, runner: ModelRunner, config: ShardConfig, *, num_blocks: int, vocab_size: int, sizes: SpeculationSizes
+    ) -> None:
+        self._runner = runner
+        self._config = config
+        self._num_blocks = num_blocks
+        self._vocab_size = vocab_size
+        self._sizes = sizes
+        self._step_id = 0
+        self.forget()
+
+    def forget(self) -> None:
+        self._runner.reset()
+
+    def prefill(self, *, context: int, length: int) -> None:
+        """A chunk of one prompt, `length` tokens behind `context`; the sequence stays."""
+        total = context + length
+        self._run([self._new(0, total)], [self._chunk(0, context, length, total)])
+
+    def enter(
+        self, num_sequences: int, *, context: int, room: int, sampling: Sampling = _GREEDY, logprobs: bool = False
+    ) -> None:
+        """Sequences in the first slots, of `context` tokens each, with blocks for `room` more."""
+        slots = range(num_sequences)
+        self._run(
+            [self._new(slot, context, sampling, logprobs) for slot in slots],
+            [self._chunk(slot, context - 1, 1, context + room) for slot in slots],
+        )
+
+    def decode(self, drafts: list[int], proposal: Proposal) -> StepResult:
+        """A token of each of the first sequences, with so many wrong drafts each."""
+        if any(drafts):
+            states = self._runner.states
+            states.set_drafts(torch.arange(len(drafts), device=states.device), self._wrong(drafts))
+        is_asked = proposal is not Proposal.NONE
+        steps = [
+            SequenceStep(
+                slot,
+                [],
+                chunk_start=0,
+                chunk_length=0,
+                verify=count,
+                propose=self._sizes.tree_size if is_asked else 0,
+                propose_depth=self._sizes.num_speculative_tokens if is_asked else 0,
+            )
+            for slot, count in enumerate(drafts)
+        ]
+        return self._run([], steps, proposal)
+
+    def _run(self, new: list[NewSequence], steps: list[SequenceStep], proposal: Proposal = Proposal.NONE) -> StepResult:
+        self._step_id += 1
+        return self._runner.execute(StepPlan(self._step_id, [], new, steps, proposal))
+
+    def _new(self, slot: int, num_tokens: int, sampling: Sampling = _GREEDY, logprobs: bool = False) -> NewSequence:
+        return NewSequence(
+            slot=slot,
+            token_ids=[(7 * slot + position) % self._vocab_size for position in range(num_tokens)],
+            sampling=sampling,
+            max_num_tokens=self._config.max_total_tokens,
+            stop_token_ids=[],
+            logprobs=logprobs,
+        )
+
+    def _chunk(self, slot: int, start: int, length: int, most_tokens: int) -> SequenceStep:
+        """With blocks for `most_tokens`; sequences share them only where there are too few."""
+        count = most_tokens // self._config.block_size + 1
+        blocks = [1 + (slot * count + i) % self._num_blocks for i in range(count)]
+        return SequenceStep(slot, blocks, start, length, verify=0, propose=0, propose_depth=0)
+
+    def _wrong(self, drafts: list[int]) -> DraftTree:
+        """Drafts that no text asks for, each a child of the last token but the first few, which are a chain."""
+        size, deepest = self._sizes.tree_size, self._sizes.num_speculative_tokens
+        device = self._runner.states.device
+        token_ids = (
+            torch.arange(self._vocab_size - 1, self._vocab_size - 1 - size, -1, device=device) % self._vocab_size
+        )
+        parents = torch.tensor([i if i < deepest else 0 for i in range(size)], device=device)
+        shape = len(drafts), size
+        return DraftTree(token_ids.expand(shape), parents.expand(shape), torch.tensor(drafts, device=device))

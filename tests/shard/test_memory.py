@@ -1,0 +1,93 @@
+"""How many blocks there are for which memory, and that the steps measured for it are the largest."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from shard.config import ConfigError, ShardConfig, parse_args
+from shard.largest_steps import most_drafts, run_largest
+from shard.made_up import MadeUpSteps
+from shard.memory import available_bytes, num_kv_blocks
+from shard.plan import StepPlan, StepResult
+from shard.rank import build_rank
+from shard.speculation import Proposal
+from shard.speculation.drafter import SpeculationSizes
+from tests.checkpoints import make_checkpoint
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+GB = 1 << 30
+
+
+def config_of(*flags: str, model: Path = Path("unused")) -> ShardConfig:
+    paths = (f"--model-path={model}", "--uds-path=unused", "--run-dir=unused", "--dtype=float32", "--threads=1")
+    return parse_args([*paths, "--max-total-tokens=100", "--block-size=16", "--max-batch-size=4", *flags])
+
+
+def blocks(available: int, device: torch.device, *flags: str) -> int:
+    return num_kv_blocks(config_of(*flags), bytes_per_block=1000, available=available, device=device)
+
+
+def test_blocks_are_what_fits_and_never_more_than_all_sequences_can_fill() -> None:
+    assert blocks(20_999, CPU) == 20
+    # Seven hold one sequence, and four run at once.
+    assert blocks(1_000_000, CUDA) == 28
+
+
+@pytest.mark.parametrize("available", [-5, 0, 6_999])
+def test_memory_for_less_than_one_sequence_is_refused_with_what_there_is(available: int) -> None:
+    with pytest.raises(ConfigError, match=f"left for {max(available, 0) // 1000 * 16} tokens"):
+        blocks(available, CUDA)
+
+
+def test_what_the_user_asks_for_is_given_unless_a_gpu_has_no_room() -> None:
+    assert blocks(0, CPU, "--max-batch-total-tokens=200") == 13
+    assert blocks(13_000, CUDA, "--max-batch-total-tokens=200") == 13
+    with pytest.raises(ConfigError, match=r"200 is more than the GPU has memory for, 192 tokens"):
+        blocks(12_999, CUDA, "--max-batch-total-tokens=200")
+
+
+def test_a_gpu_keeps_its_share_and_the_largest_step_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (60 * GB, 80 * GB))
+    config = config_of("--memory-fraction=0.9")
+    assert available_bytes(config, device=CUDA, ranks_on_host=1, step_bytes=5 * GB) == pytest.approx(47 * GB, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("room", "expected"), [(0, [0, 0, 0, 0]), (3, [3, 0, 0, 0]), (13, [6, 6, 1, 0]), (99, [6] * 4)]
+)
+def test_drafts_fill_the_step_with_the_largest_trees(room: int, expected: list[int]) -> None:
+    sizes = SpeculationSizes(num_speculative_tokens=3, tree_size=6, num_heads=0, tree_width=1)
+    assert most_drafts(config_of(f"--max-batch-draft-tokens={room}"), sizes) == expected
+
+
+def test_no_step_can_be_larger_than_those_that_are_run_and_nothing_is_left_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(
+        *("--speculate=3", "--max-batch-prefill-tokens=50", "--max-batch-draft-tokens=7"),
+        model=make_checkpoint(tmp_path),
+    )
+    runner = build_rank(config).runner
+    plans: list[StepPlan] = []
+    execute = runner.execute
+
+    def recorded(plan: StepPlan) -> StepResult:
+        plans.append(plan)
+        return execute(plan)
+
+    monkeypatch.setattr(runner, "execute", recorded)
+    sizes = SpeculationSizes(num_speculative_tokens=3, tree_size=3, num_heads=0, tree_width=1)
+    # As many blocks as one sequence needs: the others share them.
+    steps = MadeUpSteps(runner, config, num_blocks=7, vocab_size=131, sizes=sizes)
+    run_largest(steps, config, sizes, [Proposal.LOOKUP])
+    chunks = [step for plan in plans for step in plan.sequences if step.chunk_length]
+    assert (chunks[0].chunk_start, chunks[0].chunk_length) == (49, 50)
+    decodes = [plan for plan in plans if not plan.sequences[0].chunk_length]
+    assert [plan.proposal for plan in decodes] == [Proposal.NONE, Proposal.LOOKUP]
+    for plan in decodes:
+        assert [step.verify for step in plan.sequences] == [3, 3, 1, 0]
+    sampled = [new for plan in plans[1:] for new in plan.new_sequences]
+    assert all(new.sampling.is_filtered and new.logprobs for new in sampled)
+    assert not runner.states.host
