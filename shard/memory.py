@@ -13,11 +13,17 @@ _CPU_FRACTION = 0.25
 
 
 def peak_bytes(device: torch.device, run: Callable[[], None]) -> int:
-    """What `run` takes of a GPU's memory at its most, beyond what is taken before."""
+    """What `run` takes of a GPU's memory at its most, beyond what is taken before. ConfigError if there is not so much."""
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    run()
+    try:
+        run()
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            "the largest step does not fit the GPU beside the weights; lower --max-batch-prefill-tokens, "
+            "--max-batch-size or --max-batch-draft-tokens, or add shards"
+        ) from error
     torch.cuda.synchronize(device)
     return torch.cuda.max_memory_allocated(device) - before
 
