@@ -13,7 +13,7 @@ _CPU_FRACTION = 0.25
 
 
 def peak_bytes(device: torch.device, run: Callable[[], None]) -> int:
-    """What `run` takes of a GPU's memory at its most, beyond what is taken before. ConfigError if there is not so much."""
+    """What `run` takes of a GPU's memory at its most, beyond what is taken before. ConfigError if there is less."""
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)

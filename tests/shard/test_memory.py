@@ -8,7 +8,7 @@ import torch
 from shard.config import ConfigError, ShardConfig, parse_args
 from shard.largest_steps import most_drafts, run_largest
 from shard.made_up import MadeUpSteps
-from shard.memory import available_bytes, num_kv_blocks
+from shard.memory import available_bytes, num_kv_blocks, peak_bytes
 from shard.plan import StepPlan, StepResult
 from shard.rank import build_rank
 from shard.speculation import Proposal
@@ -52,6 +52,20 @@ def test_a_gpu_keeps_its_share_and_the_largest_step_free(monkeypatch: pytest.Mon
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (60 * GB, 80 * GB))
     config = config_of("--memory-fraction=0.9")
     assert available_bytes(config, device=CUDA, ranks_on_host=1, step_bytes=5 * GB) == pytest.approx(47 * GB, abs=1)
+
+
+def test_what_a_step_takes_is_its_peak_and_too_much_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("synchronize", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda _: None)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 3 * GB)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 5 * GB)
+    assert peak_bytes(CUDA, lambda: None) == 2 * GB
+
+    def too_large() -> None:
+        raise torch.OutOfMemoryError("no room")
+
+    with pytest.raises(ConfigError, match="lower --max-batch-prefill-tokens"):
+        peak_bytes(CUDA, too_large)
 
 
 @pytest.mark.parametrize(
