@@ -258,13 +258,13 @@ class ModelRunner:
         room = (states.max_num_tokens[slots] - num_tokens - 1).clamp_min(0)
         max_depth = torch.where(states.finished[slots], 0, torch.minimum(layout.max_depth, room))
         max_drafts = torch.where(max_depth > 0, layout.max_drafts, 0)
-        history = states.token_ids[slots]
+        longest = None
         if states.is_readable:
             if not max_drafts.any():
                 return DraftTree.empty(len(slots), drafter.sizes.tree_size, states.device)
-            history = states.token_ids[slots, : int(num_tokens.max())]
+            longest = int(num_tokens.max())
         return drafter.draft(
-            history,
+            states.token_ids[slots, :longest],
             candidates,
             slots=slots,
             num_tokens=num_tokens,
