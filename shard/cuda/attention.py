@@ -1,0 +1,180 @@
+"""Attention of a step's rows by Triton kernels. Owns how the work is cut into programs: tiles of rows and keys, splits.
+
+The grid follows from what the host knows (number of spans, most rows, width of the block tables) and nothing is read
+back, so a call can be captured in a CUDA graph and replayed with other positions, lengths and blocks. The sizes of
+tiles and splits are chosen by arithmetic, not yet by measurement.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from shard.attention_spec import AttentionSpec
+from shard.cuda.attention_kernels import attend_spans, merge_splits
+from shard.cuda.spans import DeviceSpans
+
+_LOG2_E = 1 / math.log(2)
+# The least that a matrix product takes of each of its sizes.
+_LEAST_TILE = 16
+# A tile of keys, and one of values, in bytes: a few are on their way at once, within the 99 KB of shared memory that
+# the smallest devices have.
+_TILE_BYTES, _MOST_KEYS = 1 << 14, 128
+# Registers hold a tile of rows' sums, in float32.
+_MOST_ROWS, _MOST_SUMS = 128, 1 << 14
+# Programs that a multiprocessor works on at the same time.
+_PROGRAMS_PER_PROCESSOR = 2
+# Fewer keys would not pay for the merging.
+_LEAST_KEYS_OF_SPLIT, _MOST_SPLITS = 256, 64
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """How much a program takes at once; `rows` are folded ones, of all heads of a kv group."""
+
+    rows: int
+    keys: int
+    dim: int
+
+    @classmethod
+    def of(cls, *, num_rows: int, dim: int, dtype: torch.dtype) -> "Tiles":
+        """For spans of up to `num_rows` folded rows."""
+        padded = _power_of_two(dim)
+        # Without tensor cores the factors of a product lie in registers too.
+        most_rows = _LEAST_TILE if dtype == torch.float32 else min(_MOST_ROWS, _MOST_SUMS // padded)
+        keys = min(_MOST_KEYS, _TILE_BYTES // (padded * dtype.itemsize))
+        return cls(min(_power_of_two(num_rows), most_rows), keys, padded)
+
+    @property
+    def num_warps(self) -> int:
+        return 8 if self.rows >= 64 else 4
+
+    @property
+    def num_stages(self) -> int:
+        """Depth of the pipeline of loads: few rows wait for nothing else, many need the room for their products."""
+        return 5 if self.rows <= 32 else 3
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """`count` spans from the `first` on, of up to `most_rows` rows each: all step spans, or all direct ones."""
+
+    first: int
+    count: int
+    most_rows: int
+    is_step: bool
+
+
+def attend(
+    qkv: Tensor,
+    pages: Tensor,
+    spans: DeviceSpans,
+    *,
+    out: Tensor,
+    step_rows: Tensor,
+    block_size: int,
+    spec: AttentionSpec,
+) -> None:
+    """As `shard.cuda.kernels.Attend` says."""
+    assert qkv.stride()[1:] == (qkv.shape[2], 1)
+    steps = Part(0, spans.num_steps, spans.most_step_rows, is_step=True)
+    chunks = Part(spans.num_steps, spans.num_spans - spans.num_steps, spans.most_direct_rows, is_step=False)
+    for part in (steps, chunks):
+        if part.count:
+            _attend_part(part, qkv, pages, spans, out=out, step_rows=step_rows, block_size=block_size, spec=spec)
+
+
+def _attend_part(
+    part: Part,
+    qkv: Tensor,
+    pages: Tensor,
+    spans: DeviceSpans,
+    *,
+    out: Tensor,
+    step_rows: Tensor,
+    block_size: int,
+    spec: AttentionSpec,
+) -> None:
+    num_heads, dim = out.shape[1:]
+    count, most_rows = part.count, part.most_rows
+    kv_heads = (qkv.shape[1] - num_heads) // 2
+    group = num_heads // kv_heads
+    tiles = Tiles.of(num_rows=most_rows * group, dim=dim, dtype=qkv.dtype)
+    num_tiles = -(-most_rows * group // tiles.rows)
+    most_keys = min(spans.most_blocks * block_size, spec.window or 1 << 30)
+    num_splits = _num_splits(num_tiles * kv_heads * count, most_keys, qkv.device)
+    mixes = log_sums = None
+    if num_splits > 1:
+        mixes = out.new_empty((num_splits, count * most_rows, num_heads, dim), dtype=torch.float32)
+        log_sums = mixes.new_empty(mixes.shape[:-1])
+    scale, cap = _constants(spec)
+    ancestors = spans.ancestors if part.is_step else None
+    attend_spans[num_tiles, kv_heads * num_splits, count](
+        qkv,
+        pages,
+        step_rows,
+        out,
+        mixes,
+        log_sums,
+        spans.table,
+        spans.positions,
+        ancestors,
+        part.first,
+        spans.table.stride(0),
+        0 if ancestors is None or len(ancestors) == 1 else ancestors.stride(0),
+        most_rows,
+        num_splits,
+        qkv.stride(0),
+        pages.numel() // 2,
+        KV_HEADS=kv_heads,
+        GROUP=group,
+        DIM=dim,
+        BLOCK_SIZE=block_size,
+        IS_STEP=part.is_step,
+        WINDOW=spec.window,
+        SCALE=scale,
+        CAP=cap,
+        TILE_ROWS=tiles.rows,
+        TILE_KEYS=tiles.keys,
+        PADDED_DIM=tiles.dim,
+        num_warps=tiles.num_warps,
+        num_stages=tiles.num_stages,
+    )
+    if num_splits > 1:
+        merge_splits[most_rows, num_heads, count](
+            mixes,
+            log_sums,
+            out,
+            spans.table,
+            part.first,
+            spans.table.stride(0),
+            most_rows,
+            num_splits,
+            DIM=dim,
+            SPLITS=_power_of_two(num_splits),
+            PADDED_DIM=tiles.dim,
+        )
+
+
+def _constants(spec: AttentionSpec) -> tuple[float, float | None]:
+    """SCALE and CAP of `attend_spans`."""
+    if spec.softcap is None:
+        return spec.scale * _LOG2_E, None
+    return 2 * _LOG2_E * spec.scale / spec.softcap, spec.softcap * _LOG2_E
+
+
+def _power_of_two(n: int) -> int:
+    return max(_LEAST_TILE, 1 << (n - 1).bit_length())
+
+
+def _num_splits(num_programs: int, most_keys: int, device: torch.device) -> int:
+    """As many as fill the device, if the context is long enough for them."""
+    wanted = _PROGRAMS_PER_PROCESSOR * _num_processors(device) // num_programs
+    return max(1, min(wanted, most_keys // _LEAST_KEYS_OF_SPLIT, _MOST_SPLITS))
+
+
+@cache
+def _num_processors(device: torch.device) -> int:
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)

@@ -1,0 +1,63 @@
+"""Whether there are Triton kernels for a device, and which. Must not know what they do.
+
+Triton is imported at the first question about a CUDA device, and never on another: installations for CPU lack it.
+"""
+
+import logging
+from functools import cache
+from typing import Final, Protocol
+
+import torch
+from torch import Tensor
+
+from shard.attention_spec import AttentionSpec
+from shard.cuda.spans import DeviceSpans
+
+log = logging.getLogger(__name__)
+
+NAME: Final = "drafthouse-triton"
+
+_DEVICE_TYPE: Final = "cuda"
+# Tensor cores multiply neither of the other two; float32 is served in full precision, by ordinary arithmetic.
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+# Older ones have no bfloat16.
+_LEAST_CAPABILITY = (8, 0)
+
+
+class Attend(Protocol):
+    def __call__(
+        self,
+        qkv: Tensor,
+        pages: Tensor,
+        spans: DeviceSpans,
+        *,
+        out: Tensor,
+        step_rows: Tensor,
+        block_size: int,
+        spec: AttentionSpec,
+    ) -> None:
+        """Writes the rows of out [N, q heads, dim] that belong to a span, and step rows' keys and values to step_rows.
+
+        qkv is [N, q heads + 2 * kv heads, dim], rotated; step_rows [at least the step rows, 2 * kv heads, dim]; pages
+        are a layer's, [K or V, block, kv head, place, dim], and hold the keys and values of direct rows already.
+        """
+
+
+def attention_for(dtype: torch.dtype, device: torch.device) -> Attend | None:
+    return _load(device) if device.type == _DEVICE_TYPE and dtype in _DTYPES else None
+
+
+@cache
+def _load(device: torch.device) -> Attend | None:
+    """None, and one warning, where they cannot run."""
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < _LEAST_CAPABILITY:
+        log.warning(
+            "serving without Triton kernels, which is slower: %s is too old", torch.cuda.get_device_name(device)
+        )
+        return None
+    try:
+        from shard.cuda.attention import attend
+    except ImportError as error:
+        log.warning("serving without Triton kernels, which is slower: %s", error)
+        return None
+    return attend

@@ -1,0 +1,119 @@
+"""Where there are Triton kernels, and that they compile for the devices that they are for; needs no GPU."""
+
+import logging
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from shard.attention_spec import AttentionSpec
+from shard.cuda import kernels
+from shard.cuda.kernels import attention_for
+from tests.shard.cuda_steps import Shape, device_spans, random_step, slots_of
+
+CUDA = torch.device("cuda")
+# Of the smallest devices of 8.0 and above.
+SHARED_MEMORY = 99 << 10
+TYPES = dict.fromkeys(("qkv", "pages", "step_rows", "out"), "*bf16") | {"mixes": "*fp32", "log_sums": "*fp32"}
+TYPES |= {"table": "*i32", "positions": "*i64", "ancestors": "*u8", "values_offset": "i64"}
+ALIGNED = ("qkv", "pages", "step_rows", "out", "mixes", "qkv_stride", "values_offset")
+
+
+@pytest.fixture(autouse=True)
+def _forget() -> Iterator[None]:
+    """What is found out about made-up devices, and what was known before."""
+    kernels._load.cache_clear()
+    yield
+    kernels._load.cache_clear()
+
+
+def test_the_torch_path_serves_other_devices_and_types() -> None:
+    assert attention_for(torch.bfloat16, torch.device("cpu")) is None
+    assert attention_for(torch.float64, CUDA) is None
+
+
+def test_without_triton_the_service_goes_on_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.delitem(sys.modules, "shard.cuda.attention", raising=False)
+    monkeypatch.delitem(sys.modules, "shard.cuda.attention_kernels", raising=False)
+    monkeypatch.setitem(sys.modules, "triton", None)
+    with caplog.at_level(logging.WARNING):
+        assert attention_for(torch.bfloat16, CUDA) is None
+    assert "triton" in caplog.text
+
+
+def test_a_device_that_is_too_old_is_named(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    with caplog.at_level(logging.WARNING):
+        assert attention_for(torch.bfloat16, CUDA) is None
+    assert "Tesla T4 is too old" in caplog.text
+
+
+def test_slots_follow_from_the_tables_on_the_device() -> None:
+    step = random_step(Shape(1, 1, 8, block_size=4), steps=[(3, 5), (30, 1), (0, 2)], chunks=[(9, 7)], trees=True)
+    spans = device_spans(step, torch.device("cpu"))
+    # Rows behind the step's stand nowhere.
+    spans.positions[len(step.qkv) :] = 0
+    assert spans.physical_slots(4)[: len(step.qkv)].tolist() == slots_of(step).tolist()
+
+
+@pytest.fixture(scope="module", params=[80, 90])
+def compile_for_device(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Compiles a kernel with these constants, the types of its other parameters being `TYPES` or int32.
+
+    The interpreter does not see what the compiler refuses, nor how much shared memory a program takes.
+    """
+    triton = pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    def compiled(kernel: Any, constants: dict[str, Any], **options: int) -> Any:
+        names = [parameter.name for parameter in kernel.params]
+        types = {name: "constexpr" if name in constants else TYPES.get(name, "i32") for name in names}
+        # As the allocator gives tensors.
+        aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name in ALIGNED}
+        source = ASTSource(kernel, types, constants, aligned)
+        return triton.compile(source, target=GPUTarget("cuda", request.param, 32), options=options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
+        yield compiled
+
+
+@pytest.mark.parametrize(
+    ("dim", "num_rows", "is_step", "spec"),
+    [
+        (128, 4, True, AttentionSpec(0.1)),
+        (128, 256, True, AttentionSpec(0.1)),
+        (128, 8192, False, AttentionSpec(0.1)),
+        (64, 256, True, AttentionSpec(0.1, window=128)),
+        (256, 256, False, AttentionSpec(0.1, window=4096, softcap=50.0)),
+    ],
+)
+def test_attention_compiles_without_a_gpu(
+    compile_for_device: Any, dim: int, num_rows: int, is_step: bool, spec: AttentionSpec
+) -> None:
+    from shard.cuda.attention import Tiles, _constants
+    from shard.cuda.attention_kernels import attend_spans
+
+    tiles = Tiles.of(num_rows=num_rows, dim=dim, dtype=torch.bfloat16)
+    scale, cap = _constants(spec)
+    constants = {"KV_HEADS": 8, "GROUP": 4, "DIM": dim, "BLOCK_SIZE": 16, "IS_STEP": is_step}
+    constants |= {"WINDOW": spec.window, "SCALE": scale, "CAP": cap}
+    constants |= {"TILE_ROWS": tiles.rows, "TILE_KEYS": tiles.keys, "PADDED_DIM": tiles.dim}
+    if not is_step:
+        constants |= {"mixes": None, "log_sums": None, "ancestors": None}
+    compiled = compile_for_device(attend_spans, constants, num_warps=tiles.num_warps, num_stages=tiles.num_stages)
+    assert compiled.metadata.shared <= SHARED_MEMORY
+
+
+def test_merging_compiles_without_a_gpu(compile_for_device: Any) -> None:
+    from shard.cuda.attention_kernels import merge_splits
+
+    compiled = compile_for_device(merge_splits, {"DIM": 128, "SPLITS": 64, "PADDED_DIM": 128})
+    assert compiled.metadata.shared <= SHARED_MEMORY

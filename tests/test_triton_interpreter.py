@@ -1,0 +1,27 @@
+"""The tests of the Triton kernels on CPU, by Triton's interpreter, in a process of their own.
+
+Whether it compiles or interprets is decided when Triton is imported, which other tests may cause.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+_TESTS = Path(__file__).parent
+_FILES = ("shard/test_cuda_attention.py",)
+
+
+def test_kernels_pass_their_tests_when_interpreted() -> None:
+    pytest.importorskip("triton")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *(str(_TESTS / file) for file in _FILES)],
+        cwd=_TESTS.parent,
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
