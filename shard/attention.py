@@ -2,8 +2,8 @@
 
 Per group: blocks are gathered into scratch laid out by absolute position, the step's own rows are put behind them, and
 one fused kernel does the rest. What a row must not see is finite and hidden by the mask. Scores with a soft cap have no
-fused kernel: their products are taken one by one. Where a compiled kernel reads the pages itself (bfloat16 on CPU), it
-takes all rows and there are no groups.
+fused kernel: their products are taken one by one. Where a kernel reads the pages itself (in C for bfloat16 on CPU, in
+Triton on CUDA), it takes all rows and there are no groups.
 Knows nothing of weights, rotary positions or who owns a block.
 """
 
@@ -15,6 +15,8 @@ from shard.attention_groups import AttentionGroup
 from shard.attention_spec import AttentionSpec
 from shard.cpu import kernels as cpu
 from shard.cpu.kernels import kernels_for
+from shard.cuda import kernels as cuda
+from shard.cuda.kernels import attention_for
 from shard.forward_batch import ForwardBatch
 from shard.kv_cache import KVCache
 
@@ -22,6 +24,8 @@ from shard.kv_cache import KVCache
 def kernel_name(dtype: torch.dtype, device: torch.device, *, softcap: float | None) -> str:
     if kernels_for(dtype, device):
         return cpu.NAME
+    if attention_for(dtype, device):
+        return cuda.NAME
     return "torch-sdpa" if softcap is None else "torch"
 
 
@@ -43,10 +47,21 @@ def attend(qkv: Tensor, *, layer: int, batch: ForwardBatch, cache: KVCache, spec
         )
         return out.view(num_rows, -1)
     q, kv = qkv[:, :num_heads], qkv[:, num_heads:]
-    if batch.num_step_rows:
-        step_rows[: batch.num_step_rows].copy_(kv[: batch.num_step_rows])
     if batch.direct_index is not None:
         cache.write(layer, batch.direct_index, kv[batch.num_step_rows :])
+    if batch.device_spans is not None and (attend_spans := attention_for(qkv.dtype, qkv.device)):
+        attend_spans(
+            qkv,
+            cache.pages(layer),
+            batch.device_spans,
+            out=out,
+            step_rows=step_rows,
+            block_size=cache.block_size,
+            spec=spec,
+        )
+        return out.view(num_rows, -1)
+    if batch.num_step_rows:
+        step_rows[: batch.num_step_rows].copy_(kv[: batch.num_step_rows])
     for group in batch.groups:
         _fill_scratch(group, step_rows, layer, cache)
         _attend_group(q, out, group, cache, spec)

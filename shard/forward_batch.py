@@ -16,6 +16,8 @@ from torch import Tensor
 from shard.attention_groups import AttentionGroup, Span, build_group, plan_groups
 from shard.cpu.kernels import kernels_for
 from shard.cpu.spans import PagedSpans
+from shard.cuda.kernels import attention_for
+from shard.cuda.spans import DeviceSpans
 from shard.kv_cache import KVCache
 
 __all__ = ["ForwardBatch", "Span"]
@@ -31,9 +33,10 @@ class ForwardBatch:
     num_step_rows: int
     # where the direct rows' keys and values lie in the cache; None without direct rows
     direct_index: Tensor | None
-    groups: tuple[AttentionGroup, ...]
+    groups: tuple[AttentionGroup, ...] = ()
     # All spans, where a kernel attends them that reads the pages itself; then there are no groups.
-    paged: PagedSpans | None
+    paged: PagedSpans | None = None
+    device_spans: DeviceSpans | None = None
 
     @classmethod
     def build(
@@ -61,20 +64,24 @@ class ForwardBatch:
         assert [span.direct for span in spans] == sorted(span.direct for span in spans), "step spans come first"
         num_steps = sum(not span.direct for span in spans)
         if num_steps and ancestors is None:
-            num_rows = max(span.num_rows for span in spans[:num_steps])
-            ancestors = torch.ones(1, num_rows, num_rows, dtype=torch.bool, device=cache.device).tril()
+            most_rows = max(span.num_rows for span in spans[:num_steps])
+            ancestors = torch.ones(1, most_rows, most_rows, dtype=torch.bool, device=cache.device).tril()
         elif not num_steps:
             ancestors = None
+        tables, num_rows = [span.block_ids for span in spans], [span.num_rows for span in spans]
         if kernels := kernels_for(cache.dtype, cache.device):
             paged = PagedSpans(
-                tables=[span.block_ids for span in spans],
-                num_rows=[span.num_rows for span in spans],
-                num_steps=num_steps,
-                positions=positions,
-                ancestors=ancestors,
+                tables=tables, num_rows=num_rows, num_steps=num_steps, positions=positions, ancestors=ancestors
             )
             slots = kernels.find_slots(paged, cache.block_size)
-            return cls(token_ids, positions, slots, num_step_rows, direct_index=None, groups=(), paged=paged)
+            return cls(token_ids, positions, slots, num_step_rows, direct_index=None, paged=paged)
+        if attention_for(cache.dtype, cache.device):
+            device_spans = DeviceSpans.build(
+                tables=tables, num_rows=num_rows, num_steps=num_steps, positions=positions, ancestors=ancestors
+            )
+            slots = device_spans.physical_slots(cache.block_size)
+            direct_index = _direct_index(slots, num_step_rows, cache)
+            return cls(token_ids, positions, slots, num_step_rows, direct_index, device_spans=device_spans)
         physical_slots = _physical_slots(positions, spans, cache)
         first_rows = [0, *accumulate(span.num_rows for span in spans)]
         return cls(
@@ -82,9 +89,7 @@ class ForwardBatch:
             positions,
             physical_slots,
             num_step_rows,
-            direct_index=cache.token_index(physical_slots[num_step_rows:])
-            if num_step_rows < token_ids.numel()
-            else None,
+            _direct_index(physical_slots, num_step_rows, cache),
             groups=tuple(
                 build_group(
                     [spans[i] for i in members],
@@ -95,8 +100,11 @@ class ForwardBatch:
                 )
                 for members in plan_groups(spans)
             ),
-            paged=None,
         )
+
+
+def _direct_index(physical_slots: Tensor, num_step_rows: int, cache: KVCache) -> Tensor | None:
+    return cache.token_index(physical_slots[num_step_rows:]) if num_step_rows < len(physical_slots) else None
 
 
 def _members_of(ancestors: Tensor | None, members: list[int], num_steps: int) -> Tensor | None:
