@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 TORCH := torch==2.13.0
 RUN := PYTHONPATH=.:proto
 
-.PHONY: install serve test check format proto bench bench-speculation tools clean
+.PHONY: install serve test check format proto bench bench-speculation bench-gpu tools clean
 
 install: $(STAMP)
 
@@ -49,6 +49,10 @@ bench: install
 # What each way of drafting brings, on Spec-Bench's questions (a JSONL file, not part of this project).
 bench-speculation: install
 	$(RUN) $(BIN)/python -m bench.speculation --spec-bench $(SPEC_BENCH) $(ARGS)
+
+# Kernels on a GPU against their references and its bandwidth; also on a machine without a network, which installs nothing.
+bench-gpu:
+	$(RUN) $(or $(wildcard $(BIN)/python),$(PYTHON)) -m bench.gpu $(ARGS)
 
 # promtool, for the test of the metrics' names: from PATH, else Debian's package, unpacked here without root.
 tools: .tools/promtool

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 _TESTS = Path(__file__).parent
-_FILES = ("shard/test_cuda_attention.py", "shard/test_cuda_forward.py")
+_FILES = ("shard/test_cuda_attention.py", "shard/test_cuda_forward.py", "bench/test_gpu_steps.py")
 
 
 def test_kernels_pass_their_tests_when_interpreted() -> None:

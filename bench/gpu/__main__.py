@@ -1,0 +1,62 @@
+"""`python -m bench.gpu`: checks the kernels of the CUDA path against their references and measures them.
+
+Minutes, without a network or a model. Exit codes: 0 all right, 1 a check or a test failed, 2 no GPU.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from bench.gpu.attention import CASES, Case, difference, layer_seconds
+from bench.gpu.ceilings import copy_bandwidth, product_speed
+from bench.gpu.marked_tests import run_marked_tests
+from bench.gpu.report import Figures, Measured, to_json, to_text
+from shard.attention import kernel_name
+
+_WRONG, _NO_GPU = 1, 2
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__)
+    parser.add_argument("--output", type=Path, default=Path("bench-gpu.json"), help="the JSON file")
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("bench.gpu: there is no CUDA device here; nothing was checked or measured", file=sys.stderr)
+        sys.exit(_NO_GPU)
+    figures = _measure(torch.device("cuda", 0))
+    options.output.write_text(to_json(figures))
+    print(to_text(figures))
+    if not figures.is_right:
+        sys.exit(_WRONG)
+
+
+def _measure(device: torch.device) -> Figures:
+    _say("ceilings")
+    bandwidth, speed = copy_bandwidth(device), product_speed(device)
+    _say("tests that need a GPU")
+    passed, tests = run_marked_tests()
+    return Figures(
+        device=torch.cuda.get_device_name(device),
+        torch=torch.__version__,
+        attention_kernel=kernel_name(torch.bfloat16, device, softcap=None),
+        copy_bandwidth=bandwidth,
+        product_speed=speed,
+        tests=tests,
+        tests_passed=passed,
+        attention=[_measure_attention(case, device) for case in CASES],
+    )
+
+
+def _measure_attention(case: Case, device: torch.device) -> Measured:
+    _say(f"attention: {case}")
+    return Measured(case, difference(case, device), layer_seconds(case, device))
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

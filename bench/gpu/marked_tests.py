@@ -1,0 +1,29 @@
+"""Runs the tests that need a GPU, as far as the packages that they need are there."""
+
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+_ROOT = Path(__file__).parents[2]
+_TIMEOUT_S = 300
+_MARK, _OPTIONAL = "mark.gpu", "hypothesis"
+
+
+def run_marked_tests() -> tuple[bool, str]:
+    """Whether none failed, and what to say of them."""
+    if find_spec("pytest") is None:
+        return True, "not run: pytest is not installed"
+    texts = {path: path.read_text() for path in sorted((_ROOT / "tests").rglob("test_*.py"))}
+    files = [path for path, text in texts.items() if _MARK in text]
+    without = [path for path in files if _OPTIONAL in texts[path] and find_spec(_OPTIONAL) is None]
+    note = "".join(f"; {path.name} not run: {_OPTIONAL} is not installed" for path in without)
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", *(str(path) for path in files if path not in without)]
+    try:
+        done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired:
+        return False, f"stopped after {_TIMEOUT_S} s{note}"
+    lines = done.stdout.strip().splitlines() or done.stderr.strip().splitlines() or ["no output"]
+    if done.returncode:
+        print(done.stdout + done.stderr, file=sys.stderr)
+    return not done.returncode, lines[-1].strip("= ") + note

@@ -1,0 +1,77 @@
+"""The figures of a run, as a table and as JSON. Pure."""
+
+import json
+from dataclasses import asdict, dataclass
+
+from bench.gpu.attention import TOLERANCE, Case
+from bench.statistic import table
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Attention of one layer: the greatest difference from the reference, and the time it takes."""
+
+    case: Case
+    difference: float
+    layer_s: float
+
+    @property
+    def is_right(self) -> bool:
+        return self.difference <= TOLERANCE
+
+    @property
+    def bandwidth(self) -> float:
+        """At which committed keys and values are read, bytes/s."""
+        return self.case.kv_bytes / self.layer_s
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """`copy_bandwidth` in bytes/s, `product_speed` in operations/s."""
+
+    device: str
+    torch: str
+    attention_kernel: str
+    copy_bandwidth: float
+    product_speed: float
+    tests: str
+    tests_passed: bool
+    attention: list[Measured]
+
+    @property
+    def is_right(self) -> bool:
+        return self.tests_passed and all(measured.is_right for measured in self.attention)
+
+
+def to_json(figures: Figures) -> str:
+    attention = [
+        {**asdict(m.case), "difference": m.difference, "layer_us": 1e6 * m.layer_s, "bandwidth": m.bandwidth}
+        for m in figures.attention
+    ]
+    return json.dumps({**asdict(figures), "is_right": figures.is_right, "attention": attention}, indent=2)
+
+
+def to_text(figures: Figures) -> str:
+    """The last thing printed: short, and whether all is right at its end."""
+    rows = [
+        [
+            str(m.case.batch),
+            str(m.case.context),
+            str(m.case.rows),
+            f"{1e6 * m.layer_s:.1f}",
+            f"{m.bandwidth / 1e12:.2f}",
+            f"{m.bandwidth / figures.copy_bandwidth:.0%}",
+            f"{m.difference:.4f}" + ("" if m.is_right else " WRONG"),
+        ]
+        for m in figures.attention
+    ]
+    header = ["batch", "context", "rows", "us/layer", "TB/s", "of copy", "difference"]
+    return "\n".join(
+        [
+            f"{figures.device}, torch {figures.torch}, attention by {figures.attention_kernel}",
+            f"copy {figures.copy_bandwidth / 1e12:.2f} TB/s, bf16 product {figures.product_speed / 1e12:.0f} TFLOP/s",
+            f"tests: {figures.tests}",
+            table(header, rows),
+            "all right" if figures.is_right else "NOT RIGHT",
+        ]
+    )

@@ -1,0 +1,75 @@
+"""bench.gpu where there is no GPU, and what it says where there is one."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from bench.gpu import marked_tests
+from bench.gpu.attention import Case
+from bench.gpu.report import Figures, Measured, to_json, to_text
+
+FIGURES = Figures(
+    device="a GPU",
+    torch="2.11",
+    attention_kernel="drafthouse-triton",
+    copy_bandwidth=3e12,
+    product_speed=7.5e14,
+    tests="40 passed",
+    tests_passed=True,
+    attention=[Measured(Case(1, 1024, 1), 0.001, 2e-6), Measured(Case(8, 8192, 64), 0.004, 1.5e-4)],
+)
+
+
+def test_without_a_gpu_it_says_so_and_exits_with_2() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.gpu"],
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": ".:proto"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == "bench.gpu: there is no CUDA device here; nothing was checked or measured\n"
+
+
+def test_the_table_gives_bandwidths_and_ends_with_a_verdict() -> None:
+    lines = to_text(FIGURES).splitlines()
+    assert lines[1] == "copy 3.00 TB/s, bf16 product 750 TFLOP/s"
+    assert [cell.strip() for cell in lines[-2].split("|")[1:-1]] == [
+        "8", "8192", "64", "150.0", "1.79", "60%", "0.0040"
+    ]  # fmt: skip
+    assert lines[-1] == "all right"
+
+
+def test_a_difference_or_a_failed_test_is_not_right() -> None:
+    wrong = replace(FIGURES, attention=[replace(FIGURES.attention[0], difference=0.5)])
+    assert "0.5000 WRONG" in to_text(wrong)
+    assert to_text(wrong).endswith("NOT RIGHT")
+    assert to_text(replace(FIGURES, tests_passed=False)).endswith("NOT RIGHT")
+    # A comparison with NaN is false.
+    assert not replace(FIGURES.attention[0], difference=float("nan")).is_right
+
+
+def test_json_has_a_line_for_each_case() -> None:
+    written = json.loads(to_json(FIGURES))
+    assert written["copy_bandwidth"] == 3e12
+    assert written["is_right"]
+    assert [(step["batch"], step["rows"]) for step in written["attention"]] == [(1, 1), (8, 64)]
+    assert round(written["attention"][0]["layer_us"], 6) == 2
+
+
+def test_the_tests_that_need_a_gpu_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    passed, summary = marked_tests.run_marked_tests()
+    assert passed
+    assert "skipped" in summary
+
+
+def test_a_missing_package_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(marked_tests, "find_spec", lambda name: None)
+    assert marked_tests.run_marked_tests() == (True, "not run: pytest is not installed")

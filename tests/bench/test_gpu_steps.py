@@ -1,0 +1,20 @@
+"""The steps that bench.gpu checks and times, small and interpreted (tests/test_triton_interpreter.py)."""
+
+import os
+
+import pytest
+import torch
+
+from bench.gpu.attention import TOLERANCE, Case, Step
+from shard.cuda import kernels
+
+pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="test_triton_interpreter.py runs it")
+
+
+@pytest.mark.parametrize("case", [Case(1, 300, 1), Case(3, 20, 6)])
+def test_a_step_is_right(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_DEVICE_TYPE", "cpu")
+    monkeypatch.setattr("shard.cuda.attention._num_processors", lambda device: 8)
+    step = Step(case, num_layers=2, dtype=torch.float16, device=torch.device("cpu"))
+    step.run()
+    assert 0 < step.difference() < TOLERANCE
