@@ -5,6 +5,8 @@ Minutes, without a network or a model. Exit codes: 0 all right, 1 a check or a t
 
 import argparse
 import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -13,6 +15,7 @@ from bench.gpu.attention import CASES, Case, difference, layer_seconds
 from bench.gpu.ceilings import copy_bandwidth, product_speed
 from bench.gpu.marked_tests import run_marked_tests
 from bench.gpu.report import Figures, Measured, to_json, to_text
+from bench.gpu.step_times import STEP_CASES, StepTime
 from shard.attention import kernel_name
 
 _WRONG, _NO_GPU = 1, 2
@@ -46,7 +49,19 @@ def _measure(device: torch.device) -> Figures:
         tests=tests,
         tests_passed=passed,
         attention=[_measure_attention(case, device) for case in CASES],
+        steps=list(_measure_steps(device)),
     )
+
+
+def _measure_steps(device: torch.device) -> Iterator[StepTime]:
+    if find_spec("safetensors") is None:
+        return
+    from bench.gpu.steps import LLAMA_8B, time_steps
+
+    _say("steps of a model of 8B, random weights")
+    for time in time_steps(LLAMA_8B, STEP_CASES, dtype=torch.bfloat16, device=device):
+        _say(f"{time.case}: {1e3 * time.step_s:.2f} ms")
+        yield time
 
 
 def _measure_attention(case: Case, device: torch.device) -> Measured:

@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict, dataclass
 
 from bench.gpu.attention import TOLERANCE, Case
+from bench.gpu.step_times import StepTime
 from bench.statistic import table
 
 
@@ -37,6 +38,8 @@ class Figures:
     tests: str
     tests_passed: bool
     attention: list[Measured]
+    # Empty where the package that the model's code needs is missing.
+    steps: list[StepTime]
 
     @property
     def is_right(self) -> bool:
@@ -48,7 +51,12 @@ def to_json(figures: Figures) -> str:
         {**asdict(m.case), "difference": m.difference, "layer_us": 1e6 * m.layer_s, "bandwidth": m.bandwidth}
         for m in figures.attention
     ]
-    return json.dumps({**asdict(figures), "is_right": figures.is_right, "attention": attention}, indent=2)
+    steps = [
+        {**asdict(s.case), "step_ms": 1e3 * s.step_s, "read_bytes": s.read_bytes, "bandwidth": s.bandwidth}
+        for s in figures.steps
+    ]
+    whole = {**asdict(figures), "is_right": figures.is_right, "attention": attention, "steps": steps}
+    return json.dumps(whole, indent=2)
 
 
 def to_text(figures: Figures) -> str:
@@ -72,6 +80,24 @@ def to_text(figures: Figures) -> str:
             f"copy {figures.copy_bandwidth / 1e12:.2f} TB/s, bf16 product {figures.product_speed / 1e12:.0f} TFLOP/s",
             f"tests: {figures.tests}",
             table(header, rows),
+            *_step_table(figures),
             "all right" if figures.is_right else "NOT RIGHT",
         ]
     )
+
+
+def _step_table(figures: Figures) -> list[str]:
+    if not figures.steps:
+        return ["whole steps: not run: safetensors is not installed"]
+    rows = [
+        [
+            str(s.case.batch),
+            str(s.case.context),
+            str(s.case.drafts),
+            f"{1e3 * s.step_s:.2f}",
+            f"{s.bandwidth / 1e12:.2f}",
+            f"{s.bandwidth / figures.copy_bandwidth:.0%}",
+        ]
+        for s in figures.steps
+    ]
+    return [table(["batch", "context", "drafts", "ms/step", "TB/s", "of copy"], rows)]

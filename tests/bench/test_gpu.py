@@ -5,12 +5,17 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from typing import Any
 
 import pytest
+import torch
 
 from bench.gpu import marked_tests
 from bench.gpu.attention import Case
 from bench.gpu.report import Figures, Measured, to_json, to_text
+from bench.gpu.step_times import StepCase, StepTime
+from bench.gpu.steps import LLAMA_8B, time_steps
+from shard.states import SequenceStates
 
 FIGURES = Figures(
     device="a GPU",
@@ -21,6 +26,7 @@ FIGURES = Figures(
     tests="40 passed",
     tests_passed=True,
     attention=[Measured(Case(1, 1024, 1), 0.001, 2e-6), Measured(Case(8, 8192, 64), 0.004, 1.5e-4)],
+    steps=[StepTime(StepCase(1, 1024, 15), 8e-3, 16 * 10**9)],
 )
 
 
@@ -40,9 +46,9 @@ def test_without_a_gpu_it_says_so_and_exits_with_2() -> None:
 def test_the_table_gives_bandwidths_and_ends_with_a_verdict() -> None:
     lines = to_text(FIGURES).splitlines()
     assert lines[1] == "copy 3.00 TB/s, bf16 product 750 TFLOP/s"
-    assert [cell.strip() for cell in lines[-2].split("|")[1:-1]] == [
-        "8", "8192", "64", "150.0", "1.79", "60%", "0.0040"
-    ]  # fmt: skip
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    assert ["8", "8192", "64", "150.0", "1.79", "60%", "0.0040"] in rows
+    assert rows[-2] == ["1", "1024", "15", "8.00", "2.00", "67%"]
     assert lines[-1] == "all right"
 
 
@@ -71,5 +77,28 @@ def test_the_tests_that_need_a_gpu_are_found(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_missing_package_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "whole steps: not run" in to_text(replace(FIGURES, steps=[]))
     monkeypatch.setattr(marked_tests, "find_spec", lambda name: None)
     assert marked_tests.run_marked_tests() == (True, "not run: pytest is not installed")
+
+
+@pytest.mark.parametrize("is_readable", [True, False])
+def test_whole_steps_are_timed_over_what_they_read(is_readable: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On CPU, with rows as on a GPU too."""
+    made = SequenceStates.__init__
+
+    def unreadable(self: SequenceStates, **sizes: Any) -> None:
+        made(self, **sizes)
+        self.is_readable = is_readable
+
+    monkeypatch.setattr(SequenceStates, "__init__", unreadable)
+    small = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "head_dim": 16, "vocab_size": 80}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    cases = (StepCase(1, 20, 0), StepCase(1, 20, 7), StepCase(3, 40, 0))
+    times = list(time_steps(LLAMA_8B | small | heads, cases, dtype=torch.float32, device=torch.device("cpu")))
+    assert [time.case for time in times] == list(cases)
+    assert all(time.step_s > 0 for time in times)
+    # Two layers and a head; keys and values of two heads of 16 in two layers, float32.
+    layer = 64 * (64 + 2 * 32) + 64 * 64 + 3 * 64 * 96 + 2 * 64
+    weights = 4 * (2 * layer + 64 + 80 * 64)
+    assert [time.read_bytes for time in times] == [weights + 512 * tokens for tokens in (20, 20, 120)]

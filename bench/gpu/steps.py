@@ -1,0 +1,115 @@
+"""Whole steps of a model of a given shape with random weights: forward, choice, verification, commit, as the service
+runs them, by the device's own clock.
+
+Contexts are made up. Every step is launched as a service without captured graphs does it: what Python takes beyond the
+device's time is in the figures.
+"""
+
+import statistics
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from bench.gpu.step_times import StepCase, StepTime
+from shard.config import parse_args
+from shard.distributed import TPGroup
+from shard.kv_cache import KVCache
+from shard.layers.sharded import ShardedModule
+from shard.made_up import MadeUpSteps
+from shard.model_config import ModelConfig
+from shard.model_runner import ModelRunner
+from shard.models import FAMILIES
+from shard.models.decoder import Decoder
+from shard.speculation import Proposal
+from shard.speculation.drafter import SpeculationSizes
+from shard.states import SequenceStates
+
+LLAMA_8B = {
+    "model_type": "llama",
+    "vocab_size": 128256,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0,
+}
+_BLOCK_SIZE = 16
+_WARM_UPS, _REPEATS = 3, 9
+
+
+def time_steps(
+    shape: dict[str, Any], cases: tuple[StepCase, ...], *, dtype: torch.dtype, device: torch.device
+) -> Iterator[StepTime]:
+    config = ModelConfig.from_dict(shape)
+    model, weight_bytes = _random_model(config, dtype=dtype, device=device)
+    # Tokens that the steps of a case bring, and room for the drafts of one.
+    room = _WARM_UPS + _REPEATS + 1 + max(case.drafts for case in cases)
+    num_blocks = max(case.batch * (-(-(case.context + room) // _BLOCK_SIZE) + 1) for case in cases)
+    cache = KVCache(
+        num_layers=config.num_layers,
+        num_blocks=num_blocks,
+        block_size=_BLOCK_SIZE,
+        num_kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        dtype=dtype,
+        device=device,
+        max_step_rows=max(case.batch * (1 + case.drafts) for case in cases),
+    )
+    token_bytes = KVCache.bytes_per_block(
+        num_layers=config.num_layers,
+        block_size=1,
+        num_kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        dtype=dtype,
+    )
+    max_total_tokens = max(case.context for case in cases) + room
+    sizes = SpeculationSizes(
+        num_speculative_tokens=0, tree_size=max(1, *(case.drafts for case in cases)), num_heads=0, tree_width=1
+    )
+    states = SequenceStates(
+        num_slots=max(case.batch for case in cases),
+        max_total_tokens=max_total_tokens,
+        tree_size=sizes.tree_size,
+        device=device,
+    )
+    runner = ModelRunner(
+        model=model, vocab_size=config.vocab_size, cache=cache, states=states, group=TPGroup(), drafter=None
+    )
+    limits = parse_args(
+        [
+            *("--model-path=none", "--uds-path=none", "--run-dir=none", "--dtype=bfloat16", "--threads=1"),
+            *(f"--max-total-tokens={max_total_tokens}", f"--block-size={_BLOCK_SIZE}"),
+        ]
+    )
+    steps = MadeUpSteps(runner, limits, num_blocks=num_blocks, vocab_size=config.vocab_size, sizes=sizes)
+    for case in cases:
+        steps.enter(case.batch, context=case.context, room=room)
+        times = [
+            steps.decode([case.drafts] * case.batch, Proposal.NONE).duration_ns * 1e-9
+            for _ in range(_WARM_UPS + _REPEATS)
+        ]
+        steps.forget()
+        read_bytes = weight_bytes + case.batch * case.context * token_bytes
+        yield StepTime(case, statistics.median(times[_WARM_UPS:]), read_bytes)
+
+
+def _random_model(config: ModelConfig, *, dtype: torch.dtype, device: torch.device) -> tuple[Decoder, int]:
+    """And how many bytes of it a step reads: of the embedding only some rows."""
+    num_bytes = 0
+    with torch.inference_mode():
+        model = Decoder(config, FAMILIES[config.model_type], group=TPGroup(), dtype=dtype, device=device)
+        layers = [layer for layer in model.modules() if isinstance(layer, ShardedModule)]
+        for layer in layers:
+            for name in layer.pieces:
+                declared = layer.get_parameter(name)
+                num_bytes += declared.nbytes * (layer is not model.embed_tokens)
+                layer.fill(name, torch.empty(declared.shape, dtype=dtype, device=device).normal_(std=0.02))
+        for layer in layers:
+            layer.finish(None)
+        model.finish()
+    return model.eval(), num_bytes
