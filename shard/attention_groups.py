@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from shard.host_copy import integers
 from shard.kv_cache import KVCache
 
 
@@ -170,7 +171,7 @@ def _row_indices(
         rows += own
         places += range(i * num_rows, i * num_rows + span.num_rows)
         padded += [*own, *([first] * (num_rows - span.num_rows))]
-    host = torch.tensor(padded + rows + places).to(device, non_blocking=True)
+    host = integers(padded + rows + places, device)
     first, second = len(padded), len(padded) + len(rows)
     return host[:first], host[first:second], host[second:]
 

@@ -18,6 +18,7 @@ from shard.cpu.kernels import kernels_for
 from shard.cpu.spans import PagedSpans
 from shard.cuda.kernels import attention_for
 from shard.cuda.spans import DeviceSpans
+from shard.host_copy import integers
 from shard.kv_cache import KVCache
 
 __all__ = ["ForwardBatch", "Span"]
@@ -113,7 +114,7 @@ def _members_of(ancestors: Tensor | None, members: list[int], num_steps: int) ->
         return None
     if len(ancestors) == 1 or len(members) == num_steps:
         return ancestors
-    return ancestors.index_select(0, torch.tensor(members).to(ancestors.device, non_blocking=True))
+    return ancestors.index_select(0, integers(members, ancestors.device))
 
 
 def _physical_slots(positions: Tensor, spans: list[Span], cache: KVCache) -> Tensor:
@@ -123,6 +124,6 @@ def _physical_slots(positions: Tensor, spans: list[Span], cache: KVCache) -> Ten
     for span in spans:
         table_start += [len(table)] * span.num_rows
         table += span.block_ids
-    host = torch.tensor(table + table_start).to(cache.device, non_blocking=True)
+    host = integers(table + table_start, cache.device)
     in_table = torch.div(positions, cache.block_size, rounding_mode="floor") + host[len(table) :]
     return host.index_select(0, in_table) * cache.block_size + positions % cache.block_size

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from shard.forward_batch import Span
+from shard.host_copy import integers
 from shard.plan import SequenceStep
 from shard.speculation.verify import ancestors
 from shard.states import HostSlot, SequenceStates
@@ -116,8 +117,7 @@ def lay_out(steps: list[SequenceStep], states: SequenceStates) -> StepLayout | N
 
 def _tensors(*lists: list[int], device: torch.device) -> tuple[Tensor, ...]:
     """Each list as int64, all in one copy to the device."""
-    packed = torch.tensor(list(chain.from_iterable(lists)), dtype=torch.int64).to(device, non_blocking=True)
-    return torch.split(packed, [len(values) for values in lists])
+    return torch.split(integers(list(chain.from_iterable(lists)), device), [len(values) for values in lists])
 
 
 def _decoding(steps: list[SequenceStep], states: SequenceStates) -> list[tuple[SequenceStep, int]]:
@@ -147,8 +147,7 @@ def _step_rows(
     width = token_ids.shape[1]
     if num_rows == [width] * len(num_rows):
         return token_ids.flatten(), positions.flatten()
-    exists = torch.tensor([s * width + row for s, count in enumerate(num_rows) for row in range(count)])
-    exists = exists.to(states.device, non_blocking=True)
+    exists = integers([s * width + row for s, count in enumerate(num_rows) for row in range(count)], states.device)
     return token_ids.flatten()[exists], positions.flatten()[exists]
 
 

@@ -22,6 +22,7 @@ from shard.clock import StepClock
 from shard.decision import Decision, receive, send
 from shard.distributed import TPGroup
 from shard.forward_batch import ForwardBatch
+from shard.host_copy import integers
 from shard.kv_cache import KVCache
 from shard.layout import StepLayout, lay_out
 from shard.plan import StepPlan, StepResult
@@ -286,9 +287,9 @@ class ModelRunner:
             self._cache.commit_paths(batch.paged, path, emitted, batch.physical_slots)
             return
         counts = [span.num_rows for span in layout.spans[: layout.num_decoding]]
-        firsts = torch.tensor(list(accumulate(counts[:-1], initial=0)), device=self.states.device)
+        firsts = integers(list(accumulate(counts[:-1], initial=0)), path.device)
         # A path of a padded batch may name a row that this sequence does not have.
-        last = torch.tensor(counts, device=path.device)[:, None] - 1
+        last = integers(counts, path.device)[:, None] - 1
         rows = firsts[:, None] + torch.minimum(path, last)
         is_kept = torch.arange(path.shape[1], device=path.device) < emitted[:, None]
         physical = torch.where(is_kept, batch.physical_slots[rows], 0)

@@ -16,6 +16,7 @@ from torch import Tensor
 from shard.cpu.decide import decision_kernels
 from shard.filters import cpu_parts, filtered_choice
 from shard.gumbel import gumbel, row_key
+from shard.host_copy import integers
 
 # Columns of a row that a maximum is looked for in at once; a power of two, and the least that pays.
 _BLOCK = 256
@@ -70,8 +71,7 @@ def choose_tokens(logits: Tensor, *, vocab_start: int, vocab_size: int, rows: Sa
     parts = group.all_gather(reduce_slice(logits, vocab_start=vocab_start, rows=rows))
     token_ids, raw, normalizer = merge_slices(parts)
     if rows.filtered_rows:
-        # A copy from pageable memory is staged before it returns, so the list may go at once.
-        index = torch.tensor(rows.filtered_rows).to(logits.device, non_blocking=True)
+        index = integers(rows.filtered_rows, logits.device)
         whole = group.all_gather(logits[index]).movedim(0, 1).flatten(1)[:, :vocab_size]
         filtered = filtered_choice(
             whole / rows.temperature[index, None].to(whole.dtype),

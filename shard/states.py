@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from shard.cpu.decide import decision_kernels
+from shard.host_copy import integers
 from shard.plan import NewSequence, SequenceStep
 from shard.speculation import DraftTree
 
@@ -68,7 +69,7 @@ class SequenceStates:
         if slot in self.host:
             raise ValueError(f"slot {slot} was given away twice")
         self.host[slot] = HostSlot(new, num_tokens)
-        self.token_ids[slot, :num_tokens] = torch.tensor(new.token_ids, device=self.device)
+        self.token_ids[slot, :num_tokens] = integers(new.token_ids, self.device)
         self.num_tokens[slot] = num_tokens
         self.num_drafts[slot] = 0
         self.max_num_tokens[slot] = new.max_num_tokens
@@ -85,9 +86,7 @@ class SequenceStates:
         if missing > 0:
             self.stop_token_ids = torch.nn.functional.pad(self.stop_token_ids, (0, missing), value=-1)
         self.stop_token_ids[slot] = -1
-        self.stop_token_ids[slot, : len(stop_token_ids)] = torch.tensor(
-            stop_token_ids, dtype=torch.int64, device=self.device
-        )
+        self.stop_token_ids[slot, : len(stop_token_ids)] = integers(stop_token_ids, self.device)
 
     def append(self, slots: Tensor, token_ids: Tensor, num_emitted: Tensor, finished: Tensor) -> None:
         """Commits the first `num_emitted` [S] of `token_ids` [S, R] of each of the slots [S]. What was drafted for them

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from shard.host_copy import integers
 from shard.speculation import Candidates, Continuation, DraftPrice, DraftTree, Method
 from shard.speculation.calibration import HeadCalibration, LookupCalibration
 from shard.speculation.ngram import NgramLookup
@@ -80,7 +81,7 @@ class Drafter:
 
     def begin(self, slots: list[int]) -> None:
         """Other sequences are in these slots now."""
-        self._lookup_calibration.begin(torch.tensor(slots, device=self._device))
+        self._lookup_calibration.begin(integers(slots, self._device))
 
     def _forget(self) -> None:
         self.has_pending = self._has_candidates = False

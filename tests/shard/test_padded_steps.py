@@ -46,7 +46,14 @@ def nothing_is_read(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def refused(self: Tensor, *_: object) -> Any:
         raise AssertionError("a value was read on the host")
 
+    made = torch.tensor
+
+    def made_on_the_host(*args: Any, **kwargs: Any) -> Tensor:
+        assert "device" not in kwargs, "a blocking copy to the device"
+        return made(*args, **kwargs)
+
     with monkeypatch.context() as patch, _NoReading():
+        patch.setattr(torch, "tensor", made_on_the_host)
         for name in ("tolist", "item", "__bool__", "__int__", "__float__", "__index__", "numpy"):
             patch.setattr(Tensor, name, refused)
         yield
