@@ -25,7 +25,7 @@ class Turn:
     """One system's answers to prompts sent together. `wall_s`: from the first request to the last token.
 
     Turns of the same `place` followed each other directly, with the same prompts: ratios are formed within it. `limit`:
-    decode steps per second that the memory allowed just before it, if reading weights, keys and values were all. The
+    decode steps per second that the memory allowed around it, if reading weights, keys and values were all. The
     rest is zero for peers; `router_cpu_s` and `client_cpu_s` are CPU time, not wall time.
     """
 
@@ -66,8 +66,7 @@ class Measurement:
         token_ids: dict[str, list[int]],
         read_limit: Callable[[float], float],
     ) -> None:
-        """`read_limit` measures what is the limit of a turn that begins now, given the tokens whose keys and values a
-        step of it reads."""
+        """`read_limit` measures the limit at this moment, given how many tokens' keys and values a step reads."""
         self._server = server
         self._client = client
         self._peers = peers
@@ -109,13 +108,16 @@ class Measurement:
         first = shift % len(asked)
         # Half of the answer is there on average.
         context = sum(len(self._token_ids[prompt.id]) + self._max_new_tokens / 2 for prompt in prompts)
+        before = self._read_limit(context)
         for system in asked[first:] + asked[:first]:
-            limit = self._read_limit(context)
             turn = await self._try(system, prompts, place=self._num_places)
+            behind = self._read_limit(context)
             if turn is not None:
-                self.turns.append(replace(turn, limit=limit))
+                # A shared machine's memory may change its speed within a turn.
+                self.turns.append(replace(turn, limit=(before + behind) / 2))
                 if not system.is_ours and len(prompts) > 1 and turn.wall_s > self._slow_turn_s:
                     self._slow_from[system] = len(prompts)
+            before = behind
 
     async def _try(self, system: System, prompts: list[Prompt], *, place: int) -> Turn | None:
         """None from a peer that failed."""

@@ -61,7 +61,7 @@ def _heading(run: Run) -> str:
         f"- {machine.description}",
         f"- weights {info.weights or 'as stored'}; kernels {kernels or 'plain'}; ready in {run.start_s:.1f} s",
         f"- a step reads {machine.weights_bytes / 1e6:.0f} MB of weights and {machine.kv_bytes / 1e3:.0f} kB a token "
-        f"of context: the memory allowed {_range(limits)} steps/s of one sequence before its turns",
+        f"of context: the memory allowed {_range(limits)} steps/s of one sequence around its turns",
         f"- peers: {', '.join(peers.values()) or 'none'}",
         *(f"- **{name} takes no turns**: {reason}" for name, reason in run.absent.items()),
         *(f"- {note}" for note in run.notes),

@@ -1,6 +1,8 @@
 """Who is asked in which order, and who is left out. The service and the peers are stand-ins that answer at once."""
 
 import asyncio
+import itertools
+from collections.abc import Iterator
 
 from bench.errors import PeerError
 from bench.measure import Measurement, Turn
@@ -15,6 +17,7 @@ class _Scripted(Measurement):
     """Takes its turns from a table of seconds for 10 tokens; None is a peer that fails."""
 
     def __init__(self, speeds: dict[System, float | None], slow_turn_s: float = 1e9) -> None:
+        self.speeds_of_memory: Iterator[float] = itertools.cycle([1000.0])
         peers = {system: None for system in speeds if not system.is_ours}
         super().__init__(
             None,  # type: ignore[arg-type]
@@ -24,7 +27,7 @@ class _Scripted(Measurement):
             max_new_tokens=10,
             slow_turn_s=slow_turn_s,
             token_ids={prompt.id: [1, 2, 3] for prompt in _PROMPTS},
-            read_limit=lambda context: 1000.0 / context,
+            read_limit=lambda context: next(self.speeds_of_memory) / context,
         )
         self._speeds = speeds
 
@@ -51,6 +54,13 @@ def test_the_limit_of_a_turn_is_that_of_its_context() -> None:
     asyncio.run(measurement.together(_PROMPTS, batch=2, shift=0))
     # Three tokens of a prompt and half of ten new ones, twice.
     assert [t.limit for t in measurement.turns] == [1000.0 / 16]
+
+
+def test_the_limit_is_the_mean_of_what_was_measured_before_and_behind_a_turn() -> None:
+    measurement = _Scripted({OFF: 1.0, ON: 1.0})
+    measurement.speeds_of_memory = iter([1000.0, 2000.0, 800.0])
+    asyncio.run(measurement.one_at_a_time(_PROMPTS[:1], shift=0))
+    assert [t.limit for t in measurement.turns] == [1500.0 / 8, 1400.0 / 8]
 
 
 def test_a_peer_that_fails_is_left_out_and_named() -> None:
