@@ -1,8 +1,8 @@
 """`python -m bench.tree_cost`: what checking a tree of drafts costs, relative to a step without drafts, at batch 1.
 
-The shard's own steps in this process, without router and wire: the same sequence is decoded with trees of each size in
-turns, and the median of the times of each size is divided by that of a plain step. Nothing that is drafted is right, so
-every step begins at the same length but for one token.
+The shard's own steps in this process, without router and wire: the same made-up sequence is decoded with trees of each
+size in turns, and the median of the times of each size is divided by that of a plain step. Nothing that is drafted is
+right, so every step begins at the same length but for one token.
 """
 
 import argparse
@@ -11,77 +11,43 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from bench.config import positive
 from bench.plots import SETTINGS
 from launcher.logs import LogWriter
 from launcher.machine import usable_cores
 from launcher.resolve import ModelRequest, resolve
 from shard.config import ShardConfig, parse_args
-from shard.model_runner import ModelRunner
-from shard.plan import NewSequence, Sampling, SequenceStep, StepPlan
+from shard.made_up import MadeUpSteps
 from shard.rank import Rank, build_rank
-from shard.speculation import DraftTree
+from shard.speculation import Proposal
+from shard.speculation.drafter import SpeculationSizes
 
 SIZES = (0, 1, 2, 4, 8, 16, 32, 64)
-_BRANCHES = 3
-
-
-class Steps:
-    """Steps of one sequence, whose drafts are ours and always wrong."""
-
-    def __init__(self, runner: ModelRunner, *, vocab_size: int, context: int, max_tokens: int, block_size: int) -> None:
-        self._runner = runner
-        self._vocab_size = vocab_size
-        self._step_id = 0
-        new = NewSequence(
-            slot=0,
-            token_ids=[100 + i % 1000 for i in range(context)],
-            sampling=Sampling(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, seed=0),
-            max_num_tokens=max_tokens,
-            stop_token_ids=[],
-            logprobs=False,
-        )
-        blocks = list(range(1, -(-max_tokens // block_size) + 1))
-        self._run(SequenceStep(0, blocks, 0, context, verify=0, propose=0, propose_depth=0), [new])
-
-    def duration_ms(self, num_drafts: int) -> float:
-        if num_drafts:
-            states = self._runner.states
-            # The last of the vocabulary, which no text asks for; one that were right would make the sequence longer.
-            wrong = self._vocab_size - 1 - torch.arange(num_drafts)[None]
-            parents = torch.tensor([[i // _BRANCHES for i in range(num_drafts)]])
-            pad = states.draft_token_ids.shape[1] - num_drafts
-            states.set_drafts(
-                torch.tensor([0]),
-                DraftTree(
-                    torch.nn.functional.pad(wrong, (0, pad)),
-                    torch.nn.functional.pad(parents, (0, pad)),
-                    torch.tensor([num_drafts]),
-                ),
-            )
-        return self._run(SequenceStep(0, [], 0, 0, verify=num_drafts, propose=0, propose_depth=0), [])
-
-    def _run(self, step: SequenceStep, new: list[NewSequence]) -> float:
-        self._step_id += 1
-        return self._runner.execute(StepPlan(self._step_id, [], new, [step])).duration_ns * 1e-6
+# Of the trees.
+_DEPTH = 3
 
 
 def measure(rank: Rank, config: ShardConfig, *, context: int, rounds: int) -> dict[int, float]:
     """Milliseconds of a step by number of drafts."""
-    steps = Steps(
+    steps = MadeUpSteps(
         rank.runner,
+        config,
+        num_blocks=rank.info.num_blocks,
         vocab_size=rank.info.vocab_size,
-        context=context,
-        max_tokens=config.max_total_tokens,
-        block_size=config.block_size,
+        sizes=SpeculationSizes(num_speculative_tokens=_DEPTH, tree_size=max(SIZES), num_heads=0, tree_width=1),
     )
+    steps.enter(1, context=context, room=_room(rounds))
     times: dict[int, list[float]] = {size: [] for size in SIZES}
     for _ in range(rounds):
         for size in SIZES:
-            times[size].append(steps.duration_ms(size))
+            times[size].append(steps.decode([size], Proposal.NONE).duration_ns * 1e-6)
+    steps.forget()
     return {size: statistics.median(values[1:]) for size, values in times.items()}
+
+
+def _room(rounds: int) -> int:
+    """Tokens behind the context: one of it, one of each step, and the deepest drafts of the last."""
+    return 1 + len(SIZES) * rounds + _DEPTH
 
 
 def plot(curves: dict[str, dict[int, float]], path: Path, title: str) -> None:
@@ -122,7 +88,7 @@ def main() -> None:
     for dtype in options.dtype:
         request = ModelRequest(options.model_id, revision=None, dtype=dtype, hub_cache=None)
         folder = resolve(request, LogWriter(level="warning", json_output=False, stream=sys.stderr)).path
-        most = options.context + len(SIZES) * options.rounds + 2
+        most = options.context + _room(options.rounds) + 1
         config = parse_args(
             [
                 f"--model-path={folder}",
