@@ -2,8 +2,9 @@
 
 import asyncio
 import itertools
+import math
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import grpc
@@ -12,8 +13,9 @@ from bench.prompts import Prompt
 from bench.sample import Arrival, Sample
 from drafthouse.v1 import generation_pb2, generation_pb2_grpc
 
-# Of answers that follow one another, over their mean.
-_LENGTHS = (1.0, 0.75, 1.25, 0.875, 1.125)
+# Lengths of answers over their mean are between so much less than one and so much more, and spread by the golden ratio:
+# however many there are, evenly.
+_SPREAD, _GOLDEN_RATIO = 0.25, (math.sqrt(5) - 1) / 2
 
 
 @dataclass(slots=True)
@@ -68,10 +70,11 @@ class Client:
     ) -> Busy:
         """Has `at_once` answers under way, each followed by the next prompt's, until no prompt is left to begin.
 
-        What is then under way is given up, its tokens so far count. Answers are longer and shorter by turns: all of one
-        length would end in the same step where nothing is drafted, and never where something is.
+        What is then under way is given up, its tokens so far count. No two answers are of one length as long as that can
+        be: they would end in the same step where nothing is drafted, and hardly where something is, and the prompts of
+        those behind them would share a step or not.
         """
-        lengths = itertools.cycle(round(share * (max_new_tokens or self._max_new_tokens)) for share in _LENGTHS)
+        lengths = _lengths(max_new_tokens or self._max_new_tokens)
         left, seen, start_s = zip(prompts, lengths, strict=False), Busy(), time.perf_counter()
 
         async def one_by_one() -> None:
@@ -116,3 +119,8 @@ class Client:
 
 def _chat(prompt: Prompt) -> generation_pb2.ChatMessages:
     return generation_pb2.ChatMessages(messages=[generation_pb2.ChatMessage(role="user", content=prompt.text)])
+
+
+def _lengths(mean: int) -> Iterator[int]:
+    for number in itertools.count(1):
+        yield max(1, round(mean * (1 + _SPREAD * (2 * (number * _GOLDEN_RATIO % 1) - 1))))
