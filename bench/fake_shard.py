@@ -87,7 +87,12 @@ class FakeShard(shard_pb2_grpc.ShardServiceServicer):
         return shard_pb2.WarmupResponse(
             step_costs=[
                 shard_pb2.StepCost(
-                    sequences=n, rows=n, context=n, proposal=proposal, duration_ns=10_000_000 + n + asked
+                    sequences=n,
+                    rows=n,
+                    context=n,
+                    proposal=proposal,
+                    duration_ns=10_000_000 + n + asked,
+                    proposing_ns=asked,
                 )
                 for n in (1, 4096)
                 for proposal, asked in ((shard_pb2.PROPOSAL_NONE, 0), (shard_pb2.PROPOSAL_LOOKUP, 1))

@@ -3,9 +3,9 @@ in one minute and slow in the next, where others use its memory, and then drafts
 
 Pure. Must not know what is decided with it.
 
-What drafts and asking for them cost is told by steps that follow one another with the same sequences, where one has
-more drafts than the other, or asks and the other does not: all else in a step, its context above all, is the same in
-both.
+What asking for drafts takes is part of the reply to a step. What checking them takes is told by steps that follow one
+another with the same sequences, where one has more drafts than the other: all else in a step, its context above all, is
+the same in both.
 """
 
 from dataclasses import dataclass
@@ -15,15 +15,16 @@ from router.step_costs import DraftCost, StepCosts
 
 # Of what was seen so much is left after the next step: a memory of some hundred, a second or two.
 _KEPT = 0.99
-# How much the measurement counts beside that: as much as so many steps that differ by one.
+# How much the measurement counts beside that: as much as so many steps that differ by one, or that ask.
 _PRIOR_OF_DRAFTS, _PRIOR_OF_ASKING = 32.0, 4.0
-# What a step may teach, at most, as a part of its time: a neighbour's burst is not the step's.
-_MOST = 0.5
+# How far a step may be from what was expected, as a part of it: a neighbour's burst is not the step's.
+_MOST = 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class TakenStep:
-    """A step without prompts, and what it took. `asked` were asked for drafts of `num_asked` sequences."""
+    """A step without prompts, and what it took. `asked` were asked for drafts of `num_asked` sequences, which took
+    `proposing_s` beside its `seconds`."""
 
     num_sequences: int
     num_drafts: int
@@ -31,13 +32,11 @@ class TakenStep:
     asked: Proposal
     num_asked: int
     seconds: float
-
-    def asks(self, proposal: Proposal) -> bool:
-        return self.num_asked > 0 and self.asked is proposal
+    proposing_s: float = 0.0
 
 
 class _Slope:
-    """Seconds for each unit by which steps differ, by least squares, with nothing as what is believed at first."""
+    """Seconds for each unit, by least squares, with nothing as what is believed at first."""
 
     __slots__ = ("_prior", "_products", "_squares")
 
@@ -49,13 +48,16 @@ class _Slope:
     def value(self) -> float:
         return self._products / (self._squares + self._prior)
 
-    def observe(self, difference: int, seconds: float) -> None:
-        self._products = self._products * _KEPT + difference * seconds
-        self._squares = self._squares * _KEPT + difference * difference
+    def observe(self, units: int, unlike_s: float) -> None:
+        """So many units took so much more than they are known to."""
+        seconds = self.value * units + unlike_s
+        self._products = self._products * _KEPT + units * seconds
+        self._squares = self._squares * _KEPT + units * units
 
 
 class _OfAlike:
-    """Of steps of about as many sequences."""
+    """Steps of about as many sequences: how much slower they are than measured, and what a draft, and asking, takes
+    more than that."""
 
     __slots__ = ("asking", "draft", "pace")
 
@@ -63,11 +65,6 @@ class _OfAlike:
         self.pace = 1.0
         self.draft = _Slope(_PRIOR_OF_DRAFTS)
         self.asking = {proposal: _Slope(_PRIOR_OF_ASKING) for proposal in (Proposal.LOOKUP, Proposal.HEADS)}
-
-    def more_s(self, step: TakenStep) -> float:
-        """What the step is known to take more than was measured."""
-        asking_s = sum(slope.value for proposal, slope in self.asking.items() if step.asks(proposal))
-        return self.draft.value * step.num_drafts + asking_s
 
 
 class CurrentCosts:
@@ -108,25 +105,28 @@ class CurrentCosts:
         last, self._last = self._last, step
         if step is None or not (measured_s := self._measured_s(step)):
             return
-        found = self._of(step.num_sequences)
-        most_s = _MOST * measured_s
-        unlike_s = step.seconds - found.more_s(step) - found.pace * measured_s
-        found.pace += (1 - _KEPT) * max(-most_s, min(unlike_s, most_s)) / measured_s
-        if last is None or last.num_sequences != step.num_sequences:
-            return
-        more_s = (step.seconds - measured_s) - (last.seconds - self._measured_s(last))
-        more_s = max(-most_s, min(more_s, most_s)) - found.more_s(step) + found.more_s(last)
-        # Each learns from what the others do not explain.
-        differences = [(found.draft, step.num_drafts - last.num_drafts)]
-        differences += [(slope, step.asks(asked) - last.asks(asked)) for asked, slope in found.asking.items()]
-        for slope, difference in differences:
-            slope.observe(difference, more_s + slope.value * difference)
+        found, most_s = self._of(step.num_sequences), _MOST * measured_s
+
+        def bounded(unlike_s: float) -> float:
+            return max(-most_s, min(unlike_s, most_s))
+
+        if step.num_asked:
+            asking = self.proposal_seconds(step.asked, step.num_sequences, step.num_asked)
+            found.asking[step.asked].observe(1, bounded(step.proposing_s - asking))
+        more_s = self._more_s(step, found)
+        found.pace += (1 - _KEPT) * bounded(more_s - (found.pace - 1) * measured_s) / measured_s
+        if last is not None and last.num_sequences == step.num_sequences:
+            found.draft.observe(step.num_drafts - last.num_drafts, bounded(more_s - self._more_s(last, found)))
+
+    def _more_s(self, step: TakenStep, found: _OfAlike) -> float:
+        """What the step took more than expected at the measured pace."""
+        return step.seconds - found.draft.value * step.num_drafts - self._measured_s(step)
 
     def _measured_s(self, step: TakenStep) -> float:
         seconds = self._measured.seconds(step.num_sequences, step.context)
         if step.num_drafts:
             seconds += self._measured.draft_seconds(step.num_sequences, step.num_drafts)
-        return seconds + self._measured.proposal_seconds(step.asked, step.num_asked)
+        return seconds
 
     def _of(self, num_sequences: int) -> _OfAlike:
         return self._found.setdefault(num_sequences.bit_length(), _OfAlike())

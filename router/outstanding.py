@@ -35,4 +35,12 @@ class OutstandingStep:
         if len(result.sequences) < num_sequences or any(entry.chunk_end for entry in self.sequences):
             return None
         num_drafts = sum(one.drafted for one in result.sequences)
-        return TakenStep(num_sequences, num_drafts, self.context, self.asked, self.num_asked, result.duration_s)
+        return TakenStep(
+            num_sequences,
+            num_drafts,
+            self.context,
+            self.asked,
+            self.num_asked,
+            seconds=result.duration_s - result.proposing_s,
+            proposing_s=result.proposing_s,
+        )

@@ -96,3 +96,5 @@ class StepResult:
     step_id: int
     sequences: list[SequenceResult]
     duration_s: float
+    # Of that, what it took to make drafts for the next step.
+    proposing_s: float = 0.0

@@ -31,24 +31,26 @@ class DraftCost:
 
 @dataclass(frozen=True, slots=True)
 class StepCost:
-    """One measurement. `proposal`: who was asked for drafts in the step."""
+    """One measurement. `proposal`: who was asked for drafts in the step, which took `proposing_s` beside its
+    `seconds`."""
 
     sequences: int
     rows: int
     context: int
     proposal: Proposal
     seconds: float
+    proposing_s: float = 0.0
 
 
 class StepCosts:
     """Without measurements everything costs nothing."""
 
     def __init__(self, measured: Iterable[StepCost] = ()) -> None:
-        best: dict[tuple[int, int, int, Proposal], float] = {}
+        measured = list(measured)
+        plain: dict[tuple[int, int, int], float] = {}
         for cost in measured:
-            key = (cost.sequences, cost.rows, cost.context, cost.proposal)
-            best[key] = min(cost.seconds, best.get(key, cost.seconds))
-        plain = {key[:3]: seconds for key, seconds in best.items() if key[3] is Proposal.NONE}
+            key = (cost.sequences, cost.rows, cost.context)
+            plain[key] = min(cost.seconds, plain.get(key, cost.seconds))
         self.per_context_token = _context_slope(plain)
         alone = {
             (sequences, rows): seconds - self.per_context_token * context
@@ -64,11 +66,7 @@ class StepCosts:
         self.by_rows = _rising([*self.by_rows, *many])
         self._draft_costs: dict[int, tuple[DraftCost, ...]] = {}
         self.by_proposal = {
-            proposal: _rising(
-                (sequences, max(0.0, seconds - plain[sequences, rows, context]))
-                for (sequences, rows, context, asked), seconds in best.items()
-                if asked is proposal and (sequences, rows, context) in plain
-            )
+            proposal: _rising((cost.sequences, cost.proposing_s) for cost in measured if cost.proposal is proposal)
             for proposal in (Proposal.LOOKUP, Proposal.HEADS)
         }
 

@@ -23,7 +23,17 @@ _TO_PROPOSAL = {proposal: value for value, proposal in _PROPOSAL.items()}
 
 
 def costs_from_proto(costs: Iterable[shard_pb2.StepCost]) -> list[StepCost]:
-    return [StepCost(c.sequences, c.rows, c.context, _PROPOSAL[c.proposal], c.duration_ns * 1e-9) for c in costs]
+    return [
+        StepCost(
+            c.sequences,
+            c.rows,
+            c.context,
+            _PROPOSAL[c.proposal],
+            seconds=(c.duration_ns - c.proposing_ns) * 1e-9,
+            proposing_s=c.proposing_ns * 1e-9,
+        )
+        for c in costs
+    ]
 
 
 def methods_from_proto(methods: Iterable[sampling_pb2.SpeculationMethod.ValueType]) -> tuple[str, ...]:
@@ -94,4 +104,5 @@ def result_from_proto(result: shard_pb2.StepResult) -> StepResult:
             for s in result.sequences
         ],
         duration_s=result.duration_ns * 1e-9,
+        proposing_s=result.proposing_ns * 1e-9,
     )

@@ -101,7 +101,7 @@ class ModelRunner:
         if self._drafter is not None and plan.new_sequences:
             self._drafter.begin([new.slot for new in plan.new_sequences])
         layout = lay_out(plan.sequences, self.states)
-        outcome = self._run(layout, plan, _nothing if is_asynchronous else on_launch) if layout else None
+        outcome = self._run(layout, plan, clock, _nothing if is_asynchronous else on_launch) if layout else None
         if outcome is not None:
             outcome = outcome.to_host()
         clock.stop()
@@ -116,9 +116,11 @@ class ModelRunner:
         self._digest.update(step_id.to_bytes(8, "little"))
         digest = int.from_bytes(self._digest.digest(), "little")
         results = report(outcome) if outcome is not None and self._group.rank == 0 else []
-        return StepResult(step_id, results, digest, duration_ns)
+        return StepResult(step_id, results, digest, duration_ns, clock.proposing_ns())
 
-    def _run(self, layout: StepLayout, plan: StepPlan, on_launch: Callable[[], None]) -> Outcome | None:
+    def _run(
+        self, layout: StepLayout, plan: StepPlan, clock: StepClock, on_launch: Callable[[], None]
+    ) -> Outcome | None:
         """None: nobody was to get a token."""
         batch = ForwardBatch.build(
             token_ids=layout.token_ids,
@@ -140,12 +142,13 @@ class ModelRunner:
             group=self._group,
         )
         if self._group.rank == 0:
-            decision, counts = self._decide(layout, plan, chosen.token_ids)
+            decision, counts = self._decide(layout, plan, clock, chosen.token_ids)
         else:
             decision, counts = self._receive(layout, plan), None
         self._commit_cache(layout, batch, decision)
         if plan.proposal is Proposal.HEADS and layout.proposing.numel():
-            self._draft_with_heads(layout, plan, decision, hidden)
+            with clock.proposing():
+                self._draft_with_heads(layout, plan, decision, hidden)
         logprobs = chosen.logprobs[layout.cells.gather(1, decision.path)] if rows.any_logprobs else None
         return Outcome(layout.sequences, decision, self.states.num_tokens[layout.slots], logprobs, counts)
 
@@ -168,7 +171,9 @@ class ModelRunner:
             any_logprobs=any(host.new.logprobs for host in layout.host_slots),
         )
 
-    def _decide(self, layout: StepLayout, plan: StepPlan, token_ids: Tensor) -> tuple[Decision, Tensor | None]:
+    def _decide(
+        self, layout: StepLayout, plan: StepPlan, clock: StepClock, token_ids: Tensor
+    ) -> tuple[Decision, Tensor | None]:
         """Rank 0: the decision, committed and sent, and the counts of drafts by method (see Drafter.counts)."""
         states, slots = self.states, layout.slots
         verdict = verify(
@@ -195,8 +200,9 @@ class ModelRunner:
         if self._drafter is not None:
             counts = self._learn(self._drafter, layout, decision)
             if plan.proposal is Proposal.LOOKUP and layout.proposing.numel():
-                tree = self._draft(self._drafter, layout, plan, None)
-                states.set_drafts(slots[layout.proposing], tree)
+                with clock.proposing():
+                    tree = self._draft(self._drafter, layout, plan, None)
+                    states.set_drafts(slots[layout.proposing], tree)
                 message += tree
         send(self._group, message)
         return decision, counts

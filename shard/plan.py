@@ -68,6 +68,8 @@ class StepCost:
     context: int
     proposal: Proposal
     duration_ns: int
+    # Of that, what it took to make drafts for the next step.
+    proposing_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,3 +99,5 @@ class StepResult:
     sequences: list[SequenceResult]
     digest: int
     duration_ns: int
+    # Of that, what it took to make drafts for the next step.
+    proposing_ns: int = 0

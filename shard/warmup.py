@@ -40,17 +40,8 @@ class _Kind:
         return self.sequences * (1 + self.drafts)
 
     @property
-    def proposals(self) -> list[Proposal]:
-        """What asking costs is a small difference: both kinds of step are taken, one right after the other."""
-        return list(dict.fromkeys((Proposal.NONE, self.proposal)))
-
-    @property
     def num_sweeps(self) -> int:
         return _MOST_SWEEPS if self.rows <= 4 else _FEWER_SWEEPS if self.rows <= 16 else _LEAST_SWEEPS
-
-
-# With who was asked for drafts.
-_Asked = tuple[_Kind, Proposal]
 
 
 def warm_up(
@@ -80,28 +71,31 @@ def warm_up(
     return costs
 
 
-def typical_costs(sweeps: list[dict[_Asked, StepCost]]) -> list[StepCost]:
+def typical_costs(sweeps: list[dict[_Kind, StepCost]]) -> list[StepCost]:
     """Of each kind of step what it typically takes beside the others, at the typical speed of a sweep.
 
     The price of a draft is a small difference of two of these, and a machine that others use is fast in one second and
-    slow in the next. So each time counts relative to those kinds of its sweep that all sweeps have.
+    slow in the next. So each time counts relative to those kinds of its sweep that all sweeps have. What making
+    drafts takes is measured by itself, and does not wait for memory.
     """
     common = set(sweeps[0]).intersection(*sweeps[1:])
-    paces = [sum(sweep[key].duration_ns for key in common) for sweep in sweeps]
+    paces = [sum(_without_proposing_ns(sweep[key]) for key in common) for sweep in sweeps]
     pace = median(paces)
-    return [
-        replace(
-            cost,
-            duration_ns=int(
-                pace * median(s[key].duration_ns / p for s, p in zip(sweeps, paces, strict=True) if key in s)
-            ),
-        )
-        for key, cost in sweeps[0].items()
-    ]
+
+    def typical(key: _Kind, cost: StepCost) -> StepCost:
+        relative = median(_without_proposing_ns(s[key]) / p for s, p in zip(sweeps, paces, strict=True) if key in s)
+        proposing_ns = int(median(sweep[key].proposing_ns for sweep in sweeps if key in sweep))
+        return replace(cost, duration_ns=int(pace * relative) + proposing_ns, proposing_ns=proposing_ns)
+
+    return [typical(key, cost) for key, cost in sweeps[0].items()]
+
+
+def _without_proposing_ns(cost: StepCost) -> int:
+    return cost.duration_ns - cost.proposing_ns
 
 
 def _words(cost: StepCost) -> str:
-    asked = f" {cost.proposal.name.lower()}" if cost.proposal else ""
+    asked = f" {cost.proposal.name.lower()} {cost.proposing_ns * 1e-6:.1f} of" if cost.proposal else ""
     return f"{cost.sequences}/{cost.rows}/{cost.context}{asked} {cost.duration_ns * 1e-6:.1f} ms"
 
 
@@ -130,8 +124,8 @@ class _Sweeps:
         self._config = config
         self._sizes = sizes
 
-    def sweep(self, kinds: list[_Kind]) -> Iterator[tuple[_Asked, StepCost]]:
-        """A step of each kind for each proposal; of none where sequences cannot be so long."""
+    def sweep(self, kinds: list[_Kind]) -> Iterator[tuple[_Kind, StepCost]]:
+        """A step of each kind; of none where sequences cannot be so long."""
         for wanted in sorted({kind.context for kind in kinds}):
             alike = [kind for kind in kinds if kind.context == wanted]
             # After one prompt if sequences can be so long, else each kind after a prompt of its own.
@@ -142,17 +136,25 @@ class _Sweeps:
     def _room(self, kinds: list[_Kind]) -> int:
         """Tokens that the steps of these kinds may bring, all drafts accepted, and one more."""
         deepest = self._sizes.num_speculative_tokens
-        return 1 + sum(len(kind.proposals) * (1 + min(kind.drafts, deepest)) for kind in kinds)
+        return 1 + sum(1 + min(kind.drafts, deepest) for kind in kinds)
 
-    def _after_a_prompt(self, kinds: list[_Kind], wanted: int) -> Iterator[tuple[_Asked, StepCost]]:
+    def _after_a_prompt(self, kinds: list[_Kind], wanted: int) -> Iterator[tuple[_Kind, StepCost]]:
         room = self._room(kinds)
         context = min(wanted, self._config.max_total_tokens - room)
         if context < 1 or context < wanted == _LONG:
             return
         self._steps.enter(max(kind.sequences for kind in kinds), context=context, room=room)
         for kind in kinds:
-            for proposal in kind.proposals:
-                taken = self._steps.decode([kind.drafts] * kind.sequences, proposal).duration_ns
-                cost = StepCost(kind.sequences, kind.rows, kind.sequences * (context + 1), proposal, taken)
-                yield (kind, proposal), cost
+            taken = self._steps.decode([kind.drafts] * kind.sequences, kind.proposal)
+            yield (
+                kind,
+                StepCost(
+                    sequences=kind.sequences,
+                    rows=kind.rows,
+                    context=kind.sequences * (context + 1),
+                    proposal=kind.proposal,
+                    duration_ns=taken.duration_ns,
+                    proposing_ns=taken.proposing_ns,
+                ),
+            )
         self._steps.forget()

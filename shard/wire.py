@@ -69,6 +69,7 @@ def costs_to_proto(costs: list[StepCost]) -> list[shard_pb2.StepCost]:
             context=c.context,
             proposal=_PROPOSAL[c.proposal],
             duration_ns=c.duration_ns,
+            proposing_ns=c.proposing_ns,
         )
         for c in costs
     ]
@@ -82,6 +83,7 @@ def result_to_proto(result: StepResult, *, session: tuple[int, int]) -> shard_pb
         router_incarnation=session[1],
         digest=result.digest,
         duration_ns=result.duration_ns,
+        proposing_ns=result.proposing_ns,
         sequences=[
             shard_pb2.SequenceResult(
                 slot=s.slot,

@@ -39,9 +39,10 @@ def costs_of(curve: dict[int, float]) -> StepCosts:
     first, each = ASKING_GPU if curve is GPU else ASKING_CPU
     for proposal, part in ((Proposal.LOOKUP, 0.1), (Proposal.HEADS, 1.0)):
         measured += [
-            StepCost(n, n, 0, proposal, (ms + part * (first + each * n) * curve[1]) * 1e-3)
+            StepCost(n, n, 0, proposal, ms * 1e-3, asking_ms * 1e-3)
             for n, ms in curve.items()
             if n <= 64
+            for asking_ms in [part * (first + each * n) * curve[1]]
         ]
     return StepCosts(measured)
 
@@ -116,13 +117,16 @@ class Simulation:
         if self.new_tokens:
             self._replace_ended(self.new_tokens)
         self.num_asked += asked
-        seconds = self.costs.seconds(len(self.sequences), 0) + self.costs.proposal_seconds(budget.proposal, asked)
+        asking_s = self.costs.proposal_seconds(budget.proposal, asked)
+        seconds = self.costs.seconds(len(self.sequences), 0)
         if num_drafts := rows - len(self.sequences):
             seconds += self.costs.draft_seconds(len(self.sequences), num_drafts)
         # What others on the machine do to a step is not the controller's affair, but it sees no other times.
         seen = seconds * self.random.uniform(0.95, 1.05) + (0.02 if self.random.random() < 0.01 else 0)
-        self.controller.observe_step(TakenStep(len(self.sequences), num_drafts, 0, budget.proposal, asked, seen))
-        self.seconds += seconds
+        self.controller.observe_step(
+            TakenStep(len(self.sequences), num_drafts, 0, budget.proposal, asked, seen, proposing_s=asking_s)
+        )
+        self.seconds += seconds + asking_s
 
     def _replace_ended(self, new_tokens: int) -> None:
         for index, sequence in enumerate(self.sequences):

@@ -19,7 +19,7 @@ COSTS = StepCosts(
         StepCost(1, 1, 0, Proposal.NONE, 0.010),
         StepCost(8, 8, 0, Proposal.NONE, 0.020),
         StepCost(8, 8, 1000, Proposal.NONE, 0.030),
-        StepCost(8, 8, 0, Proposal.LOOKUP, 0.021),
+        StepCost(8, 8, 0, Proposal.LOOKUP, 0.020, 0.001),
     ]
 )
 EXPECTED: dict[str, tuple[str, set[str]]] = {

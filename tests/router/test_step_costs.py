@@ -24,21 +24,21 @@ def test_context_is_told_apart_from_rows() -> None:
     assert costs.seconds(7, 0) == pytest.approx(0.030)
 
 
-def test_asking_costs_what_it_adds_to_the_same_step() -> None:
+def test_what_asking_takes_is_not_what_a_step_takes() -> None:
     costs = StepCosts(
         [
             plain(1, 1, 0, 10),
             plain(8, 8, 0, 20),
-            StepCost(1, 1, 0, Proposal.LOOKUP, 0.011),
-            StepCost(8, 8, 0, Proposal.LOOKUP, 0.024),
-            # Nothing was measured beside it.
-            StepCost(5, 5, 0, Proposal.HEADS, 0.9),
+            StepCost(1, 1, 0, Proposal.LOOKUP, 0.010, 0.001),
+            StepCost(8, 8, 0, Proposal.LOOKUP, 0.020, 0.004),
+            StepCost(16, 16, 0, Proposal.LOOKUP, 0.030, 0.008),
         ]
     )
     assert costs.proposal_seconds(Proposal.LOOKUP, 1) == pytest.approx(0.001)
     assert costs.proposal_seconds(Proposal.LOOKUP, 8) == pytest.approx(0.004)
     assert costs.proposal_seconds(Proposal.LOOKUP, 0) == 0
     assert costs.proposal_seconds(Proposal.HEADS, 3) == 0
+    assert costs.seconds(16, 0) == pytest.approx(0.030)
 
 
 def test_without_measurements_nothing_is_known() -> None:

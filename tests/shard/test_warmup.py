@@ -49,6 +49,7 @@ def test_short_contexts_have_costs_too(
     flags = (f"--max-total-tokens={max_total_tokens}", f"--speculate={speculate}", "--max-batch-size=6")
     plans, costs = warmed_up(checkpoint, monkeypatch, *flags)
     plain = [cost for cost in costs if cost.rows == cost.sequences and not cost.proposal]
+    assert all((cost.proposing_ns > 0) == bool(cost.proposal) for cost in costs)
     assert {cost.sequences for cost in plain} == {1, 2, 4, 6}
     # What checking drafts costs, and asking for them.
     assert {cost.sequences for cost in costs if cost.rows > cost.sequences} == {1, 2, 6}
@@ -59,12 +60,10 @@ def test_short_contexts_have_costs_too(
     assert plans
 
 
-def _sweep(pace: float, disturbed: int | None = None) -> dict[tuple[_Kind, Proposal], StepCost]:
+def _sweep(pace: float, disturbed: int | None = None) -> dict[_Kind, StepCost]:
     """Steps of 1, 4 and 8 sequences at 1, 2 and 4 ms; `disturbed` ones took ten times as long."""
     return {
-        (_Kind(n), Proposal.NONE): StepCost(
-            n, n, n, Proposal.NONE, int(pace * ms * 1e6 * (10 if n == disturbed else 1))
-        )
+        _Kind(n): StepCost(n, n, n, Proposal.NONE, int(pace * ms * 1e6 * (10 if n == disturbed else 1)))
         for n, ms in ((1, 1), (4, 2), (8, 4))
     }
 
@@ -73,7 +72,7 @@ def test_costs_are_those_of_a_typical_sweep_whatever_the_pace_of_each() -> None:
     sweeps = [_sweep(3.0), _sweep(1.0), _sweep(2.0), _sweep(2.0), _sweep(0.5)]
     # Steps of eight are taken in some sweeps only, and there at a fast pace.
     for sweep in (sweeps[0], sweeps[2], sweeps[3]):
-        del sweep[_Kind(8), Proposal.NONE]
+        del sweep[_Kind(8)]
     sweeps = [sweeps[1], sweeps[4], *sweeps[:1], *sweeps[2:4]]
     assert [cost.duration_ns for cost in typical_costs(sweeps)] == pytest.approx([2e6, 4e6, 8e6])
 
@@ -81,3 +80,14 @@ def test_costs_are_those_of_a_typical_sweep_whatever_the_pace_of_each() -> None:
 def test_a_step_that_was_disturbed_does_not_count() -> None:
     costs = typical_costs([_sweep(1.0), _sweep(1.0, disturbed=8), _sweep(1.0)])
     assert [cost.duration_ns for cost in costs] == pytest.approx([1e6, 2e6, 4e6])
+
+
+def test_making_drafts_takes_the_same_in_a_slow_sweep() -> None:
+    def sweep(pace: float, proposing_ns: int) -> dict[_Kind, StepCost]:
+        asking = _Kind(8, proposal=Proposal.LOOKUP)
+        duration_ns = int(pace * 4e6) + proposing_ns
+        return {**_sweep(pace), asking: StepCost(8, 8, 8, Proposal.LOOKUP, duration_ns, proposing_ns)}
+
+    costs = typical_costs([sweep(1.0, 300_000), sweep(3.0, 320_000), sweep(2.0, 900_000)])
+    assert [cost.duration_ns for cost in costs] == pytest.approx([2e6, 4e6, 8e6, 8.32e6])
+    assert [cost.proposing_ns for cost in costs] == [0, 0, 0, 320_000]

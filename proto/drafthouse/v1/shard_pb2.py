@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from drafthouse.v1 import sampling_pb2 as drafthouse_dot_v1_dot_sampling__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x64rafthouse/v1/shard.proto\x12\rdrafthouse.v1\x1a\x1c\x64rafthouse/v1/sampling.proto\"\x10\n\x0eGetInfoRequest\"\xe2\x04\n\x0fGetInfoResponse\x12\x19\n\x11shard_incarnation\x18\x01 \x01(\x06\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12\x12\n\nworld_size\x18\x03 \x01(\r\x12\x12\n\nmodel_type\x18\x04 \x01(\t\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x06 \x01(\t\x12\x12\n\nvocab_size\x18\x07 \x01(\r\x12\x18\n\x10max_total_tokens\x18\x08 \x01(\r\x12\x16\n\x0emax_batch_size\x18\t \x01(\r\x12 \n\x18max_batch_prefill_tokens\x18\n \x01(\r\x12\x12\n\nnum_blocks\x18\x0b \x01(\r\x12\x12\n\nblock_size\x18\x0c \x01(\r\x12\x11\n\tspeculate\x18\r \x01(\r\x12=\n\x13speculation_methods\x18\x0e \x03(\x0e\x32 .drafthouse.v1.SpeculationMethod\x12<\n\x07kernels\x18\x0f \x03(\x0b\x32+.drafthouse.v1.GetInfoResponse.KernelsEntry\x12\x0f\n\x07weights\x18\x10 \x01(\t\x12\x11\n\ttree_size\x18\x11 \x01(\r\x12\x1e\n\x16max_batch_draft_tokens\x18\x12 \x01(\r\x12\r\n\x05heads\x18\x13 \x01(\t\x12\"\n\x15\x64raft_min_probability\x18\x14 \x01(\x02H\x00\x88\x01\x01\x1a.\n\x0cKernelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x18\n\x16_draft_min_probability\"F\n\rWarmupRequest\x12\x19\n\x11shard_incarnation\x18\x01 \x01(\x06\x12\x1a\n\x12router_incarnation\x18\x02 \x01(\x06\"=\n\x0eWarmupResponse\x12+\n\nstep_costs\x18\x01 \x03(\x0b\x32\x17.drafthouse.v1.StepCost\"|\n\x08StepCost\x12\x11\n\tsequences\x18\x01 \x01(\r\x12\x0c\n\x04rows\x18\x02 \x01(\r\x12\x0f\n\x07\x63ontext\x18\x03 \x01(\x04\x12)\n\x08proposal\x18\x04 \x01(\x0e\x32\x17.drafthouse.v1.Proposal\x12\x13\n\x0b\x64uration_ns\x18\x05 \x01(\x04\"7\n\x0ePrefillRequest\x12%\n\x04plan\x18\x01 \x01(\x0b\x32\x17.drafthouse.v1.StepPlan\"<\n\x0fPrefillResponse\x12)\n\x06result\x18\x01 \x01(\x0b\x32\x19.drafthouse.v1.StepResult\"6\n\rDecodeRequest\x12%\n\x04plan\x18\x01 \x01(\x0b\x32\x17.drafthouse.v1.StepPlan\";\n\x0e\x44\x65\x63odeResponse\x12)\n\x06result\x18\x01 \x01(\x0b\x32\x19.drafthouse.v1.StepResult\"6\n\rVerifyRequest\x12%\n\x04plan\x18\x01 \x01(\x0b\x32\x17.drafthouse.v1.StepPlan\";\n\x0eVerifyResponse\x12)\n\x06result\x18\x01 \x01(\x0b\x32\x19.drafthouse.v1.StepResult\"\xa9\x02\n\x08StepPlan\x12\x0f\n\x07step_id\x18\x01 \x01(\x04\x12\x19\n\x11shard_incarnation\x18\x02 \x01(\x06\x12\x1a\n\x12router_incarnation\x18\x03 \x01(\x06\x12\x16\n\x0ereleased_slots\x18\x04 \x03(\r\x12\x31\n\rnew_sequences\x18\x05 \x03(\x0b\x32\x1a.drafthouse.v1.NewSequence\x12.\n\tsequences\x18\x06 \x03(\x0b\x32\x1b.drafthouse.v1.SequenceStep\x12)\n\x08proposal\x18\x07 \x01(\x0e\x32\x17.drafthouse.v1.Proposal\x12/\n\x0c\x64raft_prices\x18\x08 \x03(\x0b\x32\x19.drafthouse.v1.DraftPrice\"0\n\nDraftPrice\x12\r\n\x05\x66irst\x18\x01 \x01(\r\x12\x13\n\x0bprobability\x18\x02 \x01(\x02\"\xa1\x01\n\x0bNewSequence\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12/\n\x08sampling\x18\x03 \x01(\x0b\x32\x1d.drafthouse.v1.SamplingParams\x12\x16\n\x0emax_num_tokens\x18\x04 \x01(\r\x12\x16\n\x0estop_token_ids\x18\x05 \x03(\r\x12\x10\n\x08logprobs\x18\x06 \x01(\x08\"\x96\x01\n\x0cSequenceStep\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x15\n\rnew_block_ids\x18\x02 \x03(\r\x12\x13\n\x0b\x63hunk_start\x18\x03 \x01(\r\x12\x14\n\x0c\x63hunk_length\x18\x04 \x01(\r\x12\x0e\n\x06verify\x18\x05 \x01(\r\x12\x0f\n\x07propose\x18\x06 \x01(\r\x12\x15\n\rpropose_depth\x18\x07 \x01(\r\"\xab\x01\n\nStepResult\x12\x0f\n\x07step_id\x18\x01 \x01(\x04\x12\x19\n\x11shard_incarnation\x18\x02 \x01(\x06\x12\x1a\n\x12router_incarnation\x18\x03 \x01(\x06\x12\x0e\n\x06\x64igest\x18\x04 \x01(\x06\x12\x30\n\tsequences\x18\x05 \x03(\x0b\x32\x1d.drafthouse.v1.SequenceResult\x12\x13\n\x0b\x64uration_ns\x18\x06 \x01(\x04\"\x98\x01\n\x0eSequenceResult\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x10\n\x08logprobs\x18\x03 \x03(\x02\x12\x0f\n\x07\x64rafted\x18\x04 \x01(\r\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x05 \x01(\r\x12\x30\n\x0c\x64raft_counts\x18\x06 \x03(\x0b\x32\x1a.drafthouse.v1.DraftCounts\"b\n\x0b\x44raftCounts\x12\x30\n\x06method\x18\x01 \x01(\x0e\x32 .drafthouse.v1.SpeculationMethod\x12\x0f\n\x07\x64rafted\x18\x02 \x03(\r\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x03 \x03(\r\"\x1e\n\x0c\x41\x62ortRequest\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x0f\n\rAbortResponse*F\n\x08Proposal\x12\x11\n\rPROPOSAL_NONE\x10\x00\x12\x13\n\x0fPROPOSAL_LOOKUP\x10\x01\x12\x12\n\x0ePROPOSAL_HEADS\x10\x02\x32\xc7\x03\n\x0cShardService\x12H\n\x07GetInfo\x12\x1d.drafthouse.v1.GetInfoRequest\x1a\x1e.drafthouse.v1.GetInfoResponse\x12\x45\n\x06Warmup\x12\x1c.drafthouse.v1.WarmupRequest\x1a\x1d.drafthouse.v1.WarmupResponse\x12L\n\x07Prefill\x12\x1d.drafthouse.v1.PrefillRequest\x1a\x1e.drafthouse.v1.PrefillResponse(\x01\x30\x01\x12I\n\x06\x44\x65\x63ode\x12\x1c.drafthouse.v1.DecodeRequest\x1a\x1d.drafthouse.v1.DecodeResponse(\x01\x30\x01\x12I\n\x06Verify\x12\x1c.drafthouse.v1.VerifyRequest\x1a\x1d.drafthouse.v1.VerifyResponse(\x01\x30\x01\x12\x42\n\x05\x41\x62ort\x12\x1b.drafthouse.v1.AbortRequest\x1a\x1c.drafthouse.v1.AbortResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x64rafthouse/v1/shard.proto\x12\rdrafthouse.v1\x1a\x1c\x64rafthouse/v1/sampling.proto\"\x10\n\x0eGetInfoRequest\"\xe2\x04\n\x0fGetInfoResponse\x12\x19\n\x11shard_incarnation\x18\x01 \x01(\x06\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12\x12\n\nworld_size\x18\x03 \x01(\r\x12\x12\n\nmodel_type\x18\x04 \x01(\t\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x06 \x01(\t\x12\x12\n\nvocab_size\x18\x07 \x01(\r\x12\x18\n\x10max_total_tokens\x18\x08 \x01(\r\x12\x16\n\x0emax_batch_size\x18\t \x01(\r\x12 \n\x18max_batch_prefill_tokens\x18\n \x01(\r\x12\x12\n\nnum_blocks\x18\x0b \x01(\r\x12\x12\n\nblock_size\x18\x0c \x01(\r\x12\x11\n\tspeculate\x18\r \x01(\r\x12=\n\x13speculation_methods\x18\x0e \x03(\x0e\x32 .drafthouse.v1.SpeculationMethod\x12<\n\x07kernels\x18\x0f \x03(\x0b\x32+.drafthouse.v1.GetInfoResponse.KernelsEntry\x12\x0f\n\x07weights\x18\x10 \x01(\t\x12\x11\n\ttree_size\x18\x11 \x01(\r\x12\x1e\n\x16max_batch_draft_tokens\x18\x12 \x01(\r\x12\r\n\x05heads\x18\x13 \x01(\t\x12\"\n\x15\x64raft_min_probability\x18\x14 \x01(\x02H\x00\x88\x01\x01\x1a.\n\x0cKernelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x18\n\x16_draft_min_probability\"F\n\rWarmupRequest\x12\x19\n\x11shard_incarnation\x18\x01 \x01(\x06\x12\x1a\n\x12router_incarnation\x18\x02 \x01(\x06\"=\n\x0eWarmupResponse\x12+\n\nstep_costs\x18\x01 \x03(\x0b\x32\x17.drafthouse.v1.StepCost\"\x92\x01\n\x08StepCost\x12\x11\n\tsequences\x18\x01 \x01(\r\x12\x0c\n\x04rows\x18\x02 \x01(\r\x12\x0f\n\x07\x63ontext\x18\x03 \x01(\x04\x12)\n\x08proposal\x18\x04 \x01(\x0e\x32\x17.drafthouse.v1.Proposal\x12\x13\n\x0b\x64uration_ns\x18\x05 \x01(\x04\x12\x14\n\x0cproposing_ns\x18\x06 \x01(\x04\"7\n\x0ePrefillRequest\x12%\n\x04plan\x18\x01 \x01(\x0b\x32\x17.drafthouse.v1.StepPlan\"<\n\x0fPrefillResponse\x12)\n\x06result\x18\x01 \x01(\x0b\x32\x19.drafthouse.v1.StepResult\"6\n\rDecodeRequest\x12%\n\x04plan\x18\x01 \x01(\x0b\x32\x17.drafthouse.v1.StepPlan\";\n\x0e\x44\x65\x63odeResponse\x12)\n\x06result\x18\x01 \x01(\x0b\x32\x19.drafthouse.v1.StepResult\"6\n\rVerifyRequest\x12%\n\x04plan\x18\x01 \x01(\x0b\x32\x17.drafthouse.v1.StepPlan\";\n\x0eVerifyResponse\x12)\n\x06result\x18\x01 \x01(\x0b\x32\x19.drafthouse.v1.StepResult\"\xa9\x02\n\x08StepPlan\x12\x0f\n\x07step_id\x18\x01 \x01(\x04\x12\x19\n\x11shard_incarnation\x18\x02 \x01(\x06\x12\x1a\n\x12router_incarnation\x18\x03 \x01(\x06\x12\x16\n\x0ereleased_slots\x18\x04 \x03(\r\x12\x31\n\rnew_sequences\x18\x05 \x03(\x0b\x32\x1a.drafthouse.v1.NewSequence\x12.\n\tsequences\x18\x06 \x03(\x0b\x32\x1b.drafthouse.v1.SequenceStep\x12)\n\x08proposal\x18\x07 \x01(\x0e\x32\x17.drafthouse.v1.Proposal\x12/\n\x0c\x64raft_prices\x18\x08 \x03(\x0b\x32\x19.drafthouse.v1.DraftPrice\"0\n\nDraftPrice\x12\r\n\x05\x66irst\x18\x01 \x01(\r\x12\x13\n\x0bprobability\x18\x02 \x01(\x02\"\xa1\x01\n\x0bNewSequence\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12/\n\x08sampling\x18\x03 \x01(\x0b\x32\x1d.drafthouse.v1.SamplingParams\x12\x16\n\x0emax_num_tokens\x18\x04 \x01(\r\x12\x16\n\x0estop_token_ids\x18\x05 \x03(\r\x12\x10\n\x08logprobs\x18\x06 \x01(\x08\"\x96\x01\n\x0cSequenceStep\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x15\n\rnew_block_ids\x18\x02 \x03(\r\x12\x13\n\x0b\x63hunk_start\x18\x03 \x01(\r\x12\x14\n\x0c\x63hunk_length\x18\x04 \x01(\r\x12\x0e\n\x06verify\x18\x05 \x01(\r\x12\x0f\n\x07propose\x18\x06 \x01(\r\x12\x15\n\rpropose_depth\x18\x07 \x01(\r\"\xc1\x01\n\nStepResult\x12\x0f\n\x07step_id\x18\x01 \x01(\x04\x12\x19\n\x11shard_incarnation\x18\x02 \x01(\x06\x12\x1a\n\x12router_incarnation\x18\x03 \x01(\x06\x12\x0e\n\x06\x64igest\x18\x04 \x01(\x06\x12\x30\n\tsequences\x18\x05 \x03(\x0b\x32\x1d.drafthouse.v1.SequenceResult\x12\x13\n\x0b\x64uration_ns\x18\x06 \x01(\x04\x12\x14\n\x0cproposing_ns\x18\x07 \x01(\x04\"\x98\x01\n\x0eSequenceResult\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x10\n\x08logprobs\x18\x03 \x03(\x02\x12\x0f\n\x07\x64rafted\x18\x04 \x01(\r\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x05 \x01(\r\x12\x30\n\x0c\x64raft_counts\x18\x06 \x03(\x0b\x32\x1a.drafthouse.v1.DraftCounts\"b\n\x0b\x44raftCounts\x12\x30\n\x06method\x18\x01 \x01(\x0e\x32 .drafthouse.v1.SpeculationMethod\x12\x0f\n\x07\x64rafted\x18\x02 \x03(\r\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x03 \x03(\r\"\x1e\n\x0c\x41\x62ortRequest\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x0f\n\rAbortResponse*F\n\x08Proposal\x12\x11\n\rPROPOSAL_NONE\x10\x00\x12\x13\n\x0fPROPOSAL_LOOKUP\x10\x01\x12\x12\n\x0ePROPOSAL_HEADS\x10\x02\x32\xc7\x03\n\x0cShardService\x12H\n\x07GetInfo\x12\x1d.drafthouse.v1.GetInfoRequest\x1a\x1e.drafthouse.v1.GetInfoResponse\x12\x45\n\x06Warmup\x12\x1c.drafthouse.v1.WarmupRequest\x1a\x1d.drafthouse.v1.WarmupResponse\x12L\n\x07Prefill\x12\x1d.drafthouse.v1.PrefillRequest\x1a\x1e.drafthouse.v1.PrefillResponse(\x01\x30\x01\x12I\n\x06\x44\x65\x63ode\x12\x1c.drafthouse.v1.DecodeRequest\x1a\x1d.drafthouse.v1.DecodeResponse(\x01\x30\x01\x12I\n\x06Verify\x12\x1c.drafthouse.v1.VerifyRequest\x1a\x1d.drafthouse.v1.VerifyResponse(\x01\x30\x01\x12\x42\n\x05\x41\x62ort\x12\x1b.drafthouse.v1.AbortRequest\x1a\x1c.drafthouse.v1.AbortResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,8 +34,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GETINFORESPONSE_KERNELSENTRY']._loaded_options = None
   _globals['_GETINFORESPONSE_KERNELSENTRY']._serialized_options = b'8\001'
-  _globals['_PROPOSAL']._serialized_start=2464
-  _globals['_PROPOSAL']._serialized_end=2534
+  _globals['_PROPOSAL']._serialized_start=2509
+  _globals['_PROPOSAL']._serialized_end=2579
   _globals['_GETINFOREQUEST']._serialized_start=74
   _globals['_GETINFOREQUEST']._serialized_end=90
   _globals['_GETINFORESPONSE']._serialized_start=93
@@ -46,38 +46,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WARMUPREQUEST']._serialized_end=775
   _globals['_WARMUPRESPONSE']._serialized_start=777
   _globals['_WARMUPRESPONSE']._serialized_end=838
-  _globals['_STEPCOST']._serialized_start=840
-  _globals['_STEPCOST']._serialized_end=964
-  _globals['_PREFILLREQUEST']._serialized_start=966
-  _globals['_PREFILLREQUEST']._serialized_end=1021
-  _globals['_PREFILLRESPONSE']._serialized_start=1023
-  _globals['_PREFILLRESPONSE']._serialized_end=1083
-  _globals['_DECODEREQUEST']._serialized_start=1085
-  _globals['_DECODEREQUEST']._serialized_end=1139
-  _globals['_DECODERESPONSE']._serialized_start=1141
-  _globals['_DECODERESPONSE']._serialized_end=1200
-  _globals['_VERIFYREQUEST']._serialized_start=1202
-  _globals['_VERIFYREQUEST']._serialized_end=1256
-  _globals['_VERIFYRESPONSE']._serialized_start=1258
-  _globals['_VERIFYRESPONSE']._serialized_end=1317
-  _globals['_STEPPLAN']._serialized_start=1320
-  _globals['_STEPPLAN']._serialized_end=1617
-  _globals['_DRAFTPRICE']._serialized_start=1619
-  _globals['_DRAFTPRICE']._serialized_end=1667
-  _globals['_NEWSEQUENCE']._serialized_start=1670
-  _globals['_NEWSEQUENCE']._serialized_end=1831
-  _globals['_SEQUENCESTEP']._serialized_start=1834
-  _globals['_SEQUENCESTEP']._serialized_end=1984
-  _globals['_STEPRESULT']._serialized_start=1987
-  _globals['_STEPRESULT']._serialized_end=2158
-  _globals['_SEQUENCERESULT']._serialized_start=2161
-  _globals['_SEQUENCERESULT']._serialized_end=2313
-  _globals['_DRAFTCOUNTS']._serialized_start=2315
-  _globals['_DRAFTCOUNTS']._serialized_end=2413
-  _globals['_ABORTREQUEST']._serialized_start=2415
-  _globals['_ABORTREQUEST']._serialized_end=2445
-  _globals['_ABORTRESPONSE']._serialized_start=2447
-  _globals['_ABORTRESPONSE']._serialized_end=2462
-  _globals['_SHARDSERVICE']._serialized_start=2537
-  _globals['_SHARDSERVICE']._serialized_end=2992
+  _globals['_STEPCOST']._serialized_start=841
+  _globals['_STEPCOST']._serialized_end=987
+  _globals['_PREFILLREQUEST']._serialized_start=989
+  _globals['_PREFILLREQUEST']._serialized_end=1044
+  _globals['_PREFILLRESPONSE']._serialized_start=1046
+  _globals['_PREFILLRESPONSE']._serialized_end=1106
+  _globals['_DECODEREQUEST']._serialized_start=1108
+  _globals['_DECODEREQUEST']._serialized_end=1162
+  _globals['_DECODERESPONSE']._serialized_start=1164
+  _globals['_DECODERESPONSE']._serialized_end=1223
+  _globals['_VERIFYREQUEST']._serialized_start=1225
+  _globals['_VERIFYREQUEST']._serialized_end=1279
+  _globals['_VERIFYRESPONSE']._serialized_start=1281
+  _globals['_VERIFYRESPONSE']._serialized_end=1340
+  _globals['_STEPPLAN']._serialized_start=1343
+  _globals['_STEPPLAN']._serialized_end=1640
+  _globals['_DRAFTPRICE']._serialized_start=1642
+  _globals['_DRAFTPRICE']._serialized_end=1690
+  _globals['_NEWSEQUENCE']._serialized_start=1693
+  _globals['_NEWSEQUENCE']._serialized_end=1854
+  _globals['_SEQUENCESTEP']._serialized_start=1857
+  _globals['_SEQUENCESTEP']._serialized_end=2007
+  _globals['_STEPRESULT']._serialized_start=2010
+  _globals['_STEPRESULT']._serialized_end=2203
+  _globals['_SEQUENCERESULT']._serialized_start=2206
+  _globals['_SEQUENCERESULT']._serialized_end=2358
+  _globals['_DRAFTCOUNTS']._serialized_start=2360
+  _globals['_DRAFTCOUNTS']._serialized_end=2458
+  _globals['_ABORTREQUEST']._serialized_start=2460
+  _globals['_ABORTREQUEST']._serialized_end=2490
+  _globals['_ABORTRESPONSE']._serialized_start=2492
+  _globals['_ABORTRESPONSE']._serialized_end=2507
+  _globals['_SHARDSERVICE']._serialized_start=2582
+  _globals['_SHARDSERVICE']._serialized_end=3037
 # @@protoc_insertion_point(module_scope)

@@ -221,11 +221,14 @@ class StepCost(_message.Message):
     CONTEXT_FIELD_NUMBER: _builtins.int
     PROPOSAL_FIELD_NUMBER: _builtins.int
     DURATION_NS_FIELD_NUMBER: _builtins.int
+    PROPOSING_NS_FIELD_NUMBER: _builtins.int
     sequences: _builtins.int
     rows: _builtins.int
     context: _builtins.int
     proposal: Global___Proposal.ValueType
     duration_ns: _builtins.int
+    proposing_ns: _builtins.int
+    """Of that, what it took to make drafts for the next step."""
     def __init__(
         self,
         *,
@@ -234,10 +237,11 @@ class StepCost(_message.Message):
         context: _builtins.int = ...,
         proposal: Global___Proposal.ValueType = ...,
         duration_ns: _builtins.int = ...,
+        proposing_ns: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "duration_ns", b"duration_ns", "proposal", b"proposal", "rows", b"rows", "sequences", b"sequences"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "duration_ns", b"duration_ns", "proposal", b"proposal", "proposing_ns", b"proposing_ns", "rows", b"rows", "sequences", b"sequences"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -541,6 +545,7 @@ class StepResult(_message.Message):
     DIGEST_FIELD_NUMBER: _builtins.int
     SEQUENCES_FIELD_NUMBER: _builtins.int
     DURATION_NS_FIELD_NUMBER: _builtins.int
+    PROPOSING_NS_FIELD_NUMBER: _builtins.int
     step_id: _builtins.int
     shard_incarnation: _builtins.int
     router_incarnation: _builtins.int
@@ -548,6 +553,8 @@ class StepResult(_message.Message):
     """Of all that was committed in this step; equal on every rank or the group is broken."""
     duration_ns: _builtins.int
     """Time on the device thread."""
+    proposing_ns: _builtins.int
+    """Of that, what it took to make drafts for the next step."""
     @_builtins.property
     def sequences(self) -> _containers.RepeatedCompositeFieldContainer[Global___SequenceResult]:
         """Rank 0 only; a sequence without tokens (unfinished chunk, slot already done) is left out."""
@@ -561,10 +568,11 @@ class StepResult(_message.Message):
         digest: _builtins.int = ...,
         sequences: _abc.Iterable[Global___SequenceResult] | None = ...,
         duration_ns: _builtins.int = ...,
+        proposing_ns: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "duration_ns", b"duration_ns", "router_incarnation", b"router_incarnation", "sequences", b"sequences", "shard_incarnation", b"shard_incarnation", "step_id", b"step_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "duration_ns", b"duration_ns", "proposing_ns", b"proposing_ns", "router_incarnation", b"router_incarnation", "sequences", b"sequences", "shard_incarnation", b"shard_incarnation", "step_id", b"step_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
