@@ -70,9 +70,9 @@ class Client:
     ) -> Busy:
         """Has `at_once` answers under way, each followed by the next prompt's, until no prompt is left to begin.
 
-        What is then under way is given up, its tokens so far count. No two answers are of one length as long as that can
-        be: they would end in the same step where nothing is drafted, and hardly where something is, and the prompts of
-        those behind them would share a step or not.
+        What is then under way is given up, its tokens so far count. Few answers are of one length: such would end in
+        the same step where nothing is drafted and not where something is, and the prompts of those behind them would
+        share a step or not.
         """
         lengths = _lengths(max_new_tokens or self._max_new_tokens)
         left, seen, start_s = zip(prompts, lengths, strict=False), Busy(), time.perf_counter()
