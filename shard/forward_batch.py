@@ -80,9 +80,7 @@ class ForwardBatch:
             device_spans = DeviceSpans.build(
                 tables=tables, num_rows=num_rows, num_steps=num_steps, positions=positions, ancestors=ancestors
             )
-            slots = device_spans.physical_slots(cache.block_size)
-            direct_index = _direct_index(slots, num_step_rows, cache)
-            return cls(token_ids, positions, slots, num_step_rows, direct_index, device_spans=device_spans)
+            return cls.of_device_spans(token_ids, device_spans, num_step_rows, cache)
         physical_slots = _physical_slots(positions, spans, cache)
         first_rows = [0, *accumulate(span.num_rows for span in spans)]
         return cls(
@@ -102,6 +100,15 @@ class ForwardBatch:
                 for members in plan_groups(spans)
             ),
         )
+
+    @classmethod
+    def of_device_spans(
+        cls, token_ids: Tensor, spans: DeviceSpans, num_step_rows: int, cache: KVCache
+    ) -> "ForwardBatch":
+        """Of spans whose blocks only the device knows."""
+        slots = spans.physical_slots(cache.block_size)
+        direct_index = _direct_index(slots, num_step_rows, cache)
+        return cls(token_ids, spans.positions, slots, num_step_rows, direct_index, device_spans=spans)
 
 
 def _direct_index(physical_slots: Tensor, num_step_rows: int, cache: KVCache) -> Tensor | None:

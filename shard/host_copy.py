@@ -8,6 +8,12 @@ import torch
 from torch import Tensor
 
 
+def is_readable(device: torch.device) -> bool:
+    """Whether a look at values waits for nothing. On a GPU it would stop the pipeline: what depends on values is
+    computed there, and there is room for all that may be."""
+    return device.type == "cpu"
+
+
 def integers(values: list[int], device: torch.device) -> Tensor:
     """int64."""
     return torch.tensor(values, dtype=torch.int64).to(device, non_blocking=True)

@@ -13,20 +13,23 @@ from shard.speculation.drafter import SpeculationSizes
 _FILTERED = Sampling(temperature=1.0, top_k=1000, top_p=0.99, min_p=1e-6, seed=1)
 
 
-def run_largest(steps: MadeUpSteps, config: ShardConfig, sizes: SpeculationSizes, proposals: list[Proposal]) -> None:
+def run_largest(
+    steps: MadeUpSteps, config: ShardConfig, sizes: SpeculationSizes, proposals: list[Proposal], *, times: int = 1
+) -> None:
     """The longest chunk at the end of the longest prompt; then the most sequences, each behind the longest context,
     with the most drafts, all of them sampled with filters and log-probabilities, and whoever can be asked for drafts
-    is asked."""
+    is asked; these `times` each."""
     longest = config.max_total_tokens - 1
     length = min(config.max_batch_prefill_tokens, longest)
     steps.prefill(context=longest - length, length=length)
     steps.forget()
     # At most so many tokens come of the steps below.
-    room = (1 + len(proposals)) * (1 + sizes.num_speculative_tokens)
+    room = times * (1 + len(proposals)) * (1 + sizes.num_speculative_tokens)
     context = max(1, longest - room)
     steps.enter(config.max_batch_size, context=context, room=room, sampling=_FILTERED, logprobs=True)
     for proposal in (Proposal.NONE, *proposals):
-        steps.decode(most_drafts(config, sizes), proposal)
+        for _ in range(times):
+            steps.decode(most_drafts(config, sizes), proposal)
     steps.forget()
 
 

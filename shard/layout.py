@@ -2,172 +2,250 @@
 
 Owns the packing order and nothing else: first the rows of decoding sequences (last token, then its pending drafts),
 then the prompt chunks. Sequences that yield tokens are numbered in the same order, S of them with up to R rows.
+
+What the host knows of that are StepRows, lists of numbers that go to the device in one tensor. There StepLayout is made
+of them, by operations that depend on nothing but the lengths of the lists.
 """
 
 from dataclasses import dataclass
-from itertools import chain
+from itertools import accumulate, chain
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from shard.cuda.spans import DeviceSpans
 from shard.forward_batch import Span
-from shard.host_copy import integers
 from shard.plan import SequenceStep
 from shard.speculation.verify import ancestors
-from shard.states import HostSlot, SequenceStates
+from shard.states import SequenceStates
+
+Numbers = TypeVar("Numbers", list[int], Tensor)
+
+
+class RowNumbers(NamedTuple, Generic[Numbers]):
+    """Integers of N rows in T spans, M of the rows with logits, S sequences that yield tokens, at most R rows each.
+
+    Of the sequences [S] their slots and how many drafts the plan allows; `cells` [S * R] are indices into M, behind a
+    sequence's last row they repeat it. logit_rows [M] and their slots [M]. `proposing` [P] are indices into S of the
+    sequences for which drafts are wanted, of which max_drafts and max_depth [P] say how many. Of the spans [T] the
+    first row, the number of rows and the slot. `existing` are the rows that are, of R for each decode; none where all
+    are. Of the rows of prompt chunks slot and position.
+    """
+
+    slots: Numbers
+    allowed: Numbers
+    cells: Numbers
+    logit_rows: Numbers
+    logit_slots: Numbers
+    proposing: Numbers
+    max_drafts: Numbers
+    max_depth: Numbers
+    first_rows: Numbers
+    num_rows: Numbers
+    span_slots: Numbers
+    existing: Numbers
+    chunk_slots: Numbers
+    chunk_positions: Numbers
+
+
+@dataclass(frozen=True, slots=True)
+class StepRows:
+    """Decodes with the number of rows that each gets, `width` (R) at most; then chunks, of which `last_chunks` finish
+    their prompts."""
+
+    decodes: list[tuple[SequenceStep, int]]
+    width: int
+    chunks: list[SequenceStep]
+    last_chunks: list[SequenceStep]
+
+    @property
+    def yielding(self) -> list[SequenceStep]:
+        """The S sequences that get tokens."""
+        return [step for step, _ in self.decodes] + self.last_chunks
+
+    @property
+    def num_step_rows(self) -> int:
+        return sum(count for _, count in self.decodes)
+
+    @property
+    def most_direct_rows(self) -> int:
+        return max((step.chunk_length for step in self.chunks), default=0)
+
+    def spans(self, states: SequenceStates) -> list[Span]:
+        spans = [Span(count, states.host[step.slot].block_table, direct=False) for step, count in self.decodes]
+        return spans + [
+            Span(step.chunk_length, states.host[step.slot].block_table, direct=True) for step in self.chunks
+        ]
+
+    def numbers(self, *, all_propose: bool = False) -> RowNumbers[list[int]]:
+        """`all_propose`: also sequences for which no drafts are wanted, in the same number."""
+        yielding, width = self.yielding, self.width
+        decode_rows = [count for _, count in self.decodes]
+        counts = decode_rows + [1] * len(self.last_chunks)
+        asked = [s for s, step in enumerate(yielding) if step.propose or all_propose]
+        num_rows = decode_rows + [step.chunk_length for step in self.chunks]
+        is_even = decode_rows == [width] * len(decode_rows)
+        return RowNumbers(
+            slots=[step.slot for step in yielding],
+            allowed=[step.verify for step in yielding],
+            cells=_cells(counts, width),
+            logit_rows=self._logit_rows(),
+            logit_slots=[step.slot for step, count in zip(yielding, counts, strict=True) for _ in range(count)],
+            proposing=asked,
+            max_drafts=[yielding[s].propose for s in asked],
+            max_depth=[yielding[s].propose_depth for s in asked],
+            first_rows=list(accumulate(num_rows[:-1], initial=0)),
+            num_rows=num_rows,
+            span_slots=[step.slot for step, _ in self.decodes] + [step.slot for step in self.chunks],
+            existing=[] if is_even else [s * width + r for s, count in enumerate(decode_rows) for r in range(count)],
+            chunk_slots=[step.slot for step in self.chunks for _ in range(step.chunk_length)],
+            chunk_positions=[
+                p for step in self.chunks for p in range(step.chunk_start, step.chunk_start + step.chunk_length)
+            ],
+        )
+
+    def _logit_rows(self) -> list[int]:
+        """All rows of decodes and the last of each finished prompt."""
+        end = self.num_step_rows
+        rows = list(range(end))
+        for step in self.chunks:
+            end += step.chunk_length
+            if step in self.last_chunks:
+                rows.append(end - 1)
+        return rows
 
 
 @dataclass(frozen=True, slots=True)
 class StepLayout:
-    """N rows in all, M of them with logits, S `sequences` that yield tokens, at most R rows each.
+    """The rows of a step on the device; see RowNumbers for N, M, S, R, P and T.
 
-    token_ids, positions: [N]. logit_rows: [M], their slots: [M]. slots, num_drafts: [S] (-1 where the sequence had
-    ended before this step). drafts, parents: [S, R - 1] and on_path: [S, R, R], the trees to verify (None if R is 1).
-    cells: [S, R] indices into M; behind a sequence's last row they repeat it. proposing: [P] indices into S of the
-    sequences for which drafts are wanted, of which max_drafts and max_depth [P] say how many.
+    token_ids, positions: [N]. num_drafts: [S], of the pending ones those to check (-1 where the sequence had ended
+    before this step). drafts, parents: [S, R - 1] and on_path: [S, R, R], the trees to verify (None if R is 1). cells:
+    [S, R].
     """
 
-    spans: list[Span]
-    sequences: list[HostSlot]
+    rows: RowNumbers[Tensor]
     token_ids: Tensor
     positions: Tensor
-    logit_rows: Tensor
-    logit_slots: Tensor
-    host_slots: list[HostSlot]
-    slots: Tensor
     num_drafts: Tensor
     drafts: Tensor
     parents: Tensor
     on_path: Tensor | None
     cells: Tensor
-    proposing: Tensor
-    max_drafts: Tensor
-    max_depth: Tensor
+    num_step_rows: int
     # Of the S sequences, the first so many decode; the others finished their prompts.
     num_decoding: int
+    most_direct_rows: int
 
     @property
     def ancestors(self) -> Tensor | None:
         """Those of the decoding sequences' rows, [num_decoding, R, R]."""
         return None if self.on_path is None else self.on_path[: self.num_decoding]
 
+    def device_spans(self, block_tables: Tensor) -> DeviceSpans:
+        """Over the block tables of all slots, [slots, B] int32."""
+        rows = self.rows
+        way = self.ancestors
+        if way is None and self.num_decoding:
+            way = torch.ones(1, 1, 1, dtype=torch.bool, device=block_tables.device)
+        return DeviceSpans(
+            torch.stack([rows.first_rows, rows.num_rows, rows.span_slots], 1).int(),
+            block_tables,
+            self.positions.contiguous(),
+            None if way is None else way.contiguous().view(torch.uint8),
+            self.num_decoding,
+            self.most_direct_rows,
+        )
 
-def lay_out(steps: list[SequenceStep], states: SequenceStates) -> StepLayout | None:
+
+def plan_rows(steps: list[SequenceStep], states: SequenceStates) -> StepRows | None:
     """None if nothing is left to compute: every sequence of the step had ended.
 
     Where states are readable, exactly the drafts that exist get rows. Elsewhere every decode gets the rows that the
     plan allows and the surplus is masked.
     """
-    live = _decoding(steps, states)
+    decodes = _decoding(steps, states)
     chunks = [step for step in steps if step.chunk_length]
-    last_chunks = [s for s in chunks if s.chunk_start + s.chunk_length == states.host[s.slot].num_known_tokens]
-    if not live and not chunks:
+    if not decodes and not chunks:
         return None
-
-    yielding = [step for step, _ in live] + last_chunks
-    num_rows = [1 + drafts for _, drafts in live] + [1] * len(last_chunks)
-    width = max(num_rows, default=1)
-    sequences = [states.host[step.slot] for step in yielding]
-    host_slots = [sequence for sequence, count in zip(sequences, num_rows, strict=True) for _ in range(count)]
-    asked = [s for s, step in enumerate(yielding) if step.propose]
-    slots, allowed, logit_rows, logit_slots, cells, proposing, max_drafts, max_depth, chunk_slots, positions = _tensors(
-        [step.slot for step in yielding],
-        [count - 1 for count in num_rows],
-        _logit_rows(live, chunks, last_chunks),
-        [host.new.slot for host in host_slots],
-        _cells(num_rows, width),
-        asked,
-        [yielding[s].propose for s in asked],
-        [yielding[s].propose_depth for s in asked],
-        # Rows of prompt chunks are read where they stand; those of decoding sequences are their last token and drafts.
-        [step.slot for step in chunks for _ in range(step.chunk_length)],
-        [p for step in chunks for p in range(step.chunk_start, step.chunk_start + step.chunk_length)],
-        device=states.device,
+    return StepRows(
+        decodes,
+        max((count for _, count in decodes), default=1),
+        chunks,
+        [s for s in chunks if s.chunk_start + s.chunk_length == states.host[s.slot].num_known_tokens],
     )
+
+
+def lay_out(rows: StepRows, numbers: RowNumbers[Tensor], states: SequenceStates) -> StepLayout:
+    """`numbers` are those of `rows`, on the device."""
+    num_decoding, width = len(rows.decodes), rows.width
+    slots = numbers.slots
     drafts, parents = states.draft_token_ids[slots, : width - 1], states.draft_parents[slots, : width - 1]
     on_path = ancestors(parents) if width > 1 else None
-
-    rows = [_step_rows(states, slots, drafts, on_path, num_rows[: len(live)])] if live else []
-    if chunks:
-        rows.append((states.token_ids[chunk_slots, positions], positions))
-
-    spans = [Span(1 + count, states.host[step.slot].block_table, direct=False) for step, count in live]
-    spans += [Span(step.chunk_length, states.host[step.slot].block_table, direct=True) for step in chunks]
-    token_ids, positions = rows[0] if len(rows) == 1 else map(torch.cat, zip(*rows, strict=True))
+    parts = [_step_rows(states, numbers, num_decoding, drafts, on_path)] if num_decoding else []
+    if rows.chunks:
+        positions = numbers.chunk_positions
+        parts.append((states.token_ids[numbers.chunk_slots, positions], positions))
+    token_ids, positions = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
     return StepLayout(
-        spans=spans,
-        sequences=sequences,
+        rows=numbers,
         token_ids=token_ids,
         positions=positions,
-        logit_rows=logit_rows,
-        logit_slots=logit_slots,
-        host_slots=host_slots,
-        slots=slots,
-        num_drafts=torch.where(states.finished[slots], -1, torch.minimum(states.num_drafts[slots], allowed)),
+        num_drafts=torch.where(states.finished[slots], -1, torch.minimum(states.num_drafts[slots], numbers.allowed)),
         drafts=drafts,
         parents=parents,
         on_path=on_path,
-        cells=cells.view(len(yielding), width),
-        proposing=proposing,
-        max_drafts=max_drafts,
-        max_depth=max_depth,
-        num_decoding=len(live),
+        cells=numbers.cells.view(len(slots), width),
+        num_step_rows=rows.num_step_rows,
+        num_decoding=num_decoding,
+        most_direct_rows=rows.most_direct_rows,
     )
 
 
-def _tensors(*lists: list[int], device: torch.device) -> tuple[Tensor, ...]:
-    """Each list as int64, all in one copy to the device."""
-    return torch.split(integers(list(chain.from_iterable(lists)), device), [len(values) for values in lists])
+def pack(numbers: RowNumbers[list[int]]) -> list[int]:
+    return list(chain.from_iterable(numbers))
+
+
+def unpack(packed: Tensor, sizes: list[int]) -> RowNumbers[Tensor]:
+    """Views of what `pack` made, on the device."""
+    return RowNumbers(*torch.split(packed, sizes))
 
 
 def _decoding(steps: list[SequenceStep], states: SequenceStates) -> list[tuple[SequenceStep, int]]:
-    """The decodes that get rows, and how many drafts each checks."""
+    """The decodes that get rows, and how many."""
     decodes = [step for step in steps if not step.chunk_length]
     if not states.is_readable:
-        return [(step, step.verify) for step in decodes]
+        return [(step, 1 + step.verify) for step in decodes]
     slots = torch.tensor([step.slot for step in decodes], dtype=torch.int64)
     finished, pending = states.finished[slots].tolist(), states.num_drafts[slots].tolist()
-    return [(s, min(s.verify, n)) for s, n, done in zip(decodes, pending, finished, strict=True) if not done]
+    return [(s, 1 + min(s.verify, n)) for s, n, done in zip(decodes, pending, finished, strict=True) if not done]
 
 
 def _step_rows(
-    states: SequenceStates, slots: Tensor, drafts: Tensor, on_path: Tensor | None, num_rows: list[int]
+    states: SequenceStates, numbers: RowNumbers[Tensor], num_decoding: int, drafts: Tensor, on_path: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Token ids and positions of the decoding sequences' rows: a draft stands as deep as its path is long."""
-    decoding = slots[: len(num_rows)]
+    decoding = numbers.slots[:num_decoding]
     # The committed length may be known to the device only.
     last = states.num_tokens[decoding] - 1
     token_ids, positions = states.token_ids[decoding, last][:, None], last[:, None]
     if on_path is not None:
-        token_ids = torch.cat([token_ids, drafts[: len(num_rows)]], 1)
-        positions = positions + on_path[: len(num_rows)].sum(2) - 1
+        token_ids = torch.cat([token_ids, drafts[:num_decoding]], 1)
+        positions = positions + on_path[:num_decoding].sum(2) - 1
     if not states.is_readable:
         # A sequence that ended at its limit must not run past its block table.
         positions = torch.minimum(positions, states.max_num_tokens[decoding, None] - 1)
-    width = token_ids.shape[1]
-    if num_rows == [width] * len(num_rows):
-        return token_ids.flatten(), positions.flatten()
-    exists = integers([s * width + row for s, count in enumerate(num_rows) for row in range(count)], states.device)
-    return token_ids.flatten()[exists], positions.flatten()[exists]
+    token_ids, positions = token_ids.flatten(), positions.flatten()
+    if not numbers.existing.numel():
+        return token_ids, positions
+    return token_ids[numbers.existing], positions[numbers.existing]
 
 
-def _logit_rows(
-    live: list[tuple[SequenceStep, int]], chunks: list[SequenceStep], last_chunks: list[SequenceStep]
-) -> list[int]:
-    """All rows of decoding sequences and the last of each finished prompt."""
-    end = sum(1 + drafts for _, drafts in live)
-    rows = list(range(end))
-    for step in chunks:
-        end += step.chunk_length
-        if step in last_chunks:
-            rows.append(end - 1)
-    return rows
-
-
-def _cells(num_rows: list[int], width: int) -> list[int]:
+def _cells(counts: list[int], width: int) -> list[int]:
     cells: list[int] = []
     first = 0
-    for count in num_rows:
+    for count in counts:
         cells += [first + min(row, count - 1) for row in range(width)]
         first += count
     return cells

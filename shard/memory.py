@@ -1,7 +1,8 @@
 """How many KV blocks there are: what the user said, or what is left when the largest step has its memory."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -12,20 +13,41 @@ _CPU_DEFAULT_BYTES = 1 << 30
 _CPU_FRACTION = 0.25
 
 
-def peak_bytes(device: torch.device, run: Callable[[], None]) -> int:
+def peak_bytes(device: torch.device, run: Callable[[], object]) -> int:
     """What `run` takes of a GPU's memory at its most, beyond what is taken before. ConfigError if there is less."""
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    try:
+    with _must_fit():
         run()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def kept_bytes(device: torch.device, make: Callable[[], object]) -> int:
+    """What the object that `make` returns holds of a GPU's memory, the allocator's or not. ConfigError if there is
+    less."""
+    torch.cuda.synchronize(device)
+    torch.cuda.empty_cache()
+    before, _ = torch.cuda.mem_get_info(device)
+    with _must_fit():
+        held = make()
+    torch.cuda.synchronize(device)
+    torch.cuda.empty_cache()
+    after, _ = torch.cuda.mem_get_info(device)
+    del held
+    return before - after
+
+
+@contextmanager
+def _must_fit() -> Iterator[None]:
+    try:
+        yield
     except torch.OutOfMemoryError as error:
         raise ConfigError(
             "the largest step does not fit the GPU beside the weights; lower --max-batch-prefill-tokens, "
             "--max-batch-size or --max-batch-draft-tokens, or add shards"
         ) from error
-    torch.cuda.synchronize(device)
-    return torch.cuda.max_memory_allocated(device) - before
 
 
 def available_bytes(config: ShardConfig, *, device: torch.device, ranks_on_host: int, step_bytes: int) -> int:

@@ -14,13 +14,15 @@ from functools import partial
 import torch
 
 from drafthouse.v1 import shard_pb2
+from shard.captured_steps import Capture
 from shard.config import ConfigError, ShardConfig
+from shard.cuda.kernels import capture_for
 from shard.distributed import TPGroup
 from shard.kv_cache import KVCache
 from shard.largest_steps import run_largest
 from shard.made_up import MadeUpSteps
 from shard.medusa import MedusaHeads, load_heads
-from shard.memory import available_bytes, num_kv_blocks, peak_bytes
+from shard.memory import available_bytes, kept_bytes, num_kv_blocks, peak_bytes
 from shard.model_config import ModelConfig
 from shard.model_runner import ModelRunner
 from shard.models import load_model
@@ -83,10 +85,16 @@ def build_rank(config: ShardConfig) -> Rank:
         num_slots=config.max_batch_size,
         max_total_tokens=config.max_total_tokens,
         tree_size=sizes.tree_size,
+        block_size=config.block_size,
         device=device,
     )
     drafter = build_drafter(
-        config, sizes, methods, figures=heads.figures if heads else None, num_slots=config.max_batch_size, device=device
+        config,
+        sizes,
+        methods,
+        figures=heads.figures if heads else None,
+        num_slots=states.spare_slot + 1,
+        device=device,
     )
     runner_with = partial(
         ModelRunner,
@@ -98,11 +106,20 @@ def build_rank(config: ShardConfig) -> Rank:
         heads=heads,
     )
 
-    def run_largest_with(cache: KVCache) -> None:
-        runner = runner_with(cache=cache)
-        vocab_size = model_config.vocab_size
-        steps = MadeUpSteps(runner, config, num_blocks=cache.num_blocks, vocab_size=vocab_size, sizes=sizes)
-        run_largest(steps, config, sizes, proposals_of(methods))
+    capture = None if model.looks_at_values else capture_for(dtype, device)
+
+    def largest_steps_bytes(cache: KVCache) -> int:
+        """Of what is run as it is, and of what is captured beside it: at its second time."""
+
+        def run(times: int, capture: Capture | None) -> ModelRunner:
+            runner = runner_with(cache=cache, capture=capture)
+            vocab_size = model_config.vocab_size
+            steps = MadeUpSteps(runner, config, num_blocks=cache.num_blocks, vocab_size=vocab_size, sizes=sizes)
+            run_largest(steps, config, sizes, proposals_of(methods), times=times)
+            return runner
+
+        num_bytes = peak_bytes(device, lambda: run(1, None))
+        return num_bytes + (kept_bytes(device, lambda: run(2, capture)) if capture else 0)
 
     cache = _make_cache(
         config,
@@ -110,9 +127,9 @@ def build_rank(config: ShardConfig) -> Rank:
         num_kv_heads=model.num_kv_heads,
         device=device,
         num_ranks=group.size,
-        run_largest_with=run_largest_with,
+        largest_steps_bytes=largest_steps_bytes,
     )
-    runner = runner_with(cache=cache)
+    runner = runner_with(cache=cache, capture=capture)
     info = shard_pb2.GetInfoResponse(
         shard_incarnation=_draw_incarnation(group, device),
         rank=group.rank,
@@ -177,7 +194,7 @@ def _make_cache(
     num_kv_heads: int,
     device: torch.device,
     num_ranks: int,
-    run_largest_with: Callable[[KVCache], None],
+    largest_steps_bytes: Callable[[KVCache], int],
 ) -> KVCache:
     """As large as the memory allows beside the largest step."""
     dtype: torch.dtype = getattr(torch, config.dtype)
@@ -202,13 +219,13 @@ def _make_cache(
     if device.type == "cuda":
         # Sequences share the few blocks that there are.
         small = cache_of(num_blocks=-(-config.max_total_tokens // config.block_size))
-        step_bytes = peak_bytes(device, partial(run_largest_with, small))
+        step_bytes = largest_steps_bytes(small)
         del small
     available = available_bytes(config, device=device, ranks_on_host=num_ranks, step_bytes=step_bytes)
     num_blocks = num_kv_blocks(config, bytes_per_block=bytes_per_block, available=available, device=device)
     if device.type == "cuda":
         log.info(
-            "memory: %.2f GB for the largest step, %.2f GB of %.2f GB left for %d KV blocks",
+            "memory: %.2f GB for the largest steps, %.2f GB of %.2f GB left for %d KV blocks",
             step_bytes * 1e-9,
             num_blocks * bytes_per_block * 1e-9,
             available * 1e-9,

@@ -15,17 +15,23 @@ from shard.states import HostSlot
 
 
 class Outcome(NamedTuple):
-    """Of S sequences what rank 0 decided and how many tokens each has now, num_tokens [S].
+    """Of S sequences, or more, what rank 0 decided and how many tokens each has now, num_tokens [S].
 
     logprobs [S, D] are of the decision's tokens, None if nobody asked; counts [S, 2, methods, K] as from
-    Drafter.counts, None if there were no drafts or this is another rank.
+    Drafter.counts, None if there were no drafts or this is another rank; `proposing` [2] int64 nanoseconds by the
+    device's clock, from when to when drafts were made, None if the host measured that.
     """
 
-    sequences: list[HostSlot]
     decision: Decision
     num_tokens: Tensor
     logprobs: Tensor | None
     counts: Tensor | None
+    proposing: Tensor | None = None
+
+    @property
+    def proposing_ns(self) -> int:
+        """Of an outcome on the host."""
+        return 0 if self.proposing is None else int(self.proposing[1] - self.proposing[0])
 
     def to_host(self) -> "Outcome":
         """The same on the host, once the device has come so far: nothing is waited for."""
@@ -34,15 +40,15 @@ class Outcome(NamedTuple):
             return tensor.to("cpu", non_blocking=True)
 
         return Outcome(
-            self.sequences,
             Decision(*map(copied, self.decision)),
             copied(self.num_tokens),
             None if self.logprobs is None else copied(self.logprobs),
             None if self.counts is None else copied(self.counts),
+            None if self.proposing is None else copied(self.proposing),
         )
 
 
-def report(outcome: Outcome) -> list[SequenceResult]:
+def report(sequences: list[HostSlot], outcome: Outcome) -> list[SequenceResult]:
     """One result per sequence that got tokens."""
     decision = outcome.decision
     token_ids, emitted = decision.token_ids.tolist(), decision.num_emitted.tolist()
@@ -58,16 +64,16 @@ def report(outcome: Outcome) -> list[SequenceResult]:
             accepted=accepted[s],
             draft_counts=_draft_counts(*by_method[s]) if by_method is not None and checked[s] else [],
         )
-        for s, sequence in enumerate(outcome.sequences)
+        for s, sequence in enumerate(sequences)
         if emitted[s]
     ]
 
 
-def update_digest(digest: blake2b, outcome: Outcome) -> None:
+def update_digest(digest: blake2b, sequences: list[HostSlot], outcome: Outcome) -> None:
     """Covers which tokens every sequence committed and how many it has now."""
     emitted = outcome.decision.num_emitted.tolist()
     tokens = [ids[:e] for ids, e in zip(outcome.decision.token_ids.tolist(), emitted, strict=True)]
-    slots = [sequence.new.slot for sequence in outcome.sequences]
+    slots = [sequence.new.slot for sequence in sequences]
     digest.update(repr((slots, outcome.num_tokens.tolist(), tokens)).encode())
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from shard.cpu.decide import decision_kernels
 from shard.filters import cpu_parts, filtered_choice
 from shard.gumbel import gumbel, row_key
-from shard.host_copy import integers
+from shard.host_copy import is_readable
 
 # Columns of a row that a maximum is looked for in at once; a power of two, and the least that pays.
 _BLOCK = 256
@@ -48,7 +48,7 @@ class SamplingRows:
     seed: Tensor  # [M] int64, all 64 bits
     position: Tensor  # [M] int64
     any_sampled: bool
-    filtered_rows: list[int]  # rows with a temperature above 0 and any filter
+    filtered: Tensor | None  # [F] int64, rows among which are all with a temperature above 0 and any filter
     any_logprobs: bool
 
 
@@ -70,18 +70,22 @@ def choose_tokens(logits: Tensor, *, vocab_start: int, vocab_size: int, rows: Sa
         return Chosen(first_max(logits)[1], logits.new_zeros(len(logits)))
     parts = group.all_gather(reduce_slice(logits, vocab_start=vocab_start, rows=rows))
     token_ids, raw, normalizer = merge_slices(parts)
-    if rows.filtered_rows:
-        index = integers(rows.filtered_rows, logits.device)
+    if rows.filtered is not None:
+        index = rows.filtered
+        temperature, top_k = rows.temperature[index].to(logits.dtype), rows.top_k[index]
+        top_p, min_p = rows.top_p[index].double(), rows.min_p[index].double()
         whole = group.all_gather(logits[index]).movedim(0, 1).flatten(1)[:, :vocab_size]
-        filtered = filtered_choice(
-            whole / rows.temperature[index, None].to(whole.dtype),
+        chosen = filtered_choice(
+            whole / torch.where(temperature > 0, temperature, 1.0)[:, None],
             row_key(rows.seed[index], rows.position[index]),
-            top_k=rows.top_k[index],
-            top_p=rows.top_p[index].double(),
-            min_p=rows.min_p[index].double(),
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
         )
-        token_ids = token_ids.index_copy(0, index, filtered)
-        raw = raw.index_copy(0, index, whole.gather(1, filtered[:, None])[:, 0].double())
+        is_filtered = (temperature > 0) & ((top_k > 0) | (top_p < 1) | (min_p > 0))
+        chosen = torch.where(is_filtered, chosen, token_ids[index])
+        of_chosen = torch.where(is_filtered, whole.gather(1, chosen[:, None])[:, 0].double(), raw[index])
+        token_ids, raw = token_ids.index_copy(0, index, chosen), raw.index_copy(0, index, of_chosen)
     logprobs = raw - normalizer if rows.any_logprobs else torch.zeros_like(raw)
     return Chosen(token_ids, logprobs.to(logits.dtype))
 
@@ -92,9 +96,10 @@ def reduce_slice(logits: Tensor, *, vocab_start: int, rows: SamplingRows) -> Ten
     The log-sum-exp is 0 if no log-probability is asked for. Rows with a filter get a greedy entry, which is not used.
     """
     score, column = first_max(logits)
-    if rows.any_sampled and logits.device.type == "cpu":
+    if rows.any_sampled and is_readable(logits.device):
         is_sampled = rows.temperature > 0
-        is_sampled[rows.filtered_rows] = False
+        if rows.filtered is not None:
+            is_sampled[rows.filtered] = False
         sampled = is_sampled.nonzero()[:, 0]
         for index in (sampled[part] for part in cpu_parts(len(sampled), logits.shape[1])):
             score[index], column[index] = _perturbed_argmax(logits[index], index, vocab_start, rows)

@@ -1,4 +1,4 @@
-"""What a rank keeps of each sequence between steps: tokens, drafts, limits, sampling (device) and block tables (host).
+"""What a rank keeps of each sequence between steps: tokens, drafts, limits, sampling and block tables.
 
 Every rank holds the same. Nothing here decides: the router gives slots and blocks, rank 0 gives tokens.
 """
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from shard.cpu.decide import decision_kernels
-from shard.host_copy import integers
+from shard.host_copy import integers, is_readable
 from shard.plan import NewSequence, SequenceStep
 from shard.speculation import DraftTree
 
@@ -24,34 +24,41 @@ class HostSlot:
 
 
 class SequenceStates:
-    """Tensors have a row per slot.
+    """Tensors have a row per slot, and one more for the `spare_slot`, whose sequence has ended: a step may be filled up
+    with it.
 
-    `token_ids` [slots, max_total_tokens] holds `num_tokens` committed tokens; `draft_token_ids` and `draft_parents`
-    [slots, tree_size] the pending tree of `num_drafts` (see DraftTree). Stop tokens are padded with -1.
+    `token_ids` [slots + 1, max_total_tokens] holds `num_tokens` committed tokens; `draft_token_ids` and `draft_parents`
+    [slots + 1, tree_size] the pending tree of `num_drafts` (see DraftTree). Stop tokens are padded with -1.
+    `block_tables` [slots + 1, blocks] int32 are those of `host` for a device whose values the host does not look at.
     """
 
-    def __init__(self, *, num_slots: int, max_total_tokens: int, tree_size: int, device: torch.device):
+    def __init__(
+        self, *, num_slots: int, max_total_tokens: int, tree_size: int, block_size: int, device: torch.device
+    ) -> None:
+        num_rows, self.spare_slot = num_slots + 1, num_slots
+
         def integers(*shape: int) -> Tensor:
-            return torch.zeros(shape, dtype=torch.int64, device=device)
+            return torch.zeros(num_rows, *shape, dtype=torch.int64, device=device)
 
         def reals() -> Tensor:
-            return torch.zeros(num_slots, dtype=torch.float64, device=device)
+            return torch.zeros(num_rows, dtype=torch.float64, device=device)
 
         self.device = device
-        # Whether a look at values waits for nothing. On a GPU it would stop the pipeline: what depends on values is
-        # computed there, and there are rows for all that may be.
-        self.is_readable = device.type == "cpu"
-        self.token_ids = integers(num_slots, max_total_tokens)
-        self.num_tokens = integers(num_slots)
-        self.draft_token_ids = integers(num_slots, tree_size)
-        self.draft_parents = integers(num_slots, tree_size)
-        self.num_drafts = integers(num_slots)
-        self.max_num_tokens = integers(num_slots)
-        self.finished = torch.zeros(num_slots, dtype=torch.bool, device=device)
-        self.stop_token_ids = integers(num_slots, 1)
+        self.is_readable = is_readable(device)
+        self.token_ids = integers(max_total_tokens)
+        self.num_tokens = integers()
+        self.draft_token_ids = integers(tree_size)
+        self.draft_parents = integers(tree_size)
+        self.num_drafts = integers()
+        self.max_num_tokens = integers()
+        self.finished = torch.zeros(num_rows, dtype=torch.bool, device=device)
+        self.stop_token_ids = integers(1)
         self.temperature, self.top_p, self.min_p = reals(), reals(), reals()
-        self.top_k, self.seed = integers(num_slots), integers(num_slots)
+        self.top_k, self.seed = integers(), integers()
+        self.block_tables = integers(max_total_tokens // block_size + 1).int()
         self.host: dict[int, HostSlot] = {}
+        self.num_tokens[self.spare_slot] = self.max_num_tokens[self.spare_slot] = 1
+        self.finished[self.spare_slot] = True
 
     def reset(self) -> None:
         self.host.clear()
@@ -61,8 +68,20 @@ class SequenceStates:
             del self.host[slot]
         for sequence in new:
             self._insert(sequence)
+        if not self.is_readable:
+            self._extend_tables([step for step in steps if step.new_block_ids])
         for step in steps:
             self.host[step.slot].block_table += step.new_block_ids
+
+    def _extend_tables(self, steps: list[SequenceStep]) -> None:
+        if not steps:
+            return
+        width = self.block_tables.shape[1]
+        places = [width * step.slot + len(self.host[step.slot].block_table) for step in steps]
+        index = [place + i for place, step in zip(places, steps, strict=True) for i in range(len(step.new_block_ids))]
+        block_ids = [block_id for step in steps for block_id in step.new_block_ids]
+        index_there, there = integers([*index, *block_ids], self.device).view(2, -1)
+        self.block_tables.view(-1).index_copy_(0, index_there, there.int())
 
     def _insert(self, new: NewSequence) -> None:
         slot, num_tokens = new.slot, len(new.token_ids)

@@ -1,8 +1,7 @@
 """Whole steps of a model of a given shape with random weights: forward, choice, verification, commit, as the service
 runs them, by the device's own clock.
 
-Contexts are made up. Every step is launched as a service without captured graphs does it: what Python takes beyond the
-device's time is in the figures.
+Contexts are made up. The first steps of a case are warm-up: the second captures it.
 """
 
 import statistics
@@ -13,6 +12,7 @@ import torch
 
 from bench.gpu.step_times import StepCase, StepTime
 from shard.config import parse_args
+from shard.cuda.kernels import capture_for
 from shard.distributed import TPGroup
 from shard.kv_cache import KVCache
 from shard.layers.sharded import ShardedModule
@@ -75,10 +75,17 @@ def time_steps(
         num_slots=max(case.batch for case in cases),
         max_total_tokens=max_total_tokens,
         tree_size=sizes.tree_size,
+        block_size=_BLOCK_SIZE,
         device=device,
     )
     runner = ModelRunner(
-        model=model, vocab_size=config.vocab_size, cache=cache, states=states, group=TPGroup(), drafter=None
+        model=model,
+        vocab_size=config.vocab_size,
+        cache=cache,
+        states=states,
+        group=TPGroup(),
+        drafter=None,
+        capture=capture_for(dtype, device),
     )
     limits = parse_args(
         [

@@ -66,7 +66,8 @@ def attend_spans(
     out,
     mixes,
     log_sums,
-    table,
+    rows,
+    tables,
     positions,
     ancestors,
     first_span,
@@ -99,12 +100,12 @@ def attend_spans(
     split = tl.program_id(1) // KV_HEADS
     span = tl.program_id(2)
     heads = KV_HEADS * GROUP
-    entry = table + (first_span + span) * table_stride
+    entry = rows + (first_span + span) * 3
     num_rows = tl.load(entry + 1)
     if tile * TILE_ROWS >= num_rows * GROUP:
         return
     first_row = tl.load(entry).to(tl.int64)
-    blocks = entry + 2
+    blocks = tables + tl.load(entry + 2).to(tl.int64) * table_stride
 
     folded = tile * TILE_ROWS + tl.arange(0, TILE_ROWS)
     row = folded // GROUP
@@ -181,14 +182,13 @@ def attend_spans(
         tl.store(log_sums + place_in_part, best + tl.log2(divisor), mask=exists)
 
 
-@triton.jit(do_not_specialize=["first_span", "table_stride", "most_rows", "num_splits"])
+@triton.jit(do_not_specialize=["first_span", "most_rows", "num_splits"])
 def merge_splits(
     mixes,
     log_sums,
     out,
-    table,
+    rows,
     first_span,
-    table_stride,
     most_rows,
     num_splits,
     DIM: tl.constexpr,
@@ -200,7 +200,7 @@ def merge_splits(
     head = tl.program_id(1)
     span = tl.program_id(2)
     heads = tl.num_programs(1)
-    entry = table + (first_span + span) * table_stride
+    entry = rows + (first_span + span) * 3
     if row >= tl.load(entry + 1):
         return
     first_row = tl.load(entry).to(tl.int64)

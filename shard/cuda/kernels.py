@@ -5,13 +5,16 @@ Triton is imported at the first question about a CUDA device, and never on anoth
 
 import logging
 from functools import cache
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import torch
 from torch import Tensor
 
 from shard.attention_spec import AttentionSpec
 from shard.cuda.spans import DeviceSpans
+
+if TYPE_CHECKING:
+    from shard.cuda.graphs import GraphCapture
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +48,15 @@ class Attend(Protocol):
 
 def attention_for(dtype: torch.dtype, device: torch.device) -> Attend | None:
     return _load(device) if device.type == _DEVICE_TYPE and dtype in _DTYPES else None
+
+
+def capture_for(dtype: torch.dtype, device: torch.device) -> "GraphCapture | None":
+    """What steps are captured with, where attention needs nothing of the host."""
+    if device.type != _DEVICE_TYPE or attention_for(dtype, device) is None:
+        return None
+    from shard.cuda.graphs import GraphCapture
+
+    return GraphCapture(device)
 
 
 @cache

@@ -5,25 +5,27 @@ numbers beside them bound it.
 """
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-# Columns of the table before the block ids.
-FIRST_ROW, NUM_ROWS, FIRST_BLOCK = range(3)
+# Columns of `rows`.
+FIRST_ROW, NUM_ROWS, TABLE = range(3)
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceSpans:
     """S spans, step spans first, over the N rows of a step.
 
-    table [S, 2 + B] int32: a span's first row, its number of rows, its block ids, padded with block 0. First rows
-    ascend; a span without rows does nothing, so a captured step has places for more spans than there are. positions [N]
-    int64. ancestors [step spans or 1, R, R] uint8, R the most rows of a step span: row j is row r or lies on its way
-    from the first; None without step spans.
+    rows [S, 3] int32: a span's first row, its number of rows, and which of `tables` [T, B] int32 its block ids are in.
+    First rows ascend; a span without rows does nothing. Behind the ids that a span needs a table may hold any others.
+    positions [N] int64. ancestors [step spans or 1, R, R] uint8, R the most rows of a step span: row j is row r or lies
+    on its way from the first; None without step spans.
     """
 
-    table: Tensor
+    rows: Tensor
+    tables: Tensor
     positions: Tensor
     ancestors: Tensor | None
     num_steps: int
@@ -42,13 +44,15 @@ class DeviceSpans:
     ) -> "DeviceSpans":
         """Spans of `num_rows` rows each, one after another; the first `num_steps` are trees, the others chunks."""
         width = max(len(table) for table in tables)
-        lines: list[list[int]] = []
-        first = 0
-        for table, count in zip(tables, num_rows, strict=True):
-            lines.append([first, count, *table, *[0] * (width - len(table))])
-            first += count
+        first_rows = accumulate(num_rows[:-1], initial=0)
+        rows = [list(row) for row in zip(first_rows, num_rows, range(len(tables)), strict=True)]
+
+        def copied(values: list[list[int]]) -> Tensor:
+            return torch.tensor(values, dtype=torch.int32).to(positions.device, non_blocking=True)
+
         return cls(
-            torch.tensor(lines, dtype=torch.int32).to(positions.device, non_blocking=True),
+            copied(rows),
+            copied([[*table, *[0] * (width - len(table))] for table in tables]),
             positions.contiguous(),
             None if ancestors is None else ancestors.contiguous().view(torch.uint8),
             num_steps,
@@ -57,7 +61,7 @@ class DeviceSpans:
 
     @property
     def num_spans(self) -> int:
-        return len(self.table)
+        return len(self.rows)
 
     @property
     def most_step_rows(self) -> int:
@@ -65,11 +69,11 @@ class DeviceSpans:
 
     @property
     def most_blocks(self) -> int:
-        return self.table.shape[1] - FIRST_BLOCK
+        return self.tables.shape[1]
 
     def physical_slots(self, block_size: int) -> Tensor:
-        """Block id * block_size + place in the block of each row, [N] int64."""
-        rows = torch.arange(len(self.positions), dtype=torch.int32, device=self.table.device)
-        span = torch.searchsorted(self.table[:, FIRST_ROW].contiguous(), rows, right=True) - 1
-        block = torch.div(self.positions, block_size, rounding_mode="floor")
-        return self.table[span, FIRST_BLOCK + block].long() * block_size + self.positions % block_size
+        """Block id * block_size + place in the block of each row, [N] int64; of a row beyond its table any."""
+        index = torch.arange(len(self.positions), dtype=torch.int32, device=self.rows.device)
+        span = torch.searchsorted(self.rows[:, FIRST_ROW].contiguous(), index, right=True) - 1
+        block = torch.div(self.positions, block_size, rounding_mode="floor").clamp_max(self.most_blocks - 1)
+        return self.tables[self.rows[span, TABLE], block].long() * block_size + self.positions % block_size

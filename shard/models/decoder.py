@@ -18,6 +18,7 @@ from shard.distributed import TPGroup
 from shard.forward_batch import ForwardBatch
 from shard.kv_cache import KVCache
 from shard.layers.embedding import ParallelLMHead, VocabParallelEmbedding
+from shard.layers.moe import SparseMoE
 from shard.layers.norm import RMSNorm
 from shard.layers.rotary import Rotary, Rotation
 from shard.layers.sharded import Module
@@ -148,6 +149,11 @@ class Decoder(Module):
         )
         rotations = [(rotary.frequencies, rotary.scale) for rotary in self.rotaries]
         self._compiled = CompiledLayers(kernels, parts, rotations, self.norm.factor, sizes, self.group)
+
+    @property
+    def looks_at_values(self) -> bool:
+        """Whether a layer needs values on the host, so that a step cannot be captured."""
+        return any(isinstance(module, SparseMoE) for module in self.modules())
 
     @property
     def kernels(self) -> dict[str, str]:

@@ -35,10 +35,16 @@ class _Ratio:
     def sums(self) -> Sums:
         return Sums(self._above, self._below, self._prior, _KEPT, _PRIOR_WEIGHT)
 
-    def add(self, above: Tensor, below: Tensor) -> None:
+    def reset(self) -> None:
+        self._above.copy_(self._prior)
+        self._below.fill_(_PRIOR_WEIGHT)
+
+    def add(self, above: Tensor, below: Tensor, was_asked: Tensor | None) -> None:
+        """Nothing is forgotten where `was_asked` [] is 0."""
+        forgotten = 1 - _KEPT if was_asked is None else (1 - _KEPT) * was_asked
         # What is forgotten is replaced by the prior: a proposer that was given up is tried again in time.
-        self._above.lerp_(self._prior, 1 - _KEPT).add_(above)
-        self._below.lerp_(torch.full_like(self._below, _PRIOR_WEIGHT), 1 - _KEPT).add_(below)
+        self._above.lerp_(self._prior, forgotten).add_(above)
+        self._below.lerp_(torch.full_like(self._below, _PRIOR_WEIGHT), forgotten).add_(below)
 
 
 class HeadCalibration:
@@ -53,19 +59,25 @@ class HeadCalibration:
         """`factors` [H, W] float32 are what is believed at first, ones where nothing is known."""
         self._factors = _Ratio(factors)
 
+    def reset(self) -> None:
+        self._factors.reset()
+
     def estimate(self, probabilities: Tensor) -> Tensor:
         """[S, H, W] by the heads' softmax -> probabilities of being right."""
         return (probabilities * self._factors.value).clamp_max(0.999)
 
-    def observe(self, candidates: Candidates, token_ids: Tensor, num_known: Tensor) -> None:
-        """The candidates were guesses of `token_ids` [S, R], of which the first `num_known` [S] are true."""
+    def observe(
+        self, candidates: Candidates, token_ids: Tensor, num_known: Tensor, was_asked: Tensor | None = None
+    ) -> None:
+        """The candidates were guesses of `token_ids` [S, R], of which the first `num_known` [S] are true. `was_asked`
+        [] float32 is 0 where nothing was asked for; None: it was."""
         if token_ids.device.type == "cpu" and (kernels := calibration_kernels()):
             kernels.observe_heads(self._factors.sums, *candidates, token_ids, num_known)
             return
         truth, is_known = _truth(token_ids, num_known, candidates.token_ids.shape[1])
         known = is_known[:, :, None]
         right = (candidates.token_ids == truth[:, :, None]) & known
-        self._factors.add(right.sum(0).float(), (candidates.probabilities * known).sum(0))
+        self._factors.add(right.sum(0).float(), (candidates.probabilities * known).sum(0), was_asked)
 
 
 class LookupCalibration:
@@ -83,6 +95,11 @@ class LookupCalibration:
         self._own_right = torch.full((num_slots,), _OWN_PRIOR_WEIGHT, device=device)
         self._own_said = self._own_right.clone()
 
+    def reset(self) -> None:
+        self._right.reset()
+        self._own_right.fill_(_OWN_PRIOR_WEIGHT)
+        self._own_said.fill_(_OWN_PRIOR_WEIGHT)
+
     def begin(self, slots: Tensor) -> None:
         """Other sequences are in these slots now."""
         self._own_right[slots] = self._own_said[slots] = _OWN_PRIOR_WEIGHT
@@ -93,8 +110,16 @@ class LookupCalibration:
         estimate[:, 0] *= self._own_right[slots] / self._own_said[slots]
         return estimate.clamp_max_(0.99)
 
-    def observe(self, continuation: Continuation, slots: Tensor, token_ids: Tensor, num_known: Tensor) -> None:
-        """The continuation was a guess of `token_ids` [S, R], of which the first `num_known` [S] are true."""
+    def observe(
+        self,
+        continuation: Continuation,
+        slots: Tensor,
+        token_ids: Tensor,
+        num_known: Tensor,
+        was_asked: Tensor | None = None,
+    ) -> None:
+        """The continuation was a guess of `token_ids` [S, R], of which the first `num_known` [S] are true. `was_asked`
+        [] float32 is 0 where nothing was asked for; None: it was."""
         if token_ids.device.type == "cpu" and (kernels := calibration_kernels()):
             own = OwnSums(self._own_right, self._own_said, _OWN_KEPT, _OWN_PRIOR_WEIGHT)
             kernels.observe_lookup(self._right.sums, own, *continuation, slots, token_ids, num_known)
@@ -111,7 +136,7 @@ class LookupCalibration:
         right, tested = torch.zeros_like(self._right.value), torch.zeros_like(self._right.value)
         right.index_add_(0, continuation.match_length, counted * is_right)
         tested.index_add_(0, continuation.match_length, counted)
-        self._right.add(right, tested)
+        self._right.add(right, tested, was_asked)
 
 
 def _truth(token_ids: Tensor, num_known: Tensor, depth: int) -> tuple[Tensor, Tensor]:

@@ -4,17 +4,16 @@ true. Owns what must be remembered of a proposal until its step is over.
 Must not know of models, collectives or the wire.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from shard.host_copy import integers
-from shard.speculation import Candidates, Continuation, DraftPrice, DraftTree, Method
+from shard.host_copy import integers, is_readable
+from shard.speculation import Candidates, Continuation, DraftTree, Method
 from shard.speculation.calibration import HeadCalibration, LookupCalibration
 from shard.speculation.ngram import NgramLookup
-from shard.speculation.prices import worth_most
+from shard.speculation.prices import Prices
 from shard.speculation.tree import best_tree, chain
 
 
@@ -29,8 +28,8 @@ class SpeculationSizes:
 
 
 class Drafter:
-    """Tensors named `_pending` have a row per slot and hold the last proposal for it, those of heads only where
-    `_has_candidates`."""
+    """Tensors named `_pending` have a row per slot and hold what was proposed for it in the step before. Whether
+    anything was, `_asked_heads` and `_asked_lookup` say, 1 or 0; the host knows only where the device is readable."""
 
     def __init__(
         self,
@@ -44,47 +43,62 @@ class Drafter:
         """`head_factors` [num_heads, tree_width] is where calibration starts (see HeadCalibration)."""
         self.sizes = sizes
         self._lookup = lookup
-        self._head_factors = torch.ones(sizes.num_heads, sizes.tree_width) if head_factors is None else head_factors
         depth, heads, width = sizes.num_speculative_tokens, sizes.num_heads, sizes.tree_width
 
         def integers(*shape: int) -> Tensor:
             return torch.zeros(num_slots, *shape, dtype=torch.int64, device=device)
 
         self._device = device
+        self._is_readable = is_readable(device)
         self._pending_methods = integers(sizes.tree_size) + Method.NGRAM
         self._pending_continuation = Continuation(integers(depth), integers())
         self._pending_candidates = Candidates(integers(heads, width), integers(heads, width).float())
+        self._asked_lookup, self._asked_heads = torch.zeros((), device=device), torch.zeros((), device=device)
+        # Whether there may be something to learn from.
+        self.has_pending = self._has_candidates = False
+        factors = torch.ones(heads, width) if head_factors is None else head_factors
+        self._head_calibration = HeadCalibration(factors.to(device, torch.float32))
+        self._lookup_calibration = LookupCalibration(
+            max_match=lookup.max_match if lookup else 0,
+            num_speculative_tokens=depth,
+            num_slots=num_slots,
+            device=device,
+        )
         self.reset()
 
     def reset(self) -> None:
         """Forgets what was learned; the slots are free."""
-        self._head_calibration = HeadCalibration(self._head_factors.to(self._device, torch.float32))
-        self._lookup_calibration = LookupCalibration(
-            max_match=self._lookup.max_match if self._lookup else 0,
-            num_speculative_tokens=self.sizes.num_speculative_tokens,
-            num_slots=len(self._pending_methods),
-            device=self._device,
-        )
+        self._head_calibration.reset()
+        self._lookup_calibration.reset()
         self._forget()
 
     def observe(self, slots: Tensor, token_ids: Tensor, num_emitted: Tensor) -> None:
         """A step yielded the first `num_emitted` [S] of `token_ids` [S, R] for sequences that decode in `slots` [S].
         What was proposed in the step before is compared with them, checked or not."""
-        self.has_pending = False
         if self._has_candidates:
             ids, probabilities = self._pending_candidates
-            self._head_calibration.observe(Candidates(ids[slots], probabilities[slots]), token_ids, num_emitted)
+            said = Candidates(ids[slots], probabilities[slots])
+            self._head_calibration.observe(said, token_ids, num_emitted, self._asked_heads)
         if self._lookup is not None:
             ids, match_length = self._pending_continuation
-            said = Continuation(ids[slots], match_length[slots])
-            self._lookup_calibration.observe(said, slots, token_ids, num_emitted)
+            guess = Continuation(ids[slots], match_length[slots])
+            self._lookup_calibration.observe(guess, slots, token_ids, num_emitted, self._asked_lookup)
+        if self._is_readable:
+            # Whoever drafts next forgets what there is.
+            self.has_pending = False
+        else:
+            self._forget()
 
     def begin(self, slots: list[int]) -> None:
         """Other sequences are in these slots now."""
         self._lookup_calibration.begin(integers(slots, self._device))
 
     def _forget(self) -> None:
-        self.has_pending = self._has_candidates = False
+        # Elsewhere than on a readable device steps may have been replayed.
+        self.has_pending = not self._is_readable
+        self._has_candidates = not self._is_readable and self.sizes.num_heads > 0
+        self._asked_lookup.zero_()
+        self._asked_heads.zero_()
         self._pending_candidates.token_ids.fill_(-1)
         self._pending_candidates.probabilities.zero_()
         self._pending_continuation.match_length.zero_()
@@ -98,25 +112,35 @@ class Drafter:
         num_tokens: Tensor,
         max_drafts: Tensor,
         max_depth: Tensor,
-        prices: Sequence[DraftPrice] = (),
+        prices: Prices,
+        is_asked: Tensor | None = None,
     ) -> DraftTree:
         """Trees for sequences in `slots` [P], whose tokens are the first `num_tokens` [P] of `history` [P, L].
 
         `max_drafts` and `max_depth` [P] bound them; of what is left those are taken that bring most at these `prices`.
+        Nothing is learned of a sequence that is not asked, `is_asked` [P]; None: all are.
         """
-        least_probability = min((price.probability for price in prices), default=0.0)
         self._forget()
         self.has_pending = True
         continuation = sure = None
         if self._lookup is not None:
             continuation = self._lookup.look_up(history, num_tokens)
             sure = self._lookup_calibration.estimate(continuation.match_length, slots)
+            match_length = continuation.match_length
+            self._asked_lookup.fill_(1)
             self._pending_continuation.token_ids[slots] = continuation.token_ids
-            self._pending_continuation.match_length[slots] = continuation.match_length
+            self._pending_continuation.match_length[slots] = (
+                match_length if is_asked is None else match_length * is_asked
+            )
         if candidates is not None:
             self._has_candidates = True
-            self._pending_candidates.token_ids[slots] = candidates.token_ids
-            self._pending_candidates.probabilities[slots] = candidates.probabilities
+            self._asked_heads.fill_(1)
+            ids, probabilities = candidates
+            if is_asked is not None:
+                ids = torch.where(is_asked[:, None, None], ids, -1)
+                probabilities = probabilities * is_asked[:, None, None]
+            self._pending_candidates.token_ids[slots] = ids
+            self._pending_candidates.probabilities[slots] = probabilities
             marked = best_tree(
                 self._reaching(candidates),
                 continuation,
@@ -124,18 +148,22 @@ class Drafter:
                 size=self.sizes.tree_size,
                 max_drafts=max_drafts,
                 max_depth=max_depth,
-                least_probability=least_probability,
+                least_probability=prices.least_probability,
             )
         else:
             assert continuation is not None, "a drafter without lookup needs heads"
             assert sure is not None
             bound = torch.minimum(max_drafts, max_depth)
             marked = chain(
-                continuation, sure, size=self.sizes.tree_size, max_drafts=bound, least_probability=least_probability
+                continuation,
+                sure,
+                size=self.sizes.tree_size,
+                max_drafts=bound,
+                least_probability=prices.least_probability,
             )
         # Of places without a draft too: the warm-up has drafts checked that nobody proposed.
         self._pending_methods[slots] = marked.methods.clamp_min(Method.NGRAM)
-        return marked.tree._replace(num_drafts=worth_most(marked.log_p, marked.tree.num_drafts, prices))
+        return marked.tree._replace(num_drafts=prices.num_taken(marked.log_p, marked.tree.num_drafts))
 
     def _reaching(self, candidates: Candidates) -> Candidates:
         """With probabilities of being right, as far ahead as drafts may be: beyond the heads only lookup reaches."""

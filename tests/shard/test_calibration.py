@@ -13,6 +13,7 @@ from shard.speculation import calibration as calibration_module
 from shard.speculation.calibration import HeadCalibration, LookupCalibration
 from shard.speculation.drafter import Drafter, SpeculationSizes
 from shard.speculation.ngram import NgramLookup
+from shard.speculation.prices import HostPrices
 
 KNOWN, UNKNOWN = torch.tensor([1]), torch.tensor([0])
 
@@ -159,6 +160,7 @@ def test_a_draft_that_both_propose_is_one_draft_and_counted_as_such() -> None:
         num_tokens=torch.tensor([7]),
         max_drafts=torch.tensor([6]),
         max_depth=torch.tensor([3]),
+        prices=HostPrices(),
     )
     assert int(tree.num_drafts) == 6
     assert tree.token_ids[0].tolist().count(3) == 1
@@ -191,6 +193,7 @@ def draft_five(drafter: Drafter, slot: int) -> None:
         num_tokens=torch.tensor([2]),
         max_drafts=torch.tensor([1]),
         max_depth=torch.tensor([1]),
+        prices=HostPrices(),
     )
 
 

@@ -48,13 +48,15 @@ def test_a_whole_vocabulary_of_large_negative_scores(kernels: DecisionKernels) -
 
 
 def _states(seed: int) -> SequenceStates:
-    made = SequenceStates(num_slots=SLOTS, max_total_tokens=LENGTH, tree_size=3, device=torch.device("cpu"))
+    made = SequenceStates(
+        num_slots=SLOTS, max_total_tokens=LENGTH, tree_size=3, block_size=16, device=torch.device("cpu")
+    )
     generator = torch.Generator().manual_seed(seed)
     made.token_ids.random_(0, 100, generator=generator)
     # Not up to the very end: there the torch operations may lose the last token, which nobody reads.
     made.num_tokens.random_(1, LENGTH - 3, generator=generator)
     made.num_drafts.random_(0, 4, generator=generator)
-    made.finished[:] = torch.rand(SLOTS, generator=generator) < 0.3
+    made.finished[:] = torch.rand(SLOTS + 1, generator=generator) < 0.3
     return made
 
 

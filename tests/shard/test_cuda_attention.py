@@ -110,7 +110,7 @@ def test_a_captured_step_is_replayed_with_other_content(attend: Attend) -> None:
     )
     # The tables of both are as wide as the longer of the two.
     spans, others = device_spans(first, DEVICE), device_spans(second, DEVICE)
-    assert spans.table.shape == others.table.shape
+    assert spans.tables.shape == others.tables.shape
     pages = torch.zeros(2, 200, shape.kv_heads, shape.block_size, shape.dim, dtype=dtype, device=DEVICE)
     step_rows = torch.zeros(32, 2 * shape.kv_heads, shape.dim, dtype=dtype, device=DEVICE)
     qkv = first.qkv.to(DEVICE, dtype)
@@ -123,7 +123,8 @@ def test_a_captured_step_is_replayed_with_other_content(attend: Attend) -> None:
     with torch.cuda.graph(graph):
         call()
     qkv.copy_(second.qkv)
-    spans.table.copy_(others.table)
+    spans.rows.copy_(others.rows)
+    spans.tables.copy_(others.tables)
     spans.positions.copy_(others.positions)
     assert spans.ancestors is not None
     assert others.ancestors is not None

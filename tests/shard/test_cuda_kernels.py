@@ -17,7 +17,14 @@ CUDA = torch.device("cuda")
 # Of the smallest devices of 8.0 and above.
 SHARED_MEMORY = 99 << 10
 TYPES = dict.fromkeys(("qkv", "pages", "step_rows", "out"), "*bf16") | {"mixes": "*fp32", "log_sums": "*fp32"}
-TYPES |= {"table": "*i32", "positions": "*i64", "ancestors": "*u8", "values_offset": "i64"}
+TYPES |= {
+    "rows": "*i32",
+    "tables": "*i32",
+    "positions": "*i64",
+    "marks": "*i64",
+    "ancestors": "*u8",
+    "values_offset": "i64",
+}
 ALIGNED = ("qkv", "pages", "step_rows", "out", "mixes", "qkv_stride", "values_offset")
 
 
@@ -119,3 +126,10 @@ def test_merging_compiles_without_a_gpu(compile_for_device: Any) -> None:
 
     compiled = compile_for_device(merge_splits, {"DIM": 128, "SPLITS": 64, "PADDED_DIM": 128})
     assert compiled.metadata.shared <= SHARED_MEMORY
+
+
+def test_the_clock_compiles_without_a_gpu(compile_for_device: Any) -> None:
+    from shard.cuda.stamps import stamp
+
+    compiled = compile_for_device(stamp, {"INDEX": 1})
+    assert "globaltimer" in compiled.asm["ptx"]

@@ -63,7 +63,7 @@ def _rows(
         seed=torch.arange(num_rows) * 0x9E3779B9 - 5,
         position=torch.full((num_rows,), position),
         any_sampled=any(t > 0 for t in temperatures),
-        filtered_rows=[i for i, t in enumerate(temperatures) if t > 0 and has_filter],
+        filtered=torch.tensor([i for i, t in enumerate(temperatures) if t > 0]) if has_filter else None,
         any_logprobs=any_logprobs,
     )
 
@@ -192,7 +192,7 @@ def test_a_row_is_decided_alike_alone_and_in_any_batch() -> None:
                 several.seed[i : i + 1],
                 several.position[i : i + 1],
                 any_sampled=mixed[i] > 0,
-                filtered_rows=[0] if i in several.filtered_rows else [],
+                filtered=torch.tensor([0]) if several.filtered is not None and i in several.filtered else None,
                 any_logprobs=False,
             )
             assert _choose(logits[i : i + 1], one).token_ids.tolist() == [int(together[i])]

@@ -1,0 +1,40 @@
+"""CUDA graphs as what a captured step is: one launch. Owns their memory, which they share: only one runs at a time."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from shard.cuda.stamps import stamp
+from shard.report import Outcome
+
+
+class GraphCapture:
+    """A `shard.captured_steps.Capture`."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, run: Callable[[], Outcome]) -> tuple[Outcome, Callable[[], None]]:
+        graph = torch.cuda.CUDAGraph()
+        # Other threads may use the device meanwhile: NCCL has one that watches its work.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            outcome = run()
+        return outcome, graph.replay
+
+    def timer(self) -> "StampTimer":
+        return StampTimer(self._device)
+
+
+class StampTimer:
+    """Events that a graph records tell no times; the device's clock can be read by a kernel."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.marks = torch.zeros(2, dtype=torch.int64, device=device)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        stamp[1,](self.marks, 0)
+        yield
+        stamp[1,](self.marks, 1)

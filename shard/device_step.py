@@ -1,0 +1,290 @@
+"""What a step does on the device: forward, choose, verify, commit, propose.
+
+    forward through the sharded model -> logits of this rank's vocabulary slice -> rank 0 chooses the token after each
+    row and verifies the drafts -> broadcast -> every rank commits tokens, keys and values
+    -> the heads, if there are any, guess from the last accepted row -> rank 0 drafts -> broadcast
+
+Without heads the drafts travel with the decision. Where states are not readable no value is looked at, so that which
+operations run, and on how much, follows from StepRows and StepKind alone: such a step can be captured. Must not know of
+plans, gRPC, sessions or what a block means to the router.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from shard.clock import Timer
+from shard.cuda.kernels import attention_for
+from shard.decision import Decision, receive, send
+from shard.distributed import TPGroup
+from shard.forward_batch import ForwardBatch
+from shard.kv_cache import KVCache
+from shard.layout import RowNumbers, StepLayout, StepRows, lay_out
+from shard.report import Outcome
+from shard.sampler import SamplingRows, choose_tokens
+from shard.speculation import Candidates, DraftTree, Proposal
+from shard.speculation.drafter import Drafter
+from shard.speculation.prices import Prices
+from shard.speculation.verify import verify
+from shard.states import SequenceStates
+
+_NOTHING = slice(0, 0)
+
+
+class Model(Protocol):
+    @property
+    def vocab_start(self) -> int: ...
+
+    def forward(self, batch: ForwardBatch, cache: KVCache, on_launch: Callable[[], None]) -> Tensor: ...
+
+    def logits(self, hidden: Tensor) -> Tensor: ...
+
+
+class Heads(Protocol):
+    def candidates(self, hidden: Tensor, width: int) -> Candidates:
+        """Guesses from hidden states [S, hidden]; a collective, equal on all ranks."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepKind:
+    """What the host knows of a step beside its rows: whom it asks for drafts, and what any sequence's tokens need."""
+
+    proposal: Proposal
+    any_sampled: bool
+    any_filtered: bool
+    any_logprobs: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StepInputs:
+    """Numbers of a step on the device. `filtered` are rows of M (see RowNumbers) among which are all with a filter."""
+
+    numbers: RowNumbers[Tensor]
+    filtered: Tensor | None
+    prices: Prices
+
+
+class DeviceStep:
+    """Called by one thread, the same on all ranks; in inference mode."""
+
+    def __init__(
+        self,
+        *,
+        model: Model,
+        vocab_size: int,
+        cache: KVCache,
+        states: SequenceStates,
+        group: TPGroup,
+        drafter: Drafter | None,
+        heads: Heads | None,
+    ) -> None:
+        """`drafter` is the same on all ranks and works on rank 0; None: no speculation."""
+        self._model = model
+        self._vocab_size = vocab_size
+        self._cache = cache
+        self._states = states
+        self._group = group
+        self._drafter = drafter
+        self._heads = heads
+
+    def run(
+        self,
+        rows: StepRows,
+        kind: StepKind,
+        inputs: StepInputs,
+        timer: Timer,
+        on_launch: Callable[[], None],
+    ) -> Outcome | None:
+        """None: nobody was to get a token. `timer` runs where drafts are made; `on_launch` is called where the layers
+        begin."""
+        layout = lay_out(rows, inputs.numbers, self._states)
+        batch = self._batch(rows, layout)
+        hidden = self._model.forward(batch, self._cache, on_launch)
+        if not len(layout.cells):
+            return None
+        hidden = hidden[layout.rows.logit_rows]
+        sampling = self._sampling_rows(layout, kind, inputs.filtered)
+        chosen = choose_tokens(
+            self._model.logits(hidden),
+            vocab_start=self._model.vocab_start,
+            vocab_size=self._vocab_size,
+            rows=sampling,
+            group=self._group,
+        )
+        is_asked = layout.rows.proposing.numel() > 0
+        looks_up = is_asked and kind.proposal is Proposal.LOOKUP
+        counts = None
+        if self._group.rank == 0:
+            decision, counts = self._decide(layout, chosen.token_ids, inputs.prices if looks_up else None, timer)
+        else:
+            decision = self._receive(layout, looks_up)
+        self._commit_cache(layout, batch, decision)
+        if is_asked and kind.proposal is Proposal.HEADS:
+            with timer.running():
+                self._draft_with_heads(layout, inputs.prices, decision, hidden)
+        logprobs = chosen.logprobs[layout.cells.gather(1, decision.path)] if kind.any_logprobs else None
+        return Outcome(decision, self._states.num_tokens[layout.rows.slots], logprobs, counts)
+
+    def _batch(self, rows: StepRows, layout: StepLayout) -> ForwardBatch:
+        states, cache = self._states, self._cache
+        if not states.is_readable and attention_for(cache.dtype, cache.device):
+            spans = layout.device_spans(states.block_tables)
+            return ForwardBatch.of_device_spans(layout.token_ids, spans, layout.num_step_rows, cache)
+        return ForwardBatch.build(
+            token_ids=layout.token_ids,
+            positions=layout.positions,
+            spans=rows.spans(states),
+            cache=cache,
+            ancestors=layout.ancestors,
+        )
+
+    def _sampling_rows(self, layout: StepLayout, kind: StepKind, filtered: Tensor | None) -> SamplingRows:
+        states = self._states
+        # Where all are greedy nobody looks at the parameters.
+        slots, rows = (layout.rows.logit_slots, layout.rows.logit_rows) if kind.any_sampled else (_NOTHING, _NOTHING)
+        return SamplingRows(
+            temperature=states.temperature[slots],
+            top_k=states.top_k[slots],
+            top_p=states.top_p[slots],
+            min_p=states.min_p[slots],
+            seed=states.seed[slots],
+            # The token that follows the row's.
+            position=layout.positions[rows] + 1,
+            any_sampled=kind.any_sampled,
+            filtered=filtered,
+            any_logprobs=kind.any_logprobs,
+        )
+
+    def _decide(
+        self, layout: StepLayout, token_ids: Tensor, prices: Prices | None, timer: Timer
+    ) -> tuple[Decision, Tensor | None]:
+        """Rank 0: the decision, committed and sent, and the counts of drafts by method (see Drafter.counts). With
+        `prices` lookup is asked for drafts."""
+        states, slots = self._states, layout.rows.slots
+        verdict = verify(
+            token_ids[layout.cells],
+            layout.drafts,
+            layout.parents,
+            layout.on_path,
+            num_drafts=layout.num_drafts,
+            num_tokens=states.num_tokens[slots],
+            max_num_tokens=states.max_num_tokens[slots],
+            stop_token_ids=states.stop_token_ids[slots],
+        )
+        depth = self._depth(layout)
+        decision = Decision(
+            token_ids=verdict.token_ids[:, :depth],
+            path=verdict.path[:, :depth],
+            num_emitted=verdict.num_emitted,
+            num_accepted=verdict.num_accepted,
+            num_checked=layout.num_drafts,
+            finished=verdict.finished.long(),
+        )
+        states.append(slots, decision.token_ids, decision.num_emitted, verdict.finished)
+        counts, message = None, [*decision]
+        if self._drafter is not None:
+            counts = self._learn(self._drafter, layout, decision)
+            if prices is not None:
+                with timer.running():
+                    tree = self._draft(self._drafter, layout, prices, None)
+                    states.set_drafts(slots[layout.rows.proposing], tree)
+                message += tree
+        send(self._group, message)
+        return decision, counts
+
+    def _receive(self, layout: StepLayout, looks_up: bool) -> Decision:
+        """The other ranks: rank 0's decision, committed."""
+        states, slots = self._states, layout.rows.slots
+        shapes = Decision.shapes(len(slots), self._depth(layout))
+        num_shapes = len(shapes)
+        if self._drafter is not None and looks_up:
+            shapes += DraftTree.shapes(len(layout.rows.proposing), self._drafter.sizes.tree_size)
+        tensors = receive(self._group, shapes, states.device)
+        decision = Decision(*tensors[:num_shapes])
+        states.append(slots, decision.token_ids, decision.num_emitted, decision.finished.bool())
+        if len(shapes) > num_shapes:
+            states.set_drafts(slots[layout.rows.proposing], DraftTree(*tensors[num_shapes:]))
+        return decision
+
+    def _depth(self, layout: StepLayout) -> int:
+        """The most tokens that a sequence of this step can emit."""
+        deepest = self._drafter.sizes.num_speculative_tokens if self._drafter is not None else 0
+        return min(layout.cells.shape[1], 1 + deepest)
+
+    def _learn(self, drafter: Drafter, layout: StepLayout, decision: Decision) -> Tensor | None:
+        slots, decoding = layout.rows.slots, layout.rows.slots[: layout.num_decoding]
+        if drafter.has_pending:
+            drafter.observe(
+                decoding, decision.token_ids[: layout.num_decoding], decision.num_emitted[: layout.num_decoding]
+            )
+        if layout.on_path is None:
+            return None
+        depth = layout.on_path.sum(2)[:, 1:] - 1
+        rows = torch.arange(decision.path.shape[1], device=depth.device)
+        # Where nothing was accepted the mark falls on the root.
+        accepted_rows = torch.where(rows <= decision.num_accepted[:, None], decision.path, 0)
+        is_accepted = torch.zeros_like(layout.cells, dtype=torch.bool).scatter_(1, accepted_rows, True)[:, 1:]
+        return drafter.counts(slots, depth, is_accepted, decision.num_checked)
+
+    def _draft_with_heads(self, layout: StepLayout, prices: Prices, decision: Decision, hidden: Tensor) -> None:
+        """All ranks: the heads guess from the row behind which the last token came, `hidden` [M, size]."""
+        assert self._heads is not None
+        assert self._drafter is not None
+        proposing, sizes = layout.rows.proposing, self._drafter.sizes
+        last = (decision.num_emitted[proposing] - 1).clamp_min(0)[:, None]
+        rows = layout.cells[proposing].gather(1, decision.path[proposing].gather(1, last))[:, 0]
+        candidates = self._heads.candidates(hidden[rows], sizes.tree_width)
+        if self._group.rank == 0:
+            tree = self._draft(self._drafter, layout, prices, candidates)
+            send(self._group, [*tree])
+        else:
+            shapes = DraftTree.shapes(len(proposing), sizes.tree_size)
+            tree = DraftTree(*receive(self._group, shapes, self._states.device))
+        self._states.set_drafts(layout.rows.slots[proposing], tree)
+
+    def _draft(self, drafter: Drafter, layout: StepLayout, prices: Prices, candidates: Candidates | None) -> DraftTree:
+        """Rank 0: trees for the sequences that propose."""
+        states, slots = self._states, layout.rows.slots[layout.rows.proposing]
+        num_tokens = states.num_tokens[slots]
+        # Of the tokens still wanted, the last one is never a draft's: a step always brings one of its own.
+        room = (states.max_num_tokens[slots] - num_tokens - 1).clamp_min(0)
+        max_depth = torch.where(states.finished[slots], 0, torch.minimum(layout.rows.max_depth, room))
+        max_drafts = torch.where(max_depth > 0, layout.rows.max_drafts, 0)
+        longest = None
+        if states.is_readable:
+            if not max_drafts.any():
+                return DraftTree.empty(len(slots), drafter.sizes.tree_size, states.device)
+            longest = int(num_tokens.max())
+        return drafter.draft(
+            states.token_ids[slots, :longest],
+            candidates,
+            slots=slots,
+            num_tokens=num_tokens,
+            max_drafts=max_drafts,
+            max_depth=max_depth,
+            prices=prices,
+            is_asked=None if states.is_readable else layout.rows.max_drafts > 0,
+        )
+
+    def _commit_cache(self, layout: StepLayout, batch: ForwardBatch, decision: Decision) -> None:
+        """Moves keys and values of the rows whose input was right from the step buffer to their blocks.
+
+        A sequence that emitted e tokens had e right inputs: the rows on its path after which they came. Block 0 takes
+        what is not kept.
+        """
+        count = layout.num_decoding
+        if not count:
+            return
+        path, emitted = decision.path[:count], decision.num_emitted[:count]
+        if batch.paged is not None:
+            self._cache.commit_paths(batch.paged, path, emitted, batch.physical_slots)
+            return
+        # A path of a padded batch may name a row that this sequence does not have.
+        last = layout.rows.num_rows[:count, None] - 1
+        rows = layout.rows.first_rows[:count, None] + torch.minimum(path, last)
+        is_kept = torch.arange(path.shape[1], device=path.device) < emitted[:, None]
+        physical = torch.where(is_kept, batch.physical_slots[rows], 0)
+        self._cache.commit(rows.flatten(), physical.flatten())
