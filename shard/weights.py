@@ -5,10 +5,13 @@ them. Patterns match whole path components: `*` stands for one of them, `**` for
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from shard.checkpoint import CheckpointError, Tensors
 from shard.layers.quantize import Quantization
@@ -18,6 +21,8 @@ from shard.layers.sharded import Piece, ShardedModule
 Progress = Callable[[int, int], None]
 # path of a layer in our model -> paths of the checkpoint's layers that its pieces come from
 NameTable = Mapping[str, tuple[str, ...]]
+# Keys of the checkpoint and the pieces they are of a parameter, which is declared so.
+_Sources = tuple[list[tuple[str, Piece]], nn.Parameter]
 
 
 def fill_model(
@@ -30,32 +35,63 @@ def fill_model(
     quantize: Quantization | None = None,
     progress: Progress | None = None,
 ) -> None:
-    """Fill every declared parameter, then let the layers finish. CheckpointError names the first tensor at fault."""
+    """Fill every declared parameter. A layer finishes when it is full: in 8 bits a model never takes the memory that it
+    takes in 16. CheckpointError names the first tensor at fault."""
     layers = [(path, layer) for path, layer in model.named_modules() if isinstance(layer, ShardedModule)]
     wanted = [
-        (layer, name, _sources(path, name, names, pieces))
+        (layer, {name: _sources(path, name, names, pieces) for name, pieces in layer.pieces.items()})
         for path, layer in layers
-        for name, pieces in layer.pieces.items()
     ]
-    _prove_complete(checkpoint, [source for _, _, sources in wanted for source in sources], ignored)
-    total = sum(layer.get_parameter(name).nbytes for layer, name, _ in wanted)
+    _prove_complete(
+        checkpoint, [source for _, by_name in wanted for part in by_name.values() for source in part], ignored
+    )
+    total = sum(layer.get_parameter(name).nbytes for layer, by_name in wanted for name in by_name)
+    sources = [(part, layer.get_parameter(name)) for layer, by_name in wanted for name, part in by_name.items()]
+    values = _read_ahead(partial(_read, checkpoint, device), sources, num_threads=_num_threads(device))
     done = 0
-    for layer, name, sources in wanted:
-        declared = layer.get_parameter(name)
-        # Not zeros_like: of a tensor on the meta device that imports sympy, which takes half a second.
-        value = torch.zeros(declared.shape, dtype=declared.dtype, device=device)
-        offset = 0
-        for key, piece in sources:
-            rows = piece.rows
-            real = checkpoint.read(key, dim=piece.dim, start=rows.start, stop=rows.stop)
-            value.narrow(piece.dim, offset, rows.stop - rows.start).copy_(real)
-            offset += rows.size
-        layer.fill(name, value)
-        done += value.nbytes
-        if progress is not None:
-            progress(done, total)
-    for _, layer in layers:
+    for layer, by_name in wanted:
+        for name in by_name:
+            value = next(values)
+            layer.fill(name, value)
+            done += value.nbytes
+            if progress is not None:
+                progress(done, total)
         layer.finish(quantize)
+
+
+def _num_threads(device: torch.device) -> int:
+    """That read. For a CPU one is enough, and others would have teams of their own (see shard.device_thread)."""
+    return 1 if device.type == "cpu" else 8
+
+
+def _read_ahead(read: Callable[[_Sources], Tensor], wanted: list[_Sources], *, num_threads: int) -> Iterator[Tensor]:
+    """Of each in its order. With several threads as many are read at a time, and no more are kept."""
+    if num_threads == 1:
+        yield from map(read, wanted)
+        return
+    with ThreadPoolExecutor(num_threads) as pool:
+        begun: deque[Future[Tensor]] = deque()
+        for sources in wanted:
+            begun.append(pool.submit(read, sources))
+            if len(begun) == num_threads:
+                yield begun.popleft().result()
+        while begun:
+            yield begun.popleft().result()
+
+
+@torch.inference_mode()
+def _read(checkpoint: Tensors, device: torch.device, wanted: _Sources) -> Tensor:
+    """The pieces side by side, padded as declared, on the device."""
+    sources, declared = wanted
+    # Not zeros_like: of a tensor on the meta device that imports sympy, which takes half a second.
+    value = torch.zeros(declared.shape, dtype=declared.dtype, device=device)
+    offset = 0
+    for key, piece in sources:
+        rows = piece.rows
+        real = checkpoint.read(key, dim=piece.dim, start=rows.start, stop=rows.stop)
+        value.narrow(piece.dim, offset, rows.stop - rows.start).copy_(real)
+        offset += rows.size
+    return value
 
 
 def _sources(path: str, parameter: str, names: NameTable, pieces: tuple[Piece, ...]) -> list[tuple[str, Piece]]:

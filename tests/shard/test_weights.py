@@ -149,3 +149,19 @@ def test_a_refused_message_shows_no_internal_path(folder: Path) -> None:
     change(folder, lambda tensors: tensors.pop("model.norm.weight"))
     with pytest.raises(CheckpointError, match=re.escape("tensor model.norm.weight is missing from the weights files")):
         load(folder)
+
+
+def numbers(model: torch.nn.Module) -> list[Tensor]:
+    products = [module.product.weight for module in model.modules() if hasattr(module, "product")]
+    return [*products, *model.state_dict().values()]
+
+
+def test_threads_that_read_ahead_fill_the_same_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = numbers(load(folder))
+    said: list[tuple[int, int]] = []
+    monkeypatch.setattr("shard.weights._num_threads", lambda device: 3)
+    found = numbers(load(folder, lambda done, total: said.append((done, total))))
+    assert len(found) == len(expected) > 10
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert said == sorted(said)
+    assert said[-1][0] == said[-1][1]
