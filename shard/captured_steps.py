@@ -2,8 +2,9 @@
 hundreds of kernels one by one, each of which takes the host some microseconds.
 
 Owns the shapes: a step is filled up to the next one that is captured, with rows that are masked and with the spare
-slot, whose sequence has ended. A shape is run as it is when it first comes, and captured when it comes again. What
-changes from step to step is in tensors that are written before a replay. Must not know what a step computes.
+slot, whose sequence has ended. A shape is run as it is when it first comes, which has kernels compiled, and captured
+when it comes again. What changes from step to step is in tensors that are written before a replay. Must not know what a
+step computes.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,6 +23,8 @@ from shard.speculation import DraftPrice, Proposal
 from shard.speculation.prices import DevicePrices
 from shard.states import SequenceStates
 
+# The time at which a shape is captured.
+CAPTURED_AT = 2
 # Numbers of sequences: the next is at most half as many more.
 _BATCHES = (1, 2, 3, 4, 6, *(2**i * part for i in range(2, 15) for part in (2, 3)))
 
@@ -78,7 +81,7 @@ class CapturedSteps:
         """`max_rows`: of a step."""
         self._step = step
         self._states = states
-        self._batches = sorted({min(batch, max_batch_size) for batch in _BATCHES})
+        self.batches = sorted({min(batch, max_batch_size) for batch in _BATCHES})
         self._max_rows = max_rows
         self._capture = capture
         self._prices = torch.zeros(len(DevicePrices.pack(())), dtype=torch.float64, device=states.device)
@@ -108,7 +111,7 @@ class CapturedSteps:
 
     def _fill_up(self, rows: StepRows) -> StepRows:
         width = 1 if rows.width == 1 else 1 + self._states.draft_token_ids.shape[1]
-        batch = next(batch for batch in self._batches if batch >= len(rows.decodes))
+        batch = next(batch for batch in self.batches if batch >= len(rows.decodes))
         spare = SequenceStep(
             self._states.spare_slot, [], chunk_start=0, chunk_length=0, verify=0, propose=0, propose_depth=0
         )

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from statistics import median
 
+from shard.captured_steps import CAPTURED_AT
 from shard.config import ShardConfig
 from shard.made_up import MadeUpSteps
 from shard.model_runner import ModelRunner
@@ -59,10 +60,15 @@ def warm_up(
     steps.prefill(context=0, length=min(config.max_batch_prefill_tokens, config.max_total_tokens - 1))
     steps.forget()
     sweeper = _Sweeps(steps, config, sizes)
+    kinds = list(_kinds(config, sizes, proposals)) if sizes.num_speculative_tokens else [_Kind(1)]
+    # Before anything is measured, and so that the most frequent shapes are not captured while requests wait.
+    frequent = [_Kind(batch, proposal=who) for batch in runner.captured_batches for who in (Proposal.NONE, *proposals)]
+    for number in range(CAPTURED_AT if frequent else 0):
+        log.info("capturing steps, %d of %d", number + 1, CAPTURED_AT)
+        list(sweeper.sweep([*kinds, *frequent]))
     if not sizes.num_speculative_tokens:
-        list(sweeper.sweep([_Kind(1)]))
+        list(sweeper.sweep(kinds))
         return []
-    kinds = list(_kinds(config, sizes, proposals))
     sweeps = [
         dict(sweeper.sweep([kind for kind in kinds if kind.num_sweeps > number])) for number in range(_MOST_SWEEPS)
     ]

@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shard.captured_steps import CapturedSteps
+from shard.config import parse_args
 from shard.layout import StepRows
 from shard.plan import Sampling, SequenceStep
+from shard.rank import build_rank
 from shard.speculation import Proposal
 from tests.checkpoints import make_checkpoint
 from tests.shard.recorded import RecordedCapture, as_on_a_gpu
@@ -49,6 +51,24 @@ def test_replayed_steps_bring_the_same(
     num_captured = capture.num_captured
     assert Run(runner, proposal, samplings, runner.launch).results() == expected
     assert capture.num_captured == num_captured
+
+
+def test_the_warm_up_captures_the_most_frequent_shapes_before_it_measures(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_on_a_gpu(monkeypatch)
+    paths = (f"--model-path={checkpoint}", "--uds-path=unused", "--run-dir=unused", "--dtype=float64", "--threads=1")
+    limits = ("--speculate=2", "--max-total-tokens=96", "--max-batch-size=3", "--max-batch-prefill-tokens=32")
+    rank = build_rank(parse_args([*paths, *limits]))
+    runner, capture = rank.runner, RecordedCapture()
+    runner._captured = CapturedSteps(runner._step, runner.states, max_batch_size=3, max_rows=99, capture=capture)
+    durations = [cost.duration_ns for cost in rank.warm_up()]
+    num_captured, num_replayed = capture.num_captured, capture.num_replayed
+    assert num_captured >= 2 * len(runner.captured_batches) == 6
+    rank.warm_up()
+    assert durations
+    assert capture.num_captured == num_captured
+    assert capture.num_replayed > 2 * num_replayed
 
 
 class _States:
