@@ -62,6 +62,7 @@ def _shard_flags(config: LauncherConfig, model: ResolvedModel, paths: RunPaths) 
         model_path=model.path,
         dtype=config.dtype,
         quantize=config.quantize,
+        kv_cache_dtype=config.kv_cache_dtype,
         medusa_path=model.medusa_path,
         speculate=config.speculate,
         speculation_method=config.speculation_method,

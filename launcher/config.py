@@ -87,9 +87,14 @@ class LauncherConfig:
         kind=click.Choice(["bfloat16", "float16", "float32", "float64"]),
     )
     quantize: str | None = _flag(
-        "Keep the matrices in 8 bits, with one scale for each output: half the memory, and a third less time where "
-        "reading them is what a step takes.  Medusa heads stay as they are.  On CPU only.  [default: not at all]",
-        kind=click.Choice(["int8"]),
+        "Keep the matrices in 8 bits, as integers or (on a GPU) as floating-point numbers, with one scale for each "
+        "output: half the memory, and a third less time where reading them is what a step takes.  Medusa heads stay as "
+        "they are.  [default: not at all]",
+        kind=click.Choice(["int8", "fp8"]),
+    )
+    kv_cache_dtype: str | None = _flag(
+        "Keep keys and values in 8 bits: twice the tokens in the same memory.  On a GPU only.  [default: as --dtype]",
+        kind=click.Choice(["fp8"]),
     )
     max_total_tokens: int | None = _flag(
         "Most tokens of one sequence, prompt and answer.  "

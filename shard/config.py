@@ -19,6 +19,7 @@ class ShardConfig:
     run_dir: Path
     dtype: str
     quantize: Quantization | None
+    kv_cache_dtype: Literal["fp8"] | None
     # None: as many as there are Medusa heads, 0 without; auto: as far as drafts of any method were found to pay.
     speculate: int | Literal["auto"] | None
     medusa_path: Path | None
@@ -69,7 +70,10 @@ def parse_args(argv: list[str]) -> ShardConfig:
     parser.add_argument("--uds-path", required=True, help="rank r listens on the Unix socket UDS_PATH-r")
     parser.add_argument("--run-dir", type=Path, required=True, help="where an error that no restart mends is written")
     parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32", "float64"], default="bfloat16")
-    parser.add_argument("--quantize", choices=["int8"], default=None, help="the matrices, in memory; unset: not at all")
+    parser.add_argument(
+        "--quantize", choices=["int8", "fp8"], default=None, help="the matrices, in memory; unset: not at all"
+    )
+    parser.add_argument("--kv-cache-dtype", choices=["fp8"], default=None, help="of committed keys and values")
     parser.add_argument(
         "--speculate",
         type=lambda text: text if text == "auto" else int(text),

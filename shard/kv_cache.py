@@ -7,6 +7,8 @@ multiplies what it does not see by zero.
     pages      [layer, K or V, block, kv head, place in block, head_dim]
     step rows  [layer, row, K or V, kv head, head_dim]
 
+Pages may hold numbers of 8 bits (e4m3); step rows are what they are rounded from when they are committed.
+
 A page of one head is one contiguous row of block_size * head_dim elements, so that a gather of blocks into keys and
 values that are contiguous per sequence and head is a single index_select.
 """
@@ -33,21 +35,28 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device,
         max_step_rows: int,
+        page_dtype: torch.dtype | None = None,
     ) -> None:
+        """`dtype` is that of keys and values in a step, `page_dtype` of committed ones; None: the same."""
         self.num_layers = num_layers
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.num_kv_heads = num_kv_heads
         self.head_dim = head_dim
         self.dtype = dtype
+        self.page_dtype = page_dtype or dtype
         self.device = device
         self.max_step_rows = max_step_rows
         shape = num_layers, 2, num_blocks + 1, num_kv_heads, block_size, head_dim
         pages = (
-            huge_pages.zeros(shape, dtype) if device.type == "cpu" else torch.zeros(shape, dtype=dtype, device=device)
+            huge_pages.zeros(shape, self.page_dtype)
+            if device.type == "cpu"
+            else torch.zeros(shape, dtype=self.page_dtype, device=device)
         )
         self._pages = pages
-        self._page_tokens = pages.view(num_layers, -1, head_dim)
+        # As bytes where rows of the dtype cannot be copied by index.
+        copied = pages if self.page_dtype == dtype else pages.view(torch.uint8)
+        self._page_tokens = copied.view(num_layers, -1, head_dim)
         self._steps = torch.zeros((num_layers, max_step_rows, 2 * num_kv_heads, head_dim), dtype=dtype, device=device)
         # views by layer are made once: a view costs a microsecond, and a step needs them in every layer
         self._layer_pages = list(pages.view(num_layers, -1, block_size * head_dim).unbind())
@@ -87,12 +96,19 @@ class KVCache:
 
     def write(self, layer: int, token_index: Tensor, kv: Tensor) -> None:
         """Write committed rows [M, 2 * kv heads, head_dim] at `token_index`."""
-        self._layer_tokens[layer].index_copy_(0, token_index, kv.reshape(-1, self.head_dim))
+        self._layer_tokens[layer].index_copy_(0, token_index, self._as_kept(kv.reshape(-1, self.head_dim)))
 
     def commit(self, rows: Tensor, physical_slots: Tensor) -> None:
         """Copy step rows [M] of all layers to their physical slots [M]; a row that was rejected goes to slot 0."""
         kept = self._steps.index_select(1, rows).view(self.num_layers, -1, self.head_dim)
-        self._page_tokens.index_copy_(1, self.token_index(physical_slots), kept)
+        self._page_tokens.index_copy_(1, self.token_index(physical_slots), self._as_kept(kept))
+
+    def _as_kept(self, kv: Tensor) -> Tensor:
+        if self.page_dtype == self.dtype:
+            return kv
+        # What is too large would become no number.
+        most = torch.finfo(self.page_dtype).max
+        return kv.clamp(-most, most).to(self.page_dtype).view(torch.uint8)
 
     def commit_paths(self, spans: PagedSpans, path: Tensor, num_kept: Tensor, physical_slots: Tensor) -> None:
         """The same where kernels read the pages: of each of the first S spans the first `num_kept` [S] rows of its

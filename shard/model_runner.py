@@ -73,6 +73,11 @@ class ModelRunner:
             self._drafter.reset()
         self._digest = hashlib.blake2b(digest_size=8)
 
+    @property
+    def captured_batches(self) -> list[int]:
+        """Numbers of sequences for which steps are captured; none if they are not."""
+        return self._captured.batches if self._captured is not None else []
+
     def execute(self, plan: StepPlan) -> StepResult:
         return self.launch(plan)()
 

@@ -14,9 +14,9 @@ from functools import partial
 import torch
 
 from drafthouse.v1 import shard_pb2
-from shard.captured_steps import Capture
+from shard.captured_steps import CAPTURED_AT, Capture
 from shard.config import ConfigError, ShardConfig
-from shard.cuda.kernels import capture_for
+from shard.cuda.kernels import capture_for, has_fp8
 from shard.distributed import TPGroup
 from shard.kv_cache import KVCache
 from shard.largest_steps import run_largest
@@ -59,11 +59,12 @@ def build_rank(config: ShardConfig) -> Rank:
         if torch.cuda.is_available()
         else torch.device("cpu")
     )
-    if config.quantize is not None and device.type != "cpu":
-        raise ConfigError(
-            f"--quantize {config.quantize} has no kernels for {device.type} yet, only for CPU; leave it out"
-        )
     dtype: torch.dtype = getattr(torch, config.dtype)
+    for flag, value in (("--quantize", config.quantize), ("--kv-cache-dtype", config.kv_cache_dtype)):
+        if value == "fp8" and not has_fp8(dtype, device):
+            raise ConfigError(
+                f"{flag} fp8 needs a GPU of compute capability 8.9 or more, Triton, and a --dtype of at most 32 bits"
+            )
     group = TPGroup.init("nccl" if device.type == "cuda" else "gloo", config.collective_timeout)
     start = time.monotonic()
     model = load_model(
@@ -109,7 +110,7 @@ def build_rank(config: ShardConfig) -> Rank:
     capture = None if model.looks_at_values else capture_for(dtype, device)
 
     def largest_steps_bytes(cache: KVCache) -> int:
-        """Of what is run as it is, and of what is captured beside it: at its second time."""
+        """Of what is run as it is, and of what is captured beside it."""
 
         def run(times: int, capture: Capture | None) -> ModelRunner:
             runner = runner_with(cache=cache, capture=capture)
@@ -119,7 +120,7 @@ def build_rank(config: ShardConfig) -> Rank:
             return runner
 
         num_bytes = peak_bytes(device, lambda: run(1, None))
-        return num_bytes + (kept_bytes(device, lambda: run(2, capture)) if capture else 0)
+        return num_bytes + (kept_bytes(device, lambda: run(CAPTURED_AT, capture)) if capture else 0)
 
     cache = _make_cache(
         config,
@@ -148,8 +149,17 @@ def build_rank(config: ShardConfig) -> Rank:
         max_batch_draft_tokens=config.max_batch_draft_tokens,
         speculation_methods=methods_to_proto(methods),
         heads=heads.description if heads else "",
-        kernels=model.kernels,
-        weights=", ".join(filter(None, [config.weights_note, config.quantize and f"quantized to {config.quantize}"])),
+        kernels=model.kernels | ({"steps": "cuda-graphs"} if capture else {}),
+        weights=", ".join(
+            filter(
+                None,
+                [
+                    config.weights_note,
+                    config.quantize and f"quantized to {config.quantize}",
+                    config.kv_cache_dtype and f"keys and values in {config.kv_cache_dtype}",
+                ],
+            )
+        ),
         draft_min_probability=config.draft_min_probability,
     )
     measure = partial(
@@ -198,12 +208,13 @@ def _make_cache(
 ) -> KVCache:
     """As large as the memory allows beside the largest step."""
     dtype: torch.dtype = getattr(torch, config.dtype)
+    page_dtype = torch.float8_e4m3fn if config.kv_cache_dtype == "fp8" else dtype
     bytes_per_block = KVCache.bytes_per_block(
         num_layers=model.num_layers,
         block_size=config.block_size,
         num_kv_heads=num_kv_heads,
         head_dim=model.head_dim,
-        dtype=dtype,
+        dtype=page_dtype,
     )
     cache_of = partial(
         KVCache,
@@ -214,6 +225,7 @@ def _make_cache(
         dtype=dtype,
         device=device,
         max_step_rows=config.max_batch_size + config.max_batch_draft_tokens,
+        page_dtype=page_dtype,
     )
     step_bytes = 0
     if device.type == "cuda":

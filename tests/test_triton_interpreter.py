@@ -11,7 +11,12 @@ from pathlib import Path
 import pytest
 
 _TESTS = Path(__file__).parent
-_FILES = ("shard/test_cuda_attention.py", "shard/test_cuda_forward.py", "bench/test_gpu_steps.py")
+_FILES = (
+    "shard/test_cuda_attention.py",
+    "shard/test_cuda_product.py",
+    "shard/test_cuda_forward.py",
+    "bench/test_gpu_steps.py",
+)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton is made for Linux only")

@@ -7,13 +7,13 @@ tiles and splits are chosen by arithmetic, not yet by measurement.
 
 import math
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch import Tensor
 
 from shard.attention_spec import AttentionSpec
 from shard.cuda.attention_kernels import attend_spans, merge_splits
+from shard.cuda.device import num_processors, power_of_two
 from shard.cuda.spans import DeviceSpans
 
 _LOG2_E = 1 / math.log(2)
@@ -41,11 +41,11 @@ class Tiles:
     @classmethod
     def of(cls, *, num_rows: int, dim: int, dtype: torch.dtype) -> "Tiles":
         """For spans of up to `num_rows` folded rows."""
-        padded = _power_of_two(dim)
+        padded = power_of_two(dim, least=_LEAST_TILE)
         # Without tensor cores the factors of a product lie in registers too.
         most_rows = _LEAST_TILE if dtype == torch.float32 else min(_MOST_ROWS, _MOST_SUMS // padded)
         keys = min(_MOST_KEYS, _TILE_BYTES // (padded * dtype.itemsize))
-        return cls(min(_power_of_two(num_rows), most_rows), keys, padded)
+        return cls(min(power_of_two(num_rows, least=_LEAST_TILE), most_rows), keys, padded)
 
     @property
     def num_warps(self) -> int:
@@ -153,7 +153,7 @@ def _attend_part(
             most_rows,
             num_splits,
             DIM=dim,
-            SPLITS=_power_of_two(num_splits),
+            SPLITS=power_of_two(num_splits, least=_LEAST_TILE),
             PADDED_DIM=tiles.dim,
         )
 
@@ -165,16 +165,7 @@ def _constants(spec: AttentionSpec) -> tuple[float, float | None]:
     return 2 * _LOG2_E * spec.scale / spec.softcap, spec.softcap * _LOG2_E
 
 
-def _power_of_two(n: int) -> int:
-    return max(_LEAST_TILE, 1 << (n - 1).bit_length())
-
-
 def _num_splits(num_programs: int, most_keys: int, device: torch.device) -> int:
     """As many as fill the device, if the context is long enough for them."""
-    wanted = _PROGRAMS_PER_PROCESSOR * _num_processors(device) // num_programs
+    wanted = _PROGRAMS_PER_PROCESSOR * num_processors(device) // num_programs
     return max(1, min(wanted, most_keys // _LEAST_KEYS_OF_SPLIT, _MOST_SPLITS))
-
-
-@cache
-def _num_processors(device: torch.device) -> int:
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)

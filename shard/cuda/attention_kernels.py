@@ -10,7 +10,9 @@ is split, the parts are merged by their log-sum-exps (Flash-Decoding). Logarithm
     read from        | pages                                           | qkv                       |
     visible          | all, but for the window                         | those on the row's way    |
 
-What is not there is not read: places without a token may hold anything.
+What is not there is not read: places without a token may hold anything. Where pages hold numbers of 8 bits, the
+step's own rows are rounded to them too: a token is the same whether the drafts before it were committed or are checked
+with it.
 """
 
 import triton
@@ -18,6 +20,8 @@ import triton.language as tl
 
 # Step rows whose keys are taken at once: a larger tile would take the registers that the pages' tiles need.
 TILE_OWN = tl.constexpr(16)
+# The greatest number of e4m3.
+MOST_FP8 = tl.constexpr(448.0)
 
 
 @triton.jit
@@ -48,6 +52,14 @@ def _absorb(
     total = total * kept + tl.sum(weights, 1)
     mixed = mixed * kept[:, None] + tl.dot(weights.to(values.dtype), values, input_precision="ieee")
     return higher, total, mixed
+
+
+@triton.jit
+def _rounded(kv, pages):
+    """As pages hold it."""
+    if kv.dtype == pages.dtype.element_ty:
+        return kv
+    return tl.clamp(kv.to(tl.float32), -MOST_FP8, MOST_FP8).to(pages.dtype.element_ty).to(kv.dtype)
 
 
 @triton.jit(
@@ -143,8 +155,8 @@ def attend_spans(
         block = tl.load(blocks + place // BLOCK_SIZE, mask=is_there, other=0).to(tl.int64)
         keys_at = ((block * KV_HEADS + kv_head) * BLOCK_SIZE + place % BLOCK_SIZE)[:, None] * DIM + d[None, :]
         is_read = is_there[:, None] & in_dim
-        keys = tl.load(pages + keys_at, mask=is_read, other=0.0)
-        values = tl.load(pages + values_offset + keys_at, mask=is_read, other=0.0)
+        keys = tl.load(pages + keys_at, mask=is_read, other=0.0).to(queries.dtype)
+        values = tl.load(pages + values_offset + keys_at, mask=is_read, other=0.0).to(queries.dtype)
         visible = is_there[None, :] & (place[None, :] <= last_visible[:, None])
         if WINDOW is not None:
             visible = visible & (place[None, :] > position[:, None] - WINDOW)
@@ -163,6 +175,8 @@ def attend_spans(
             stored_at = ((first_row + other) * (2 * KV_HEADS * DIM) + kv_head * DIM)[:, None] + d[None, :]
             tl.store(step_rows + stored_at, keys, mask=is_read & (tile == 0))
             tl.store(step_rows + KV_HEADS * DIM + stored_at, values, mask=is_read & (tile == 0))
+            keys = _rounded(keys, pages)
+            values = _rounded(values, pages)
             way = ancestors + span * ancestors_stride + row[:, None] * most_rows + other[None, :]
             visible = tl.load(way, mask=exists[:, None] & is_there[None, :], other=0) != 0
             if WINDOW is not None:

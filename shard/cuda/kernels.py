@@ -1,9 +1,10 @@
-"""Whether there are Triton kernels for a device, and which. Must not know what they do.
+"""Whether there are Triton kernels for a device, and which. Must not know how they work.
 
 Triton is imported at the first question about a CUDA device, and never on another: installations for CPU lack it.
 """
 
 import logging
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -25,6 +26,7 @@ _DEVICE_TYPE: Final = "cuda"
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 # Older ones have no bfloat16.
 _LEAST_CAPABILITY = (8, 0)
+_LEAST_CAPABILITY_OF_FP8 = (8, 9)
 
 
 class Attend(Protocol):
@@ -46,13 +48,41 @@ class Attend(Protocol):
         """
 
 
+class Multiply(Protocol):
+    def __call__(self, x: Tensor, weight: Tensor, scales: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """x [N, in] times a weight of 8 bits [out, in], times scales [out] float32, and bias [out]: [N, out], summed in
+        float32 and rounded to `dtype`."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Kernels:
+    attend: Attend
+    multiply: Multiply
+
+
 def attention_for(dtype: torch.dtype, device: torch.device) -> Attend | None:
+    kernels = _kernels_for(dtype, device)
+    return None if kernels is None else kernels.attend
+
+
+def multiply_for(dtype: torch.dtype, device: torch.device) -> Multiply | None:
+    kernels = _kernels_for(dtype, device)
+    return None if kernels is None else kernels.multiply
+
+
+def has_fp8(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether weights of 8 bits may be floating-point numbers."""
+    is_new = device.type == "cuda" and torch.cuda.get_device_capability(device) >= _LEAST_CAPABILITY_OF_FP8
+    return is_new and multiply_for(dtype, device) is not None
+
+
+def _kernels_for(dtype: torch.dtype, device: torch.device) -> _Kernels | None:
     return _load(device) if device.type == _DEVICE_TYPE and dtype in _DTYPES else None
 
 
 def capture_for(dtype: torch.dtype, device: torch.device) -> "GraphCapture | None":
     """What steps are captured with, where attention needs nothing of the host."""
-    if device.type != _DEVICE_TYPE or attention_for(dtype, device) is None:
+    if device.type != "cuda" or attention_for(dtype, device) is None:
         return None
     from shard.cuda.graphs import GraphCapture
 
@@ -60,7 +90,7 @@ def capture_for(dtype: torch.dtype, device: torch.device) -> "GraphCapture | Non
 
 
 @cache
-def _load(device: torch.device) -> Attend | None:
+def _load(device: torch.device) -> _Kernels | None:
     """None, and one warning, where they cannot run."""
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < _LEAST_CAPABILITY:
         log.warning(
@@ -69,7 +99,8 @@ def _load(device: torch.device) -> Attend | None:
         return None
     try:
         from shard.cuda.attention import attend
+        from shard.cuda.product import multiply
     except ImportError as error:
         log.warning("serving without Triton kernels, which is slower: %s", error)
         return None
-    return attend
+    return _Kernels(attend, multiply)

@@ -71,7 +71,7 @@ class ParallelLMHead(ShardedModule):
     def finish(self, quantize: Quantization | None = None) -> None:
         (embedding,) = self.tied_to
         weight = self.weight if embedding is None else embedding.weight
-        self.product = Product(quantized(weight) if quantize else weight, None, weight.dtype)
+        self.product = Product(quantized(weight, quantize) if quantize else weight, None, weight.dtype)
         if embedding is None:
             self.drop("weight")
 

@@ -52,7 +52,7 @@ class ColumnParallelLinear(ShardedModule):
         return cls(hidden_size, (q, kv, kv), bias=bias, dtype=dtype)
 
     def finish(self, quantize: Quantization | None = None) -> None:
-        weight = quantized(self.weight) if quantize else self.weight
+        weight = quantized(self.weight, quantize) if quantize else self.weight
         self.product = Product(weight, self.bias, self.weight.dtype, gate=self.gate)
         self.drop("weight")
 
@@ -97,7 +97,7 @@ class RowParallelLinear(ShardedModule):
             self.register_parameter("bias", None)
 
     def finish(self, quantize: Quantization | None = None) -> None:
-        weight = quantized(self.weight, self.group) if quantize else self.weight
+        weight = quantized(self.weight, quantize, self.group) if quantize else self.weight
         # a bias is added once: inside the product of a single rank, else after the sum
         self.bias_after = self.bias if self.group.size > 1 else None
         self.product = Product(weight, self.bias if self.group.size == 1 else None, self.weight.dtype)

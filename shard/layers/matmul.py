@@ -5,8 +5,9 @@ multiplies pairs of bfloat16 where the processor can (AVX-512) and widens them o
 layers be one call; where the processor multiplies tiles (AMX), or without a compiler, oneDNN's packed product is taken,
 which reads a third faster than a plain one. A packed weight replaces the plain one, so the memory is not paid twice.
 
-A quantized weight is read in 8 bits by the compiled kernel, and by torch's own product for such weights in 16 bit. In
-other dtypes it is widened for every product: slow and exact, which is what they are for.
+A quantized weight is read in 8 bits by the compiled kernel, on CUDA by one in Triton, and integers by torch's own
+product for such weights in 16 bit. Elsewhere it is widened for every product: slow and exact, which is what float32 and
+float64 are for.
 """
 
 from typing import Literal
@@ -16,10 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shard.cpu.kernels import NAME, Gate, kernels_for
+from shard.cuda.kernels import NAME as TRITON
+from shard.cuda.kernels import multiply_for
 from shard.layers.activation import gate_mul
-from shard.layers.quantize import Int8Weight
+from shard.layers.quantize import QuantizedWeight
 
-KernelName = Literal["onednn-packed", "drafthouse-c", "torch", "torch-int8"]
+KernelName = Literal["onednn-packed", "drafthouse-c", "drafthouse-triton", "torch", "torch-int8"]
 
 # The number of rows that oneDNN chooses its packed layout for; other row counts stay correct.
 PACK_ROWS = 4
@@ -33,7 +36,7 @@ class Product:
 
     def __init__(
         self,
-        weight: Tensor | Int8Weight,
+        weight: Tensor | QuantizedWeight,
         bias: Tensor | None,
         dtype: torch.dtype | None = None,
         *,
@@ -44,11 +47,11 @@ class Product:
         # These three in the form that the kernel reads; with scales where the weight is quantized.
         self.bias = bias
         self.scales: Tensor | None = None
-        if isinstance(weight, Int8Weight):
+        if isinstance(weight, QuantizedWeight):
             weight, self.scales = weight
         self.weight: Tensor = weight
         dtype, device = dtype or self.weight.dtype, self.weight.device
-        self.kernel = choose_kernel(dtype, device, is_quantized=self.scales is not None)
+        self.kernel = choose_kernel(dtype, device, weights=self.weight.dtype)
         self._num_outputs = len(self.weight) // (2 if gate else 1)
         self._compiled = compiled = kernels_for(dtype, device) if self.kernel == NAME else None
         if compiled:
@@ -56,7 +59,7 @@ class Product:
             self.weight = compiled.pack(arranged(self.weight))
             self.scales = None if self.scales is None else compiled.pack_outputs(arranged(self.scales))
             self.bias = None if bias is None else compiled.pack_outputs(arranged(bias))
-        elif self.scales is not None:
+        elif self.scales is not None and self.kernel != TRITON:
             self.scales = self.scales.to(dtype)
         elif self.kernel == "onednn-packed":
             self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, PACK_ROWS)
@@ -74,7 +77,7 @@ class Product:
                 dtype=torch.float32 if wide else torch.bfloat16,
             )
         if self.scales is not None:
-            out = self._in_int8(x)
+            out = self._quantized(x, wide=wide)
         elif self.kernel == "torch":
             out = F.linear(x, self.weight, self.bias)
         else:
@@ -83,8 +86,10 @@ class Product:
             out = gate_mul(out, self._gate)
         return out.to(torch.promote_types(out.dtype, torch.float32)) if wide else out
 
-    def _in_int8(self, x: Tensor) -> Tensor:
+    def _quantized(self, x: Tensor, *, wide: bool) -> Tensor:
         assert self.scales is not None
+        if self.kernel == TRITON and (multiply := multiply_for(x.dtype, x.device)):
+            return multiply(x, self.weight, self.scales, self.bias, torch.float32 if wide else x.dtype)
         if self.kernel == "torch-int8":
             out: Tensor = torch.ops.aten._weight_int8pack_mm(x, self.weight, self.scales)
         else:
@@ -92,12 +97,16 @@ class Product:
         return out if self.bias is None else out + self.bias
 
 
-def choose_kernel(dtype: torch.dtype, device: torch.device, *, is_quantized: bool = False) -> KernelName:
-    """The fastest product that is exact to the rounding of `dtype`."""
-    if is_quantized:
-        if kernels_for(dtype, device) is not None:
+def choose_kernel(dtype: torch.dtype, device: torch.device, *, weights: torch.dtype | None = None) -> KernelName:
+    """The fastest product that is exact to the rounding of `dtype`. `weights`: their dtype, if it is another."""
+    if weights is not None and weights != dtype:
+        if multiply_for(dtype, device) is not None:
+            return TRITON
+        is_int8 = weights == torch.int8
+        if is_int8 and kernels_for(dtype, device) is not None:
             return NAME
-        return "torch-int8" if dtype in (torch.bfloat16, torch.float16) else "torch"
+        has_product = is_int8 and device.type == "cpu" and dtype in (torch.bfloat16, torch.float16)
+        return "torch-int8" if has_product else "torch"
     if device.type != "cpu" or dtype != torch.bfloat16:
         return "torch"
     is_compiled = kernels_for(dtype, device) is not None

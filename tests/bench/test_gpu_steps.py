@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reaso
 @pytest.mark.parametrize("case", [Case(1, 300, 1), Case(3, 20, 6)])
 def test_a_step_is_right(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "_DEVICE_TYPE", "cpu")
-    monkeypatch.setattr("shard.cuda.attention._num_processors", lambda device: 8)
+    monkeypatch.setattr("shard.cuda.attention.num_processors", lambda device: 8)
     step = Step(case, num_layers=2, dtype=torch.float16, device=torch.device("cpu"))
     step.run()
     assert 0 < step.difference() < TOLERANCE

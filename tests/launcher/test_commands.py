@@ -18,13 +18,18 @@ def config(**flags: object) -> LauncherConfig:
 
 def test_a_shard_is_told_everything_on_its_command_line() -> None:
     spec = agent_spec(
-        config(num_shard=2, speculate=3, max_batch_total_tokens=4096, quantize="int8"), MODEL, PATHS, {}, ["agent"]
+        config(num_shard=2, speculate=3, max_batch_total_tokens=4096, quantize="int8", kv_cache_dtype="fp8"),
+        MODEL,
+        PATHS,
+        {},
+        ["agent"],
     )
     shard = spec.command[spec.command.index("agent") + 1 :]
     assert {
         "--model-path=/models/tiny",
         "--speculate=3",
         "--quantize=int8",
+        "--kv-cache-dtype=fp8",
         "--max-total-tokens=2048",
         "--max-batch-total-tokens=4096",
         "--threads=3",

@@ -5,7 +5,7 @@ Needs neither a GPU nor Triton.
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -26,6 +26,8 @@ TOLERANCE = {
 # Rows behind those of the step, as a captured step has them.
 _SPARE_ROWS = 3
 _UNTOUCHED = 777.0
+# In e4m3.
+_NAN_FP8 = 0x7F
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +107,13 @@ def random_step(
     )
 
 
-def reference(step: Step) -> Tensor:
-    """[N, q heads, dim] by the torch path, in float64."""
+def reference(step: Step, page_dtype: torch.dtype | None = None) -> Tensor:
+    """[N, q heads, dim] by the torch path, in float64, of keys and values as pages hold them."""
+    if page_dtype is not None:
+        kv_heads = step.shape.kv_heads
+        own = step.qkv[:, -2 * kv_heads :].to(page_dtype).float()
+        qkv = torch.cat([step.qkv[:, : -2 * kv_heads], own], 1)
+        step = replace(step, qkv=qkv, committed=[kv.to(page_dtype).float() for kv in step.committed])
     cache = _cache(step, torch.float64, torch.device("cpu"))
     _fill(cache, step)
     batch = ForwardBatch.build(
@@ -120,14 +127,19 @@ def reference(step: Step) -> Tensor:
     return out.view(-1, step.shape.heads, step.shape.dim)
 
 
-def check(attend: Attend, step: Step, dtype: torch.dtype, device: torch.device) -> None:
+def check(
+    attend: Attend, step: Step, dtype: torch.dtype, device: torch.device, page_dtype: torch.dtype | None = None
+) -> None:
     """AssertionError unless the kernel gives what the torch path does, and writes and reads nothing else.
 
     What must not be read is NaN: blocks of nobody, block 0, places behind a sequence's last token, rows that are not of
     the step. What must not be written has a value of its own. There are places for two more spans.
     """
-    cache = _cache(step, dtype, device)
-    cache.pages(0).fill_(torch.nan)
+    cache = _cache(step, dtype, device, page_dtype)
+    if page_dtype is None:
+        cache.pages(0).fill_(torch.nan)
+    else:
+        cache.pages(0).view(torch.uint8).fill_(_NAN_FP8)
     cache.step_rows(0).fill_(_UNTOUCHED)
     _fill(cache, step)
     kv_heads = step.shape.kv_heads
@@ -147,11 +159,11 @@ def check(attend: Attend, step: Step, dtype: torch.dtype, device: torch.device) 
         block_size=step.shape.block_size,
         spec=step.shape.spec,
     )
-    torch.testing.assert_close(out[:num_rows].double().cpu(), reference(step), **TOLERANCE[dtype])
+    torch.testing.assert_close(out[:num_rows].double().cpu(), reference(step, page_dtype), **TOLERANCE[dtype])
     assert (out[num_rows:] == _UNTOUCHED).all()
     assert torch.equal(cache.step_rows(0)[:num_step_rows], qkv[:num_step_rows, -2 * kv_heads :])
     assert (cache.step_rows(0)[num_step_rows:] == _UNTOUCHED).all()
-    torch.testing.assert_close(cache.pages(0), pages, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(cache.pages(0).view(torch.uint8), pages.view(torch.uint8))
 
 
 def device_spans(step: Step, device: torch.device) -> DeviceSpans:
@@ -179,7 +191,7 @@ def slots_of(step: Step) -> Tensor:
     return torch.tensor([table[position // size] * size + position % size for table, position in places])
 
 
-def _cache(step: Step, dtype: torch.dtype, device: torch.device) -> KVCache:
+def _cache(step: Step, dtype: torch.dtype, device: torch.device, page_dtype: torch.dtype | None = None) -> KVCache:
     return KVCache(
         num_layers=1,
         num_blocks=step.num_blocks + 2,
@@ -189,6 +201,7 @@ def _cache(step: Step, dtype: torch.dtype, device: torch.device) -> KVCache:
         dtype=dtype,
         device=device,
         max_step_rows=step.num_step_rows + _SPARE_ROWS,
+        page_dtype=page_dtype,
     )
 
 

@@ -14,7 +14,7 @@ from shard.cpu import build
 from shard.cpu.kernels import NAME, CpuKernels, Gate, cpu_kernels
 from shard.layers import matmul
 from shard.layers.matmul import Product, choose_kernel
-from shard.layers.quantize import Int8Weight, quantized
+from shard.layers.quantize import QuantizedWeight, quantized
 from tests.shard.targets import TARGETS, compiled_for
 
 CPU = torch.device("cpu")
@@ -42,7 +42,7 @@ def multiply(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype 
     return found.linear(x, found.pack(weight), packed_bias, num_outputs=len(weight), dtype=dtype)
 
 
-def multiply_int8(x: Tensor, weight: Int8Weight, bias: Tensor | None) -> Tensor:
+def multiply_int8(x: Tensor, weight: QuantizedWeight, bias: Tensor | None) -> Tensor:
     return Product(weight, bias, torch.bfloat16)(x)
 
 
@@ -92,7 +92,7 @@ def test_the_product_equals_the_exact_one_rounded_once(
 def test_the_product_of_a_weight_in_8_bits_equals_that_of_its_numbers(
     num_rows: int, num_inputs: int, num_outputs: int, with_bias: bool, seed: int
 ) -> None:
-    x, weight = draw(num_rows, num_inputs, seed=seed), quantized(draw(num_outputs, num_inputs, seed=seed + 1))
+    x, weight = draw(num_rows, num_inputs, seed=seed), quantized(draw(num_outputs, num_inputs, seed=seed + 1), "int8")
     bias = draw(num_outputs, seed=seed + 2) if with_bias else None
     assert_rounded_once(multiply_int8(x, weight, bias), exact(x, weight.values * weight.scales[:, None].double(), bias))
 
@@ -106,7 +106,7 @@ def test_a_gated_product_equals_the_exact_one(
     bias = draw(2 * num_outputs, seed=seed + 2) if with_bias else None
     found, numbers, scales = kernels(), weight, None
     if is_int8:
-        weight, scales = quantized(weight)
+        weight, scales = quantized(weight, "int8")
         numbers = weight * scales[:, None].double()
         scales = found.pack_outputs(found.gated(scales))
     packed_bias = None if bias is None else found.pack_outputs(found.gated(bias))
@@ -117,7 +117,7 @@ def test_a_gated_product_equals_the_exact_one(
 
 
 def test_a_row_is_the_same_in_8_bits_whatever_rows_are_beside_it() -> None:
-    x, weight = draw(11, 130, seed=0), quantized(draw(33, 130, seed=1))
+    x, weight = draw(11, 130, seed=0), quantized(draw(33, 130, seed=1), "int8")
     together = multiply_int8(x, weight, None)
     assert all(torch.equal(together[i : i + 1], multiply_int8(x[i : i + 1], weight, None)) for i in range(11))
 
@@ -190,7 +190,7 @@ def test_without_a_compiler_torch_multiplies_in_8_bits(
     dtype: torch.dtype, kernel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(matmul, "kernels_for", lambda dtype, device: None)
-    x, weight, bias = draw(5, 64, seed=0).to(dtype), quantized(draw(32, 64, seed=1)), draw(32, seed=2).to(dtype)
+    x, weight, bias = draw(5, 64, seed=0).to(dtype), quantized(draw(32, 64, seed=1), "int8"), draw(32, seed=2).to(dtype)
     product = Product(weight, bias, dtype)
     assert product.kernel == kernel
     expected = exact(x, weight.values * weight.scales[:, None].double(), bias)

@@ -23,7 +23,7 @@ def test_greedy_tokens_are_those_of_the_torch_path(
     prompts = [random_tokens(length, seed=length) for length in (3, 17)]
     expected = PagedModel(folder).greedy(prompts, 8, chunk=9)
     monkeypatch.setattr(kernels, "_DEVICE_TYPE", "cpu")
-    monkeypatch.setattr("shard.cuda.attention._num_processors", lambda device: 132)
+    monkeypatch.setattr("shard.cuda.attention.num_processors", lambda device: 132)
     paged = PagedModel(folder)
     assert paged.model.kernels["attention"] == kernels.NAME
     assert paged.greedy(prompts, 8, chunk=9) == expected

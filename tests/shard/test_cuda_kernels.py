@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ CUDA = torch.device("cuda")
 # Of the smallest devices of 8.0 and above.
 SHARED_MEMORY = 99 << 10
 TYPES = dict.fromkeys(("qkv", "pages", "step_rows", "out"), "*bf16") | {"mixes": "*fp32", "log_sums": "*fp32"}
+TYPES |= {"x": "*bf16", "bias": "*bf16", "scales": "*fp32", "sums": "*fp32"}
 TYPES |= {
     "rows": "*i32",
     "tables": "*i32",
@@ -25,7 +27,21 @@ TYPES |= {
     "ancestors": "*u8",
     "values_offset": "i64",
 }
-ALIGNED = ("qkv", "pages", "step_rows", "out", "mixes", "qkv_stride", "values_offset")
+ALIGNED = (
+    "x",
+    "weight",
+    "scales",
+    "sums",
+    "x_stride",
+    "inputs_per_split",
+    "qkv",
+    "pages",
+    "step_rows",
+    "out",
+    "mixes",
+    "qkv_stride",
+    "values_offset",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -81,9 +97,10 @@ def compile_for_device(request: pytest.FixtureRequest, tmp_path_factory: pytest.
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    def compiled(kernel: Any, constants: dict[str, Any], **options: int) -> Any:
+    def compiled(kernel: Any, constants: dict[str, Any], types: dict[str, str] | None = None, **options: int) -> Any:
         names = [parameter.name for parameter in kernel.params]
-        types = {name: "constexpr" if name in constants else TYPES.get(name, "i32") for name in names}
+        known = TYPES | (types or {})
+        types = {name: "constexpr" if name in constants else known.get(name, "i32") for name in names}
         # As the allocator gives tensors.
         aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name in ALIGNED}
         source = ASTSource(kernel, types, constants, aligned)
@@ -104,9 +121,18 @@ def compile_for_device(request: pytest.FixtureRequest, tmp_path_factory: pytest.
         (256, 256, False, AttentionSpec(0.1, window=4096, softcap=50.0)),
     ],
 )
+@pytest.mark.parametrize("pages", ["*bf16", "*fp8e4nv"])
 def test_attention_compiles_without_a_gpu(
-    compile_for_device: Any, dim: int, num_rows: int, is_step: bool, spec: AttentionSpec
+    compile_for_device: Any,
+    pages: str,
+    dim: int,
+    num_rows: int,
+    is_step: bool,
+    spec: AttentionSpec,
+    request: pytest.FixtureRequest,
 ) -> None:
+    if pages == "*fp8e4nv" and request.node.callspec.params["compile_for_device"] < 89:
+        return
     from shard.cuda.attention import Tiles, _constants
     from shard.cuda.attention_kernels import attend_spans
 
@@ -117,7 +143,8 @@ def test_attention_compiles_without_a_gpu(
     constants |= {"TILE_ROWS": tiles.rows, "TILE_KEYS": tiles.keys, "PADDED_DIM": tiles.dim}
     if not is_step:
         constants |= {"mixes": None, "log_sums": None, "ancestors": None}
-    compiled = compile_for_device(attend_spans, constants, num_warps=tiles.num_warps, num_stages=tiles.num_stages)
+    options = {"num_warps": tiles.num_warps, "num_stages": tiles.num_stages}
+    compiled = compile_for_device(attend_spans, constants, {"pages": pages}, **options)
     assert compiled.metadata.shared <= SHARED_MEMORY
 
 
@@ -126,6 +153,34 @@ def test_merging_compiles_without_a_gpu(compile_for_device: Any) -> None:
 
     compiled = compile_for_device(merge_splits, {"DIM": 128, "SPLITS": 64, "PADDED_DIM": 128})
     assert compiled.metadata.shared <= SHARED_MEMORY
+
+
+@pytest.mark.parametrize("num_rows", [1, 64])
+@pytest.mark.parametrize("splits", [True, False])
+@pytest.mark.parametrize("weight", ["*i8", "*fp8e4nv"])
+def test_products_compile_without_a_gpu(
+    compile_for_device: Any, weight: str, splits: bool, num_rows: int, request: pytest.FixtureRequest
+) -> None:
+    from shard.cuda import product
+    from shard.cuda.product_kernels import multiply_tiles
+
+    constants = {"NUM_OUTPUTS": 4096, "NUM_INPUTS": 14336, "TILE_ROWS": max(16, num_rows)}
+    constants |= {"TILE_OUTPUTS": product._TILE_OUTPUTS, "TILE_INPUTS": product._TILE_INPUTS}
+    constants |= {"bias": None} if splits else {"bias": None, "sums": None}
+    options = {"num_warps": 4, "num_stages": product._NUM_STAGES}
+    call = partial(compile_for_device, multiply_tiles, constants, {"weight": weight}, **options)
+    if weight == "*fp8e4nv" and request.node.callspec.params["compile_for_device"] < 89:
+        with pytest.raises(Exception, match="fp8e4nv"):
+            call()
+    else:
+        assert call().metadata.shared <= SHARED_MEMORY
+
+
+def test_adding_compiles_without_a_gpu(compile_for_device: Any) -> None:
+    from shard.cuda import product
+    from shard.cuda.product_kernels import add_splits
+
+    compile_for_device(add_splits, {"NUM_OUTPUTS": 4096, "TILE_OUTPUTS": product._TILE_ADDED, "bias": None})
 
 
 def test_the_clock_compiles_without_a_gpu(compile_for_device: Any) -> None:

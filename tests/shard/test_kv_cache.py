@@ -3,7 +3,7 @@ import torch
 from shard.kv_cache import KVCache
 
 
-def make_cache() -> KVCache:
+def make_cache(page_dtype: torch.dtype | None = None) -> KVCache:
     return KVCache(
         num_layers=3,
         num_blocks=6,
@@ -13,6 +13,7 @@ def make_cache() -> KVCache:
         dtype=torch.float32,
         device=torch.device("cpu"),
         max_step_rows=5,
+        page_dtype=page_dtype,
     )
 
 
@@ -50,3 +51,19 @@ def test_commit_copies_the_accepted_rows_of_all_layers_and_sends_the_others_to_b
 def test_bytes_per_block_is_what_a_block_takes() -> None:
     per_block = KVCache.bytes_per_block(num_layers=3, block_size=4, num_kv_heads=2, head_dim=8, dtype=torch.float32)
     assert per_block * 7 == make_cache()._page_tokens.nbytes
+
+
+def test_pages_of_8_bits_hold_the_nearest_numbers_there_are() -> None:
+    cache = make_cache(torch.float8_e4m3fn)
+    rows = 100 * torch.randn(2, 4, 8)
+    # Beyond the greatest number.
+    rows[0, 1, 3], rows[1, 2, 4] = 1e4, -1e4
+    cache.write(1, cache.token_index(torch.tensor([9])), rows[:1])
+    cache.step_rows(1)[2] = rows[1]
+    cache.commit(torch.tensor([2]), torch.tensor([10]))
+    kept = rows.clamp(-448, 448).to(torch.float8_e4m3fn).float()
+    pages = cache.pages(1).float().view(2, 7, 2, 4, 8)
+    for place, row in ((1, kept[0]), (2, kept[1])):
+        assert torch.equal(pages[:, 2, :, place], row.view(2, 2, 8))
+    assert pages.count_nonzero() == kept.count_nonzero()
+    assert float(pages.abs().max()) == 448

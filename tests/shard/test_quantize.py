@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from shard.config import ConfigError, parse_args
 from shard.cpu.kernels import NAME
 from shard.distributed import TPGroup
-from shard.layers.quantize import quantized
+from shard.layers.quantize import Quantization, quantized
+from shard.rank import build_rank
 from tests.checkpoints import make_checkpoint
 from tests.shard.paged import PagedModel, Part, Sequence, random_tokens
 
@@ -43,26 +45,42 @@ def draw(*shape: int, seed: int) -> Tensor:
 @given(st.integers(1, 2000), st.integers(1, 40), st.sampled_from([torch.float64, torch.float32, torch.bfloat16]))
 def test_the_nearest_of_255_numbers_is_taken(num_outputs: int, num_inputs: int, dtype: torch.dtype) -> None:
     weight = draw(num_outputs, num_inputs, seed=num_inputs).to(dtype)
-    values, scales = quantized(weight)
+    values, scales = quantized(weight, "int8")
     assert values.dtype == torch.int8
     assert int(values.min()) >= -127
     assert (values.abs().amax(1) == 127).all()
     assert ((values * scales[:, None] - weight).abs() <= 0.5001 * scales[:, None]).all()
 
 
-def test_an_output_of_zeros_stays_zero() -> None:
-    values, scales = quantized(torch.zeros(3, 5))
-    assert not values.any()
+@settings(deadline=None)
+@given(st.integers(1, 2000), st.integers(1, 40), st.sampled_from([torch.float64, torch.float32, torch.bfloat16]))
+def test_the_nearest_number_of_three_bits_and_an_exponent_is_taken(
+    num_outputs: int, num_inputs: int, dtype: torch.dtype
+) -> None:
+    weight = draw(num_outputs, num_inputs, seed=num_inputs).to(dtype)
+    values, scales = quantized(weight, "fp8")
+    assert values.dtype == torch.float8_e4m3fn
+    assert (values.float().abs().amax(1) == 448).all()
+    # Half of the last place of a number, or of the least exponent.
+    error = (values.float() * scales[:, None] - weight.float()).abs()
+    assert (error <= torch.maximum(weight.float().abs() / 15.9, scales[:, None] * 2**-9)).all()
+
+
+@pytest.mark.parametrize("quantization", ["int8", "fp8"])
+def test_an_output_of_zeros_stays_zero(quantization: Quantization) -> None:
+    values, scales = quantized(torch.zeros(3, 5), quantization)
+    assert not values.float().any()
     assert scales.isfinite().all()
     assert (scales > 0).all()
 
 
-def test_ranks_that_share_an_output_agree_on_its_scale() -> None:
+@pytest.mark.parametrize("quantization", ["int8", "fp8"])
+def test_ranks_that_share_an_output_agree_on_its_scale(quantization: Quantization) -> None:
     weight = draw(7, 10, seed=0)
-    whole, (left, right) = quantized(weight), weight.split(5, dim=1)
+    whole, (left, right) = quantized(weight, quantization), weight.split(5, dim=1)
     for mine, other, columns in ((left, right, slice(0, 5)), (right, left, slice(5, 10))):
-        part = quantized(mine, Halves(other.abs().amax(1)))
-        assert torch.equal(part.values, whole.values[:, columns])
+        part = quantized(mine, quantization, Halves(other.abs().amax(1)))
+        assert torch.equal(part.values.float(), whole.values[:, columns].float())
         assert torch.equal(part.scales, whole.scales)
 
 
@@ -72,22 +90,26 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return make_checkpoint(tmp_path, family, **overrides)
 
 
-def reference_logits(folder: Path, prompt: list[int], dtype: torch.dtype = torch.float64) -> Tensor:
+def reference_logits(
+    folder: Path, prompt: list[int], dtype: torch.dtype = torch.float64, quantization: Quantization = "int8"
+) -> Tensor:
     """Of transformers in float64 with the numbers of our matrices in `dtype`; of a tied LM head they are its own."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
     for module in list(model.modules()):
         if isinstance(module, nn.Linear):
-            values, scales = quantized(module.weight.detach().to(dtype))
-            module.weight = nn.Parameter(values * scales[:, None].double())
+            values, scales = quantized(module.weight.detach().to(dtype), quantization)
+            module.weight = nn.Parameter(values.double() * scales[:, None])
     with torch.no_grad():
         out: Tensor = model(torch.tensor([prompt])).logits[0]
     return out
 
 
-def test_logits_equal_those_of_the_rounded_matrices(folder: Path) -> None:
+@pytest.mark.parametrize("quantization", ["int8", "fp8"])
+def test_logits_equal_those_of_the_rounded_matrices(folder: Path, quantization: Quantization) -> None:
     prompt = random_tokens(40)
-    reference, plain = reference_logits(folder, prompt), PagedModel(folder, dtype=torch.float64)
-    logits = PagedModel(folder, dtype=torch.float64, quantize="int8").prefill(Sequence(), prompt)
+    reference = reference_logits(folder, prompt, quantization=quantization)
+    plain = PagedModel(folder, dtype=torch.float64)
+    logits = PagedModel(folder, dtype=torch.float64, quantize=quantization).prefill(Sequence(), prompt)
     scale = float(reference.abs().max())
     torch.testing.assert_close(logits.double(), reference, rtol=0, atol=1e-4 * scale)
     # A model that forgot to round would not pass.
@@ -103,3 +125,11 @@ def test_the_compiled_layers_stay_near(folder: Path) -> None:
     decoded = torch.cat([paged.step([Part(sequence, [token])])[0] for token in prompt[20:]])
     rounded = torch.cat((prefilled, decoded))
     assert float((rounded - reference).abs().mean()) < 0.05 * float(reference.abs().mean())
+
+
+@pytest.mark.parametrize("flag", ["--quantize", "--kv-cache-dtype"])
+def test_numbers_that_the_device_lacks_are_refused(flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    paths = [f"--model-path={make_checkpoint(tmp_path)}", "--uds-path=unused", "--run-dir=unused"]
+    with pytest.raises(ConfigError, match=f"{flag} fp8 needs a GPU"):
+        build_rank(parse_args([*paths, "--max-total-tokens=64", f"{flag}=fp8"]))

@@ -1,0 +1,60 @@
+"""Products with weights of 8 bits by the Triton kernels, against float64.
+
+Compiled where there is a GPU, interpreted without one, as test_cuda_attention.py.
+"""
+
+import pytest
+import torch
+
+from shard.cuda.kernels import Multiply
+from shard.layers.quantize import Quantization, quantized
+from tests.shard.test_cuda_attention import DEVICE, DTYPES, INTERPRETED, needs_gpu
+
+pytestmark = [] if INTERPRETED else [pytest.mark.gpu, needs_gpu]
+
+TOLERANCE = {torch.bfloat16: 2**-8, torch.float16: 2**-11, torch.float32: 1e-5}
+
+
+@pytest.fixture(params=[1, 132], ids=["few processors", "many"])
+def multiply(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Multiply:
+    from shard.cuda import product
+
+    monkeypatch.setattr(product, "num_processors", lambda device: request.param)
+    return product.multiply
+
+
+def draw(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("quantization", ["int8", "fp8"])
+@pytest.mark.parametrize(
+    ("num_rows", "num_outputs", "num_inputs", "has_bias"),
+    [(1, 64, 128, False), (3, 70, 1500, True), (17, 9, 33, True), (65, 200, 1024, False), (300, 40, 130, True)],
+)
+def test_products_are_those_of_the_numbers_that_are_kept(
+    multiply: Multiply,
+    dtype: torch.dtype,
+    quantization: Quantization,
+    num_rows: int,
+    num_outputs: int,
+    num_inputs: int,
+    has_bias: bool,
+) -> None:
+    weight = quantized(draw(num_outputs, num_inputs, seed=1), quantization)
+    # Rows of a wider tensor; what lies between them must not be read.
+    wide = torch.full((num_rows, num_inputs + 3), torch.nan)
+    wide[:, :num_inputs] = draw(num_rows, num_inputs, seed=2)
+    x = wide.to(DEVICE, dtype)[:, :num_inputs]
+    bias = draw(num_outputs, seed=3).to(dtype) if has_bias else None
+    exact = x.double().cpu() @ (weight.values.double() * weight.scales[:, None]).T
+    if bias is not None:
+        exact += bias.double()
+    values, scales = weight.values.to(DEVICE), weight.scales.to(DEVICE)
+    on_device = None if bias is None else bias.to(DEVICE)
+    for out_dtype in (dtype, torch.float32):
+        out = multiply(x, values, scales, on_device, out_dtype)
+        assert out.dtype == out_dtype
+        tolerance = TOLERANCE[dtype if num_rows >= 256 else out_dtype] * float(exact.abs().max())
+        torch.testing.assert_close(out.double().cpu(), exact, rtol=0, atol=2 * tolerance)
