@@ -8,33 +8,30 @@ step computes.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from shard.clock import Timer
 from shard.device_step import DeviceStep, StepInputs, StepKind
-from shard.layout import StepRows, pack, unpack
+from shard.layout import RowNumbers, StepRows, pack, unpack
 from shard.plan import SequenceStep
 from shard.report import Outcome
 from shard.speculation import DraftPrice, Proposal
 from shard.speculation.prices import DevicePrices
-from shard.states import SequenceStates
 
 # The time at which a shape is captured.
 CAPTURED_AT = 2
-# Numbers of sequences: the next is at most half as many more.
+# Numbers of sequences: from two on the next is at most half as many more.
 _BATCHES = (1, 2, 3, 4, 6, *(2**i * part for i in range(2, 15) for part in (2, 3)))
 
 
-class CapturedTimer(Protocol):
+class CapturedTimer(Timer, Protocol):
     """`marks` [2] int64 are set by each replay: nanoseconds at begin and end."""
 
     marks: Tensor
-
-    def running(self) -> AbstractContextManager[None]: ...
 
 
 class Capture(Protocol):
@@ -69,22 +66,12 @@ class _Step:
 
 
 class CapturedSteps:
-    def __init__(
-        self,
-        step: DeviceStep,
-        states: SequenceStates,
-        *,
-        max_batch_size: int,
-        max_rows: int,
-        capture: Capture,
-    ) -> None:
-        """`max_rows`: of a step."""
+    def __init__(self, step: DeviceStep, capture: Capture) -> None:
         self._step = step
-        self._states = states
-        self.batches = sorted({min(batch, max_batch_size) for batch in _BATCHES})
-        self._max_rows = max_rows
+        self._states = step.states
+        self.batches = sorted({min(batch, self._states.spare_slot) for batch in _BATCHES})
         self._capture = capture
-        self._prices = torch.zeros(len(DevicePrices.pack(())), dtype=torch.float64, device=states.device)
+        self._prices = torch.zeros(len(DevicePrices.pack(())), dtype=torch.float64, device=self._states.device)
         self._steps: dict[_Shape, _Step] = {}
 
     def run(self, rows: StepRows, kind: StepKind, prices: Sequence[DraftPrice]) -> Outcome | None:
@@ -93,7 +80,7 @@ class CapturedSteps:
             return None
         rows = self._fill_up(rows)
         is_asked = kind.proposal is not Proposal.NONE
-        numbers = rows.numbers(all_propose=is_asked)
+        numbers = self._numbers(rows, is_asked)
         shape = _Shape(len(rows.decodes), rows.width, rows.num_step_rows, kind, self._states.stop_token_ids.shape[1])
         is_new = shape not in self._steps
         if is_new:
@@ -124,10 +111,15 @@ class CapturedSteps:
             missing -= more
         return StepRows(decodes, width, [], [])
 
+    @staticmethod
+    def _numbers(rows: StepRows, is_asked: bool) -> RowNumbers[list[int]]:
+        """All are asked or nobody, though some may want no drafts: the lengths follow from the shape."""
+        return rows.numbers(asked=list(range(len(rows.decodes))) if is_asked else [])
+
     def _next_num_rows(self, least: int, batch: int, width: int) -> int:
         num_rows = batch
         while num_rows < least:
-            num_rows = min(2 * num_rows, batch * width, self._max_rows)
+            num_rows = min(2 * num_rows, batch * width, self._step.cache.max_step_rows)
         return num_rows
 
     def _prepare(self, rows: StepRows, kind: StepKind, sizes: list[int]) -> _Step:

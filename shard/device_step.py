@@ -79,15 +79,15 @@ class DeviceStep:
         states: SequenceStates,
         group: TPGroup,
         drafter: Drafter | None,
-        heads: Heads | None,
+        heads: Heads | None = None,
     ) -> None:
         """`drafter` is the same on all ranks and works on rank 0; None: no speculation."""
         self._model = model
         self._vocab_size = vocab_size
-        self._cache = cache
-        self._states = states
-        self._group = group
-        self._drafter = drafter
+        self.cache = cache
+        self.states = states
+        self.group = group
+        self.drafter = drafter
         self._heads = heads
 
     def run(
@@ -100,9 +100,9 @@ class DeviceStep:
     ) -> Outcome | None:
         """None: nobody was to get a token. `timer` runs where drafts are made; `on_launch` is called where the layers
         begin."""
-        layout = lay_out(rows, inputs.numbers, self._states)
+        layout = lay_out(rows, inputs.numbers, self.states)
         batch = self._batch(rows, layout)
-        hidden = self._model.forward(batch, self._cache, on_launch)
+        hidden = self._model.forward(batch, self.cache, on_launch)
         if not len(layout.cells):
             return None
         hidden = hidden[layout.rows.logit_rows]
@@ -112,12 +112,12 @@ class DeviceStep:
             vocab_start=self._model.vocab_start,
             vocab_size=self._vocab_size,
             rows=sampling,
-            group=self._group,
+            group=self.group,
         )
         is_asked = layout.rows.proposing.numel() > 0
         looks_up = is_asked and kind.proposal is Proposal.LOOKUP
         counts = None
-        if self._group.rank == 0:
+        if self.group.rank == 0:
             decision, counts = self._decide(layout, chosen.token_ids, inputs.prices if looks_up else None, timer)
         else:
             decision = self._receive(layout, looks_up)
@@ -126,10 +126,10 @@ class DeviceStep:
             with timer.running():
                 self._draft_with_heads(layout, inputs.prices, decision, hidden)
         logprobs = chosen.logprobs[layout.cells.gather(1, decision.path)] if kind.any_logprobs else None
-        return Outcome(decision, self._states.num_tokens[layout.rows.slots], logprobs, counts)
+        return Outcome(decision, self.states.num_tokens[layout.rows.slots], logprobs, counts)
 
     def _batch(self, rows: StepRows, layout: StepLayout) -> ForwardBatch:
-        states, cache = self._states, self._cache
+        states, cache = self.states, self.cache
         if not states.is_readable and attention_for(cache.dtype, cache.device):
             spans = layout.device_spans(states.block_tables)
             return ForwardBatch.of_device_spans(layout.token_ids, spans, layout.num_step_rows, cache)
@@ -142,7 +142,7 @@ class DeviceStep:
         )
 
     def _sampling_rows(self, layout: StepLayout, kind: StepKind, filtered: Tensor | None) -> SamplingRows:
-        states = self._states
+        states = self.states
         # Where all are greedy nobody looks at the parameters.
         slots, rows = (layout.rows.logit_slots, layout.rows.logit_rows) if kind.any_sampled else (_NOTHING, _NOTHING)
         return SamplingRows(
@@ -163,7 +163,7 @@ class DeviceStep:
     ) -> tuple[Decision, Tensor | None]:
         """Rank 0: the decision, committed and sent, and the counts of drafts by method (see Drafter.counts). With
         `prices` lookup is asked for drafts."""
-        states, slots = self._states, layout.rows.slots
+        states, slots = self.states, layout.rows.slots
         verdict = verify(
             token_ids[layout.cells],
             layout.drafts,
@@ -185,24 +185,24 @@ class DeviceStep:
         )
         states.append(slots, decision.token_ids, decision.num_emitted, verdict.finished)
         counts, message = None, [*decision]
-        if self._drafter is not None:
-            counts = self._learn(self._drafter, layout, decision)
+        if self.drafter is not None:
+            counts = self._learn(self.drafter, layout, decision)
             if prices is not None:
                 with timer.running():
-                    tree = self._draft(self._drafter, layout, prices, None)
+                    tree = self._draft(self.drafter, layout, prices, None)
                     states.set_drafts(slots[layout.rows.proposing], tree)
                 message += tree
-        send(self._group, message)
+        send(self.group, message)
         return decision, counts
 
     def _receive(self, layout: StepLayout, looks_up: bool) -> Decision:
         """The other ranks: rank 0's decision, committed."""
-        states, slots = self._states, layout.rows.slots
+        states, slots = self.states, layout.rows.slots
         shapes = Decision.shapes(len(slots), self._depth(layout))
         num_shapes = len(shapes)
-        if self._drafter is not None and looks_up:
-            shapes += DraftTree.shapes(len(layout.rows.proposing), self._drafter.sizes.tree_size)
-        tensors = receive(self._group, shapes, states.device)
+        if self.drafter is not None and looks_up:
+            shapes += DraftTree.shapes(len(layout.rows.proposing), self.drafter.sizes.tree_size)
+        tensors = receive(self.group, shapes, states.device)
         decision = Decision(*tensors[:num_shapes])
         states.append(slots, decision.token_ids, decision.num_emitted, decision.finished.bool())
         if len(shapes) > num_shapes:
@@ -211,7 +211,7 @@ class DeviceStep:
 
     def _depth(self, layout: StepLayout) -> int:
         """The most tokens that a sequence of this step can emit."""
-        deepest = self._drafter.sizes.num_speculative_tokens if self._drafter is not None else 0
+        deepest = self.drafter.sizes.num_speculative_tokens if self.drafter is not None else 0
         return min(layout.cells.shape[1], 1 + deepest)
 
     def _learn(self, drafter: Drafter, layout: StepLayout, decision: Decision) -> Tensor | None:
@@ -232,22 +232,22 @@ class DeviceStep:
     def _draft_with_heads(self, layout: StepLayout, prices: Prices, decision: Decision, hidden: Tensor) -> None:
         """All ranks: the heads guess from the row behind which the last token came, `hidden` [M, size]."""
         assert self._heads is not None
-        assert self._drafter is not None
-        proposing, sizes = layout.rows.proposing, self._drafter.sizes
+        assert self.drafter is not None
+        proposing, sizes = layout.rows.proposing, self.drafter.sizes
         last = (decision.num_emitted[proposing] - 1).clamp_min(0)[:, None]
         rows = layout.cells[proposing].gather(1, decision.path[proposing].gather(1, last))[:, 0]
         candidates = self._heads.candidates(hidden[rows], sizes.tree_width)
-        if self._group.rank == 0:
-            tree = self._draft(self._drafter, layout, prices, candidates)
-            send(self._group, [*tree])
+        if self.group.rank == 0:
+            tree = self._draft(self.drafter, layout, prices, candidates)
+            send(self.group, [*tree])
         else:
             shapes = DraftTree.shapes(len(proposing), sizes.tree_size)
-            tree = DraftTree(*receive(self._group, shapes, self._states.device))
-        self._states.set_drafts(layout.rows.slots[proposing], tree)
+            tree = DraftTree(*receive(self.group, shapes, self.states.device))
+        self.states.set_drafts(layout.rows.slots[proposing], tree)
 
     def _draft(self, drafter: Drafter, layout: StepLayout, prices: Prices, candidates: Candidates | None) -> DraftTree:
         """Rank 0: trees for the sequences that propose."""
-        states, slots = self._states, layout.rows.slots[layout.rows.proposing]
+        states, slots = self.states, layout.rows.slots[layout.rows.proposing]
         num_tokens = states.num_tokens[slots]
         # Of the tokens still wanted, the last one is never a draft's: a step always brings one of its own.
         room = (states.max_num_tokens[slots] - num_tokens - 1).clamp_min(0)
@@ -280,11 +280,11 @@ class DeviceStep:
             return
         path, emitted = decision.path[:count], decision.num_emitted[:count]
         if batch.paged is not None:
-            self._cache.commit_paths(batch.paged, path, emitted, batch.physical_slots)
+            self.cache.commit_paths(batch.paged, path, emitted, batch.physical_slots)
             return
         # A path of a padded batch may name a row that this sequence does not have.
         last = layout.rows.num_rows[:count, None] - 1
         rows = layout.rows.first_rows[:count, None] + torch.minimum(path, last)
         is_kept = torch.arange(path.shape[1], device=path.device) < emitted[:, None]
         physical = torch.where(is_kept, batch.physical_slots[rows], 0)
-        self._cache.commit(rows.flatten(), physical.flatten())
+        self.cache.commit(rows.flatten(), physical.flatten())

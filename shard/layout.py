@@ -78,12 +78,13 @@ class StepRows:
             Span(step.chunk_length, states.host[step.slot].block_table, direct=True) for step in self.chunks
         ]
 
-    def numbers(self, *, all_propose: bool = False) -> RowNumbers[list[int]]:
-        """`all_propose`: also sequences for which no drafts are wanted, in the same number."""
+    def numbers(self, *, asked: list[int] | None = None) -> RowNumbers[list[int]]:
+        """`asked`: which of the S sequences propose; None: those for which drafts are wanted."""
         yielding, width = self.yielding, self.width
         decode_rows = [count for _, count in self.decodes]
         counts = decode_rows + [1] * len(self.last_chunks)
-        asked = [s for s, step in enumerate(yielding) if step.propose or all_propose]
+        if asked is None:
+            asked = [s for s, step in enumerate(yielding) if step.propose]
         num_rows = decode_rows + [step.chunk_length for step in self.chunks]
         is_even = decode_rows == [width] * len(decode_rows)
         return RowNumbers(

@@ -11,17 +11,14 @@ import torch
 
 from shard.captured_steps import Capture, CapturedSteps
 from shard.clock import Stopwatch
-from shard.device_step import DeviceStep, Heads, Model, StepInputs, StepKind
-from shard.distributed import TPGroup
+from shard.device_step import DeviceStep, StepInputs, StepKind
 from shard.host_copy import integers
-from shard.kv_cache import KVCache
 from shard.layout import StepRows, pack, plan_rows, unpack
 from shard.plan import Sampling, StepPlan, StepResult
 from shard.report import Outcome, report, update_digest
 from shard.speculation import Proposal
-from shard.speculation.drafter import Drafter
-from shard.speculation.prices import HostPrices, Prices
-from shard.states import HostSlot, SequenceStates
+from shard.speculation.prices import HostPrices
+from shard.states import HostSlot
 
 
 def _nothing() -> None:
@@ -29,48 +26,19 @@ def _nothing() -> None:
 
 
 class ModelRunner:
-    def __init__(
-        self,
-        *,
-        model: Model,
-        vocab_size: int,
-        cache: KVCache,
-        states: SequenceStates,
-        group: TPGroup,
-        drafter: Drafter | None,
-        heads: Heads | None = None,
-        capture: Capture | None = None,
-    ) -> None:
-        """`drafter` is the same on all ranks and works on rank 0; None: no speculation. With a `capture` the attention
-        must be by kernels that read the pages themselves (shard.cuda.kernels), and no layer may look at values."""
-        self.states = states
-        self._rank = group.rank
-        self._drafter = drafter
-        self._step = DeviceStep(
-            model=model,
-            vocab_size=vocab_size,
-            cache=cache,
-            states=states,
-            group=group,
-            drafter=drafter,
-            heads=heads,
-        )
-        self._captured: CapturedSteps | None = None
-        if capture is not None:
-            self._captured = CapturedSteps(
-                self._step,
-                states,
-                max_batch_size=states.spare_slot,
-                max_rows=cache.max_step_rows,
-                capture=capture,
-            )
+    def __init__(self, step: DeviceStep, *, capture: Capture | None = None) -> None:
+        """With a `capture` attention must be by kernels that read the pages themselves (shard.cuda.kernels), and no
+        layer may look at values."""
+        self.step = step
+        self.states = step.states
+        self._captured = CapturedSteps(step, capture) if capture is not None else None
         self._digest = hashlib.blake2b(digest_size=8)
 
     def reset(self) -> None:
         """Forgets every sequence. Cache contents need no clearing: nothing reads a block that was not written."""
         self.states.reset()
-        if self._drafter is not None:
-            self._drafter.reset()
+        if self.step.drafter is not None:
+            self.step.drafter.reset()
         self._digest = hashlib.blake2b(digest_size=8)
 
     @property
@@ -95,8 +63,8 @@ class ModelRunner:
         sequences, outcome = list[HostSlot](), None
         with step_time.running():
             self.states.begin_step(plan.released_slots, plan.new_sequences, plan.sequences)
-            if self._drafter is not None and plan.new_sequences:
-                self._drafter.begin([new.slot for new in plan.new_sequences])
+            if self.step.drafter is not None and plan.new_sequences:
+                self.step.drafter.begin([new.slot for new in plan.new_sequences])
             if rows := plan_rows(plan.sequences, self.states):
                 sequences = [self.states.host[step.slot] for step in rows.yielding]
                 outcome = self._run(rows, sequences, plan, proposing_time, _nothing if is_asynchronous else on_launch)
@@ -118,7 +86,7 @@ class ModelRunner:
         results = []
         if outcome is not None:
             update_digest(self._digest, sequences, outcome)
-            if self._rank == 0:
+            if self.step.group.rank == 0:
                 results = report(sequences, outcome)
             proposing_ns += outcome.proposing_ns
         self._digest.update(step_id.to_bytes(8, "little"))
@@ -148,9 +116,9 @@ class ModelRunner:
         filtered = None
         if kind.any_filtered:
             filtered = integers(_filtered_rows(rows, samplings), device)
-        prices: Prices = HostPrices(plan.draft_prices)
-        inputs = StepInputs(unpack(integers(pack(numbers), device), list(map(len, numbers))), filtered, prices)
-        return self._step.run(rows, kind, inputs, proposing_time, on_launch)
+        tensors = unpack(integers(pack(numbers), device), list(map(len, numbers)))
+        inputs = StepInputs(tensors, filtered, HostPrices(plan.draft_prices))
+        return self.step.run(rows, kind, inputs, proposing_time, on_launch)
 
 
 def _filtered_rows(rows: StepRows, samplings: list[Sampling]) -> list[int]:

@@ -17,6 +17,7 @@ from drafthouse.v1 import shard_pb2
 from shard.captured_steps import CAPTURED_AT, Capture
 from shard.config import ConfigError, ShardConfig
 from shard.cuda.kernels import capture_for, has_fp8
+from shard.device_step import DeviceStep
 from shard.distributed import TPGroup
 from shard.kv_cache import KVCache
 from shard.largest_steps import run_largest
@@ -97,8 +98,8 @@ def build_rank(config: ShardConfig) -> Rank:
         num_slots=states.spare_slot + 1,
         device=device,
     )
-    runner_with = partial(
-        ModelRunner,
+    step_with = partial(
+        DeviceStep,
         model=model,
         vocab_size=model_config.vocab_size,
         states=states,
@@ -113,7 +114,7 @@ def build_rank(config: ShardConfig) -> Rank:
         """Of what is run as it is, and of what is captured beside it."""
 
         def run(times: int, capture: Capture | None) -> ModelRunner:
-            runner = runner_with(cache=cache, capture=capture)
+            runner = ModelRunner(step_with(cache=cache), capture=capture)
             vocab_size = model_config.vocab_size
             steps = MadeUpSteps(runner, config, num_blocks=cache.num_blocks, vocab_size=vocab_size, sizes=sizes)
             run_largest(steps, config, sizes, proposals_of(methods), times=times)
@@ -130,7 +131,7 @@ def build_rank(config: ShardConfig) -> Rank:
         num_ranks=group.size,
         largest_steps_bytes=largest_steps_bytes,
     )
-    runner = runner_with(cache=cache, capture=capture)
+    runner = ModelRunner(step_with(cache=cache), capture=capture)
     info = shard_pb2.GetInfoResponse(
         shard_incarnation=_draw_incarnation(group, device),
         rank=group.rank,

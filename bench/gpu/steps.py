@@ -13,6 +13,7 @@ import torch
 from bench.gpu.step_times import StepCase, StepTime
 from shard.config import parse_args
 from shard.cuda.kernels import capture_for
+from shard.device_step import DeviceStep
 from shard.distributed import TPGroup
 from shard.kv_cache import KVCache
 from shard.layers.sharded import ShardedModule
@@ -78,15 +79,10 @@ def time_steps(
         block_size=_BLOCK_SIZE,
         device=device,
     )
-    runner = ModelRunner(
-        model=model,
-        vocab_size=config.vocab_size,
-        cache=cache,
-        states=states,
-        group=TPGroup(),
-        drafter=None,
-        capture=capture_for(dtype, device),
+    step = DeviceStep(
+        model=model, vocab_size=config.vocab_size, cache=cache, states=states, group=TPGroup(), drafter=None
     )
+    runner = ModelRunner(step, capture=capture_for(dtype, device))
     limits = parse_args(
         [
             *("--model-path=none", "--uds-path=none", "--run-dir=none", "--dtype=bfloat16", "--threads=1"),

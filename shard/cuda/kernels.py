@@ -71,7 +71,7 @@ def multiply_for(dtype: torch.dtype, device: torch.device) -> Multiply | None:
 
 
 def has_fp8(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether weights of 8 bits may be floating-point numbers."""
+    """Whether weights, keys and values may be floating-point numbers of 8 bits."""
     is_new = device.type == "cuda" and torch.cuda.get_device_capability(device) >= _LEAST_CAPABILITY_OF_FP8
     return is_new and multiply_for(dtype, device) is not None
 
