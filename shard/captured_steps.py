@@ -127,10 +127,11 @@ class CapturedSteps:
         numbers = torch.zeros(sum(sizes), dtype=torch.int64, device=device)
         filtered = torch.arange(rows.num_step_rows, device=device) if kind.any_filtered else None
         inputs = StepInputs(unpack(numbers, sizes), filtered, DevicePrices(self._prices))
-        timer = self._capture.timer()
+        # Without self: a graph's memory goes at once with whoever holds it, not when the collector comes by.
+        step, timer = self._step, self._capture.timer()
 
         def run() -> Outcome:
-            outcome = self._step.run(rows, kind, inputs, timer, _nothing)
+            outcome = step.run(rows, kind, inputs, timer, _nothing)
             assert outcome is not None
             return outcome._replace(proposing=None if kind.proposal is Proposal.NONE else timer.marks)
 

@@ -120,7 +120,7 @@ class SequenceStates:
         kept = torch.where(columns < num_emitted[:, None], token_ids, self.token_ids[slots[:, None], places])
         self.token_ids[slots[:, None], places] = kept
         self.num_tokens[slots] += num_emitted
-        self.num_drafts[slots] = 0
+        self.num_drafts.index_fill_(0, slots, 0)
         self.finished[slots] |= finished
 
     def set_drafts(self, slots: Tensor, tree: DraftTree) -> None:
