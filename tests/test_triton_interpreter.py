@@ -14,6 +14,7 @@ _TESTS = Path(__file__).parent
 _FILES = (
     "shard/test_cuda_attention.py",
     "shard/test_cuda_product.py",
+    "shard/test_cuda_rows.py",
     "shard/test_cuda_forward.py",
     "bench/test_gpu_steps.py",
 )

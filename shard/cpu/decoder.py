@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from shard.attention_spec import AttentionSpec
-from shard.cpu.kernels import GATES, CpuKernels, Gate, round_up, window_of
+from shard.cpu.kernels import GATES, CpuKernels, round_up, window_of
 from shard.cpu.spans import SpansStruct
 from shard.distributed import TPGroup
 from shard.forward_batch import ForwardBatch
+from shard.gate import Gate
 from shard.kv_cache import KVCache
 
 _long, _float, _pointer = ctypes.c_long, ctypes.c_float, ctypes.c_void_p

@@ -7,7 +7,7 @@ import ctypes
 import logging
 from functools import cache
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -16,13 +16,12 @@ from shard.attention_spec import AttentionSpec
 from shard.cpu.build import BuildError, built_library
 from shard.cpu.huge_pages import Arena
 from shard.cpu.spans import PagedSpans, SpansStruct
+from shard.gate import Gate
 
 log = logging.getLogger(__name__)
 
 NAME: Final = "drafthouse-c"
 
-# What the gate of an MLP goes through, gelu by its tanh approximation (arXiv 1606.08415, 2).
-Gate = Literal["silu", "gelu_tanh"]
 # `Gate` of linear.h: their places.
 GATES = (None, "silu", "gelu_tanh")
 

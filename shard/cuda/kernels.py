@@ -13,6 +13,7 @@ from torch import Tensor
 
 from shard.attention_spec import AttentionSpec
 from shard.cuda.spans import DeviceSpans
+from shard.gate import Gate
 
 if TYPE_CHECKING:
     from shard.cuda.graphs import GraphCapture
@@ -54,10 +55,24 @@ class Multiply(Protocol):
         float32 and rounded to `dtype`."""
 
 
+class Rows(Protocol):
+    """What lies between a layer's products."""
+
+    def rms_norm(self, x: Tensor, factor: Tensor, eps: float, added: Tensor | None = None) -> Tensor:
+        """x / sqrt(mean(x²) + eps) * factor of x [N, size], which becomes x + added before."""
+
+    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> None:
+        """Heads x [N, heads, dim] in place, by cos and sin [N, 1, dim] as `shard.layers.rotary` has them."""
+
+    def gate_mul(self, gate_up: Tensor, gate: Gate) -> Tensor:
+        """act(first half) * second half of gate_up [N, 2 * width]."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Kernels:
     attend: Attend
     multiply: Multiply
+    rows: Rows
 
 
 def attention_for(dtype: torch.dtype, device: torch.device) -> Attend | None:
@@ -68,6 +83,11 @@ def attention_for(dtype: torch.dtype, device: torch.device) -> Attend | None:
 def multiply_for(dtype: torch.dtype, device: torch.device) -> Multiply | None:
     kernels = _kernels_for(dtype, device)
     return None if kernels is None else kernels.multiply
+
+
+def rows_for(dtype: torch.dtype, device: torch.device) -> Rows | None:
+    kernels = _kernels_for(dtype, device)
+    return None if kernels is None else kernels.rows
 
 
 def has_fp8(dtype: torch.dtype, device: torch.device) -> bool:
@@ -98,9 +118,10 @@ def _load(device: torch.device) -> _Kernels | None:
         )
         return None
     try:
+        from shard.cuda import rows
         from shard.cuda.attention import attend
         from shard.cuda.product import multiply
     except ImportError as error:
         log.warning("serving without Triton kernels, which is slower: %s", error)
         return None
-    return _Kernels(attend, multiply)
+    return _Kernels(attend, multiply, rows)

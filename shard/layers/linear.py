@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from shard.cpu.kernels import Gate
 from shard.distributed import TPGroup
+from shard.gate import Gate
 from shard.layers.matmul import Product
 from shard.layers.quantize import Quantization, quantized
 from shard.layers.sharded import Piece, ShardedModule

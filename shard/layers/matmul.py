@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shard.cpu.kernels import NAME, Gate, kernels_for
+from shard.cpu.kernels import NAME, kernels_for
 from shard.cuda.kernels import NAME as TRITON
 from shard.cuda.kernels import multiply_for
+from shard.gate import Gate
 from shard.layers.activation import gate_mul
 from shard.layers.quantize import QuantizedWeight
 

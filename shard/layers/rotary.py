@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from shard.cpu.kernels import kernels_for
+from shard.cuda.kernels import rows_for
 from shard.rope_config import RopeConfig
 
 
@@ -25,6 +26,9 @@ class Rotation:
         """Rotate heads x [N, heads, head_dim] in place; x may be a view with gaps between its rows."""
         if kernels := kernels_for(x.dtype, x.device):
             kernels.rotate(x, self.cos, self.sin)
+            return
+        if rows := rows_for(x.dtype, x.device):
+            rows.rotate(x, self.cos, self.sin)
             return
         swapped = x.roll(x.shape[-1] // 2, -1)
         x.mul_(self.cos).addcmul_(swapped, self.sin)

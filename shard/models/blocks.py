@@ -8,9 +8,9 @@ from torch import Tensor
 
 from shard.attention import attend
 from shard.attention_spec import AttentionSpec
-from shard.cpu.kernels import Gate
 from shard.distributed import TPGroup
 from shard.forward_batch import ForwardBatch
+from shard.gate import Gate
 from shard.kv_cache import KVCache
 from shard.layers.linear import ColumnParallelLinear, GatedLinear, RowParallelLinear
 from shard.layers.norm import OffsetRMSNorm, RMSNorm

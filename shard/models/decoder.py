@@ -52,10 +52,14 @@ class Layer(Module):
         norms = {"input_norm": self.input_norm.factor, "mlp_norm": self.mlp_norm.factor}
         return {**norms, **self.attention.parts(), **self.mlp.parts()}
 
-    def forward(self, x: Tensor, rotation: Rotation, batch: ForwardBatch, cache: KVCache) -> Tensor:
-        x = x + self.attention(self.input_norm(x), rotation, batch, cache)
-        out: Tensor = x.add_(self.mlp(self.mlp_norm(x)))
-        return out
+    def forward(
+        self, x: Tensor, added: Tensor | None, rotation: Rotation, batch: ForwardBatch, cache: KVCache
+    ) -> Tensor:
+        """`added` is what the layer before adds to the residual stream x [N, hidden], which becomes the sum; the
+        result is what this one adds to it. So a norm and the sum before it are one pass over the rows."""
+        out = self.attention(self.input_norm.of_sum(x, added), rotation, batch, cache)
+        result: Tensor = self.mlp(self.mlp_norm.of_sum(x, out))
+        return result
 
 
 class SandwichLayer(Layer):
@@ -72,10 +76,12 @@ class SandwichLayer(Layer):
         norms = {"attention_out_norm": self.attention_out_norm.factor, "mlp_out_norm": self.mlp_out_norm.factor}
         return {**super().parts(), **norms}
 
-    def forward(self, x: Tensor, rotation: Rotation, batch: ForwardBatch, cache: KVCache) -> Tensor:
-        x = x + self.attention_out_norm(self.attention(self.input_norm(x), rotation, batch, cache))
-        out: Tensor = x.add_(self.mlp_out_norm(self.mlp(self.mlp_norm(x))))
-        return out
+    def forward(
+        self, x: Tensor, added: Tensor | None, rotation: Rotation, batch: ForwardBatch, cache: KVCache
+    ) -> Tensor:
+        out = self.attention_out_norm(self.attention(self.input_norm.of_sum(x, added), rotation, batch, cache))
+        result: Tensor = self.mlp_out_norm(self.mlp(self.mlp_norm.of_sum(x, out)))
+        return result
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,9 +183,10 @@ class Decoder(Module):
             return self._compiled(x, batch, cache, on_launch)
         on_launch()
         rotations = [rotary.rotation(batch.positions) for rotary in self.rotaries]
+        added: Tensor | None = None
         for layer, rotary in zip(self.layers, self.rotary_of_layer, strict=True):
-            x = layer(x, rotations[rotary], batch, cache)
-        out: Tensor = self.norm(x)
+            added = layer(x, added, rotations[rotary], batch, cache)
+        out: Tensor = self.norm.of_sum(x, added)
         return out
 
     @torch.inference_mode()

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from shard.cpu import build
-from shard.cpu.kernels import NAME, CpuKernels, Gate, cpu_kernels
+from shard.cpu.kernels import NAME, CpuKernels, cpu_kernels
+from shard.gate import Gate
 from shard.layers import matmul
 from shard.layers.matmul import Product, choose_kernel
 from shard.layers.quantize import QuantizedWeight, quantized

@@ -1,0 +1,54 @@
+"""Row by row what lies between a layer's products, by Triton kernels: norms with the sum before them, rotation, gates.
+
+In a step of few rows each kernel takes a microsecond or two, whatever it does: so there are few. Owns how the work is
+cut into programs.
+"""
+
+import torch
+from torch import Tensor
+
+from shard.cuda.device import power_of_two
+from shard.cuda.row_kernels import multiply_gated, normalise, rotate_heads
+from shard.gate import Gate
+
+_TILE_HEADS, _TILE_WIDTH = 8, 1024
+# Elements of a row that a thread holds at most, of 32 to a warp.
+_PER_THREAD, _MOST_WARPS = 16, 16
+
+
+def rms_norm(x: Tensor, factor: Tensor, eps: float, added: Tensor | None = None) -> Tensor:
+    num_rows, size = x.shape
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    tile = power_of_two(size, least=32)
+    warps = min(_MOST_WARPS, max(1, tile // (32 * _PER_THREAD)))
+    normalise[num_rows,](
+        x,
+        None if added is None else added.contiguous(),
+        factor,
+        out,
+        eps,
+        x.stride(0),
+        SIZE=size,
+        TILE=tile,
+        num_warps=warps,
+    )
+    return out
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> None:
+    num_rows, num_heads, dim = x.shape
+    assert x.stride()[1:] == (dim, 1)
+    tiles = -(-num_heads // _TILE_HEADS)
+    half = power_of_two(dim // 2, least=1)
+    rotate_heads[num_rows, tiles](
+        x, cos, sin, num_heads, x.stride(0), DIM=dim, TILE_HEADS=_TILE_HEADS, PADDED_HALF=half, num_warps=4
+    )
+
+
+def gate_mul(gate_up: Tensor, gate: Gate) -> Tensor:
+    gate_up = gate_up.contiguous()
+    num_rows, width = gate_up.shape[0], gate_up.shape[1] // 2
+    out = gate_up.new_empty((num_rows, width))
+    tiles = -(-width // _TILE_WIDTH)
+    multiply_gated[num_rows, tiles](gate_up, out, WIDTH=width, IS_SILU=gate == "silu", TILE=_TILE_WIDTH, num_warps=4)
+    return out
