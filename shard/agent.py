@@ -17,6 +17,7 @@ from types import FrameType
 
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch.numa.binding import AffinityMode, NumaOptions
 
 from shard.process import die_with_parent, name_process
 
@@ -54,7 +55,11 @@ def run(argv: list[str], shard: Callable[[list[str]], None]) -> None:
         # One that nobody sends: the agent makes exceptions of them, which are lost where a message is being logged.
         signals_to_handle="SIGUSR2",
         logs_specs=DefaultLogsSpecs(log_dir=os.devnull),
+        # Without it the configuration asks CUDA what to take, and whoever is forked after that cannot use CUDA.
+        numa_options=NumaOptions(AffinityMode.NODE),
     )
+    # Binding would ask CUDA where the devices are.
+    config.numa_options = None
     signal.signal(signal.SIGTERM, _end)
     elastic_launch(config, _begin)(shard, flags, own.shard_output, os.getpid())
 
