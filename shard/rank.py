@@ -108,7 +108,9 @@ def build_rank(config: ShardConfig) -> Rank:
         heads=heads,
     )
 
-    capture = None if model.looks_at_values else capture_for(dtype, device)
+    def new_capture() -> Capture | None:
+        """A memory of its own for each runner: it ends with the last of its graphs."""
+        return None if model.looks_at_values else capture_for(dtype, device)
 
     def largest_steps_bytes(cache: KVCache) -> int:
         """Of what is run as it is, and of what is captured beside it."""
@@ -121,6 +123,7 @@ def build_rank(config: ShardConfig) -> Rank:
             return runner
 
         num_bytes = peak_bytes(device, lambda: run(1, None))
+        capture = new_capture()
         return num_bytes + (kept_bytes(device, lambda: run(CAPTURED_AT, capture)) if capture else 0)
 
     cache = _make_cache(
@@ -131,6 +134,7 @@ def build_rank(config: ShardConfig) -> Rank:
         num_ranks=group.size,
         largest_steps_bytes=largest_steps_bytes,
     )
+    capture = new_capture()
     runner = ModelRunner(step_with(cache=cache), capture=capture)
     info = shard_pb2.GetInfoResponse(
         shard_incarnation=_draw_incarnation(group, device),
