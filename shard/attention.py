@@ -19,6 +19,7 @@ from shard.cuda import kernels as cuda
 from shard.cuda.kernels import attention_for
 from shard.forward_batch import ForwardBatch
 from shard.kv_cache import KVCache
+from shard.layers.rotary import Rotation
 
 
 def kernel_name(dtype: torch.dtype, device: torch.device, *, softcap: float | None) -> str:
@@ -29,11 +30,27 @@ def kernel_name(dtype: torch.dtype, device: torch.device, *, softcap: float | No
     return "torch-sdpa" if softcap is None else "torch"
 
 
-def attend(qkv: Tensor, *, layer: int, batch: ForwardBatch, cache: KVCache, spec: AttentionSpec) -> Tensor:
-    """Rotated [N, q heads + 2 * kv heads, head_dim] -> [N, q heads * head_dim]; keys and values are stored."""
+def attend(
+    qkv: Tensor,
+    *,
+    layer: int,
+    batch: ForwardBatch,
+    cache: KVCache,
+    spec: AttentionSpec,
+    rotation: Rotation | None = None,
+) -> Tensor:
+    """[N, q heads + 2 * kv heads, head_dim] -> [N, q heads * head_dim]; keys and values are stored.
+
+    Queries and keys are rotated, unless they are already, and `rotation` is None.
+    """
     num_rows, num_heads = qkv.shape[0], qkv.shape[1] - 2 * cache.num_kv_heads
     out = qkv.new_empty((num_rows, num_heads, cache.head_dim))
     step_rows = cache.step_rows(layer)
+    by_kernel = attention_for(qkv.dtype, qkv.device) if batch.device_spans is not None else None
+    # Only a kernel rotates what it reads, and keys that are written to the pages before it must be.
+    is_fused = rotation is not None and by_kernel is not None and batch.direct_index is None
+    if rotation is not None and not is_fused:
+        rotation.apply_(qkv[:, : num_heads + cache.num_kv_heads])
     if batch.paged is not None and (kernels := kernels_for(qkv.dtype, qkv.device)):
         kernels.attend(
             qkv,
@@ -49,8 +66,8 @@ def attend(qkv: Tensor, *, layer: int, batch: ForwardBatch, cache: KVCache, spec
     q, kv = qkv[:, :num_heads], qkv[:, num_heads:]
     if batch.direct_index is not None:
         cache.write(layer, batch.direct_index, kv[batch.num_step_rows :])
-    if batch.device_spans is not None and (attend_spans := attention_for(qkv.dtype, qkv.device)):
-        attend_spans(
+    if batch.device_spans is not None and by_kernel is not None:
+        by_kernel(
             qkv,
             cache.pages(layer),
             batch.device_spans,
@@ -58,6 +75,7 @@ def attend(qkv: Tensor, *, layer: int, batch: ForwardBatch, cache: KVCache, spec
             step_rows=step_rows,
             block_size=cache.block_size,
             spec=spec,
+            rotation=(rotation.cos, rotation.sin) if rotation is not None and is_fused else None,
         )
         return out.view(num_rows, -1)
     if batch.num_step_rows:

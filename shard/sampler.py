@@ -117,13 +117,14 @@ def first_max(scores: Tensor) -> tuple[Tensor, Tensor]:
     """The greatest of each row of [M, N] and its index, the first of equals."""
     if scores.device.type == "cpu" and scores.dtype == torch.float32 and (kernels := decision_kernels()):
         return kernels.first_max(scores)
-    # On CPU the library finds a maximum over ten times as fast as its place: so the place is looked for in one block.
+    # On CPU the library finds a maximum over ten times as fast as its place, and on a GPU that of a row with all of the
+    # device only where it is in parts: so the place is looked for in one block.
     block = math.gcd(scores.shape[1], _BLOCK)
-    if scores.device.type != "cpu" or block < _LEAST_BLOCK:
+    if block < _LEAST_BLOCK:
         return scores.max(-1)
     blocks = scores.view(len(scores), -1, block)
     first_block = blocks.amax(-1).max(-1).indices
-    best, place = blocks[torch.arange(len(scores)), first_block].max(-1)
+    best, place = blocks[torch.arange(len(scores), device=scores.device), first_block].max(-1)
     return best, first_block * block + place
 
 

@@ -1,8 +1,8 @@
 """Attention of a step's rows by Triton kernels. Owns how the work is cut into programs: tiles of rows and keys, splits.
 
 The grid follows from what the host knows (number of spans, most rows, width of the block tables) and nothing is read
-back, so a call can be captured in a CUDA graph and replayed with other positions, lengths and blocks. The sizes of
-tiles and splits are chosen by arithmetic, not yet by measurement.
+back, so a call can be captured in a CUDA graph and replayed with other positions, lengths and blocks. Sizes of
+tiles and splits are those that were fastest on an H200 with the heads of Llama-3.1-8B (bench/RESULTS.md).
 """
 
 import math
@@ -13,21 +13,22 @@ from torch import Tensor
 
 from shard.attention_spec import AttentionSpec
 from shard.cuda.attention_kernels import attend_spans, merge_splits
-from shard.cuda.device import num_processors, power_of_two
+from shard.cuda.device import is_roomy, launches_early, num_processors, power_of_two
 from shard.cuda.spans import DeviceSpans
 
 _LOG2_E = 1 / math.log(2)
 # The least that a matrix product takes of each of its sizes.
 _LEAST_TILE = 16
-# A tile of keys, and one of values, in bytes: a few are on their way at once, within the 99 KB of shared memory that
-# the smallest devices have.
+# A tile of keys, and one of values, in bytes: a few are on their way at once.
 _TILE_BYTES, _MOST_KEYS = 1 << 14, 128
 # Registers hold a tile of rows' sums, in float32.
 _MOST_ROWS, _MOST_SUMS = 128, 1 << 14
+# More need the room of shared memory for their products.
+_FEW_ROWS = 32
 # Programs that a multiprocessor works on at the same time.
 _PROGRAMS_PER_PROCESSOR = 2
 # Fewer keys would not pay for the merging.
-_LEAST_KEYS_OF_SPLIT, _MOST_SPLITS = 256, 64
+_LEAST_KEYS_OF_SPLIT, _MOST_SPLITS = 64, 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,24 +38,22 @@ class Tiles:
     rows: int
     keys: int
     dim: int
+    # Of the pipeline of loads.
+    num_stages: int
 
     @classmethod
-    def of(cls, *, num_rows: int, dim: int, dtype: torch.dtype) -> "Tiles":
+    def of(cls, *, num_rows: int, dim: int, dtype: torch.dtype, is_roomy: bool) -> "Tiles":
         """For spans of up to `num_rows` folded rows."""
         padded = power_of_two(dim, least=_LEAST_TILE)
         # Without tensor cores the factors of a product lie in registers too.
         most_rows = _LEAST_TILE if dtype == torch.float32 else min(_MOST_ROWS, _MOST_SUMS // padded)
         keys = min(_MOST_KEYS, _TILE_BYTES // (padded * dtype.itemsize))
-        return cls(min(power_of_two(num_rows, least=_LEAST_TILE), most_rows), keys, padded)
+        rows = min(power_of_two(num_rows, least=_LEAST_TILE), most_rows)
+        return cls(rows, keys, padded, num_stages=5 if rows <= _FEW_ROWS or is_roomy else 3)
 
     @property
     def num_warps(self) -> int:
         return 8 if self.rows >= 64 else 4
-
-    @property
-    def num_stages(self) -> int:
-        """Depth of the pipeline of loads: few rows wait for nothing else, many need the room for their products."""
-        return 5 if self.rows <= 32 else 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +75,16 @@ def attend(
     step_rows: Tensor,
     block_size: int,
     spec: AttentionSpec,
+    rotation: tuple[Tensor, Tensor] | None = None,
 ) -> None:
     """As `shard.cuda.kernels.Attend` says."""
     assert qkv.stride()[1:] == (qkv.shape[2], 1)
+    assert rotation is None or spans.num_spans == spans.num_steps
     steps = Part(0, spans.num_steps, spans.most_step_rows, is_step=True)
     chunks = Part(spans.num_steps, spans.num_spans - spans.num_steps, spans.most_direct_rows, is_step=False)
     for part in (steps, chunks):
         if part.count:
-            _attend_part(part, qkv, pages, spans, out=out, step_rows=step_rows, block_size=block_size, spec=spec)
+            _attend_part(part, qkv, pages, spans, out, step_rows, block_size, spec, rotation)
 
 
 def _attend_part(
@@ -91,17 +92,17 @@ def _attend_part(
     qkv: Tensor,
     pages: Tensor,
     spans: DeviceSpans,
-    *,
     out: Tensor,
     step_rows: Tensor,
     block_size: int,
     spec: AttentionSpec,
+    rotation: tuple[Tensor, Tensor] | None,
 ) -> None:
     num_heads, dim = out.shape[1:]
     count, most_rows = part.count, part.most_rows
     kv_heads = (qkv.shape[1] - num_heads) // 2
     group = num_heads // kv_heads
-    tiles = Tiles.of(num_rows=most_rows * group, dim=dim, dtype=qkv.dtype)
+    tiles = Tiles.of(num_rows=most_rows * group, dim=dim, dtype=qkv.dtype, is_roomy=is_roomy(qkv.device))
     num_tiles = -(-most_rows * group // tiles.rows)
     most_keys = min(spans.most_blocks * block_size, spec.window or 1 << 30)
     num_splits = _num_splits(num_tiles * kv_heads * count, most_keys, qkv.device)
@@ -111,6 +112,7 @@ def _attend_part(
         log_sums = mixes.new_empty(mixes.shape[:-1])
     scale, cap = _constants(spec)
     ancestors = spans.ancestors if part.is_step else None
+    is_early = launches_early(qkv.device)
     attend_spans[num_tiles, kv_heads * num_splits, count](
         qkv,
         pages,
@@ -122,6 +124,7 @@ def _attend_part(
         spans.tables,
         spans.positions,
         ancestors,
+        *(rotation or (None, None)),
         part.first,
         spans.tables.stride(0),
         0 if ancestors is None or len(ancestors) == 1 else ancestors.stride(0),
@@ -140,6 +143,8 @@ def _attend_part(
         TILE_ROWS=tiles.rows,
         TILE_KEYS=tiles.keys,
         PADDED_DIM=tiles.dim,
+        IS_EARLY=is_early,
+        launch_pdl=is_early,
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
     )
@@ -155,6 +160,8 @@ def _attend_part(
             DIM=dim,
             SPLITS=power_of_two(num_splits, least=_LEAST_TILE),
             PADDED_DIM=tiles.dim,
+            IS_EARLY=is_early,
+            launch_pdl=is_early,
         )
 
 

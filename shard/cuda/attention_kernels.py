@@ -18,6 +18,8 @@ with it.
 import triton
 import triton.language as tl
 
+from shard.cuda.early import begin_early, wait_for_inputs
+
 # Step rows whose keys are taken at once: a larger tile would take the registers that the pages' tiles need.
 TILE_OWN = tl.constexpr(16)
 # The greatest number of e4m3.
@@ -62,6 +64,19 @@ def _rounded(kv, pages):
     return tl.clamp(kv.to(tl.float32), -MOST_FP8, MOST_FP8).to(pages.dtype.element_ty).to(kv.dtype)
 
 
+@triton.jit
+def _heads(qkv, heads_at, d, is_read, cos, sin, rotation_at, DIM: tl.constexpr):
+    """Heads that begin at `heads_at`, rotated if they are to be: by cos and sin that begin at `rotation_at`."""
+    heads = tl.load(qkv + heads_at + d[None, :], mask=is_read, other=0.0)
+    if cos is not None:
+        # Halves change places; see shard.layers.rotary.
+        swapped = tl.load(qkv + heads_at + ((d + DIM // 2) % DIM)[None, :], mask=is_read, other=0.0)
+        c = tl.load(cos + rotation_at + d[None, :], mask=is_read, other=0.0).to(tl.float32)
+        s = tl.load(sin + rotation_at + d[None, :], mask=is_read, other=0.0).to(tl.float32)
+        heads = (heads.to(tl.float32) * c + swapped.to(tl.float32) * s).to(heads.dtype)
+    return heads
+
+
 @triton.jit(
     do_not_specialize=[
         "first_span",
@@ -82,6 +97,8 @@ def attend_spans(
     tables,
     positions,
     ancestors,
+    cos,
+    sin,
     first_span,
     table_stride,
     ancestors_stride,
@@ -100,13 +117,17 @@ def attend_spans(
     TILE_ROWS: tl.constexpr,
     TILE_KEYS: tl.constexpr,
     PADDED_DIM: tl.constexpr,
+    IS_EARLY: tl.constexpr,
 ):
     """Grid (tiles of folded rows, kv heads * splits, spans).
 
-    `values_offset` is from a key to its value in the pages. A score is SCALE * product, or with a CAP
-    CAP * tanh(SCALE * product * ln(2) / 2): constants are folded into the two. With one split, results go to `out` and
-    `mixes` and `log_sums` are None; else they are [splits, spans * most_rows, heads, dim] and the same without dim.
+    With cos and sin [N, DIM] queries and keys of qkv are rotated as they are read. `values_offset` is from a key to its
+    value in the pages. A score is SCALE * product, or with a CAP CAP * tanh(SCALE * product * ln(2) / 2): constants are
+    folded into the two. With one split, results go to `out` and `mixes` and `log_sums` are None; else they are
+    [splits, spans * most_rows, heads, dim] and the same without dim.
     """
+    begin_early(IS_EARLY)
+    wait_for_inputs(IS_EARLY)
     tile = tl.program_id(0)
     kv_head = tl.program_id(1) % KV_HEADS
     split = tl.program_id(1) // KV_HEADS
@@ -125,8 +146,8 @@ def attend_spans(
     exists = row < num_rows
     d = tl.arange(0, PADDED_DIM)
     in_dim = (d < DIM)[None, :]
-    queries_at = ((first_row + row) * qkv_stride + head * DIM)[:, None] + d[None, :]
-    queries = tl.load(qkv + queries_at, mask=exists[:, None] & in_dim, other=0.0)
+    queries_at = ((first_row + row) * qkv_stride + head * DIM)[:, None]
+    queries = _heads(qkv, queries_at, d, exists[:, None] & in_dim, cos, sin, (first_row + row)[:, None] * DIM, DIM)
     position = tl.load(positions + first_row + row, mask=exists, other=0).to(tl.int32)
     root = tl.load(positions + first_row).to(tl.int32)
 
@@ -165,13 +186,14 @@ def attend_spans(
     if IS_STEP:
         # One split takes the step's own rows, and its first tile stores what it read of them.
         own_rows = tl.where(split == 0, num_rows, 0)
-        for start in range(0, own_rows, TILE_OWN):
+        # Not in a pipeline: these rows are few and were just written, and the pages' tiles need the room.
+        for start in tl.range(0, own_rows, TILE_OWN, num_stages=1):
             other = start + tl.arange(0, TILE_OWN)
             is_there = other < num_rows
             is_read = is_there[:, None] & in_dim
-            own_at = ((first_row + other) * qkv_stride + (heads + kv_head) * DIM)[:, None] + d[None, :]
-            keys = tl.load(qkv + own_at, mask=is_read, other=0.0)
-            values = tl.load(qkv + KV_HEADS * DIM + own_at, mask=is_read, other=0.0)
+            own_at = ((first_row + other) * qkv_stride + (heads + kv_head) * DIM)[:, None]
+            keys = _heads(qkv, own_at, d, is_read, cos, sin, (first_row + other)[:, None] * DIM, DIM)
+            values = tl.load(qkv + KV_HEADS * DIM + own_at + d[None, :], mask=is_read, other=0.0)
             stored_at = ((first_row + other) * (2 * KV_HEADS * DIM) + kv_head * DIM)[:, None] + d[None, :]
             tl.store(step_rows + stored_at, keys, mask=is_read & (tile == 0))
             tl.store(step_rows + KV_HEADS * DIM + stored_at, values, mask=is_read & (tile == 0))
@@ -208,8 +230,11 @@ def merge_splits(
     DIM: tl.constexpr,
     SPLITS: tl.constexpr,
     PADDED_DIM: tl.constexpr,
+    IS_EARLY: tl.constexpr,
 ):
     """Grid (rows, heads, spans): the mean of a row's parts, weighted by what they sum up."""
+    begin_early(IS_EARLY)
+    wait_for_inputs(IS_EARLY)
     row = tl.program_id(0)
     head = tl.program_id(1)
     span = tl.program_id(2)

@@ -41,18 +41,30 @@ class Attend(Protocol):
         step_rows: Tensor,
         block_size: int,
         spec: AttentionSpec,
+        rotation: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         """Writes the rows of out [N, q heads, dim] that belong to a span, and step rows' keys and values to step_rows.
 
-        qkv is [N, q heads + 2 * kv heads, dim], rotated; step_rows [at least the step rows, 2 * kv heads, dim]; pages
-        are a layer's, [K or V, block, kv head, place, dim], and hold the keys and values of direct rows already.
+        qkv is [N, q heads + 2 * kv heads, dim], rotated; or not, and without direct rows, and is by `rotation`: cosines
+        and signed sines [N, 1, dim], as `shard.layers.rotary` has them. step_rows [at least the step rows,
+        2 * kv heads, dim]; pages are a layer's, [K or V, block, kv head, place, dim], and hold the keys and values of
+        direct rows already.
         """
 
 
 class Multiply(Protocol):
-    def __call__(self, x: Tensor, weight: Tensor, scales: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """x [N, in] times a weight of 8 bits [out, in], times scales [out] float32, and bias [out]: [N, out], summed in
-        float32 and rounded to `dtype`."""
+    def __call__(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        scales: Tensor | None,
+        bias: Tensor | None,
+        dtype: torch.dtype,
+        gate: Gate | None = None,
+    ) -> Tensor:
+        """x [N, in] times a weight [out, in] of x's type, or of 8 bits and then times scales [out] float32, and
+        bias [out]: [N, out], summed in float32 and rounded to `dtype`. With a gate act(first half) * second half of
+        that, [N, out / 2]."""
 
 
 class Rows(Protocol):

@@ -1,42 +1,112 @@
-"""Products with weights of 8 bits by Triton kernels. Owns how the work is cut into programs.
+"""Products by Triton kernels where they are faster than the library's. Owns which takes what, and how the work is cut.
 
-A step of few rows takes as long as reading the weights: half as long as in 16 bits. The sizes of tiles are chosen by
-arithmetic, not yet by measurement.
+A step of few rows takes as long as reading the weights. In 16 bits the library reads them as fast as the device can,
+but for those of a single row: the kernel begins to read them before the step has come to it. In 8 bits there is no
+kernel but ours. Sizes are those that were fastest on an H200 with the matrices of Llama-3.1-8B (bench/RESULTS.md).
 """
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shard.cuda.device import num_processors, power_of_two
-from shard.cuda.product_kernels import add_splits, multiply_tiles
+from shard.cuda.device import is_roomy, launches_early, num_processors, power_of_two
+from shard.cuda.product_kernels import add_splits, multiply_row, multiply_tiles
+from shard.cuda.rows import gate_mul
+from shard.gate import Gate
 
 # The least that a matrix product takes of its rows, and so many a program takes at most.
 _LEAST_ROWS, _MOST_ROWS = 16, 64
-_TILE_OUTPUTS, _TILE_INPUTS = 64, 128
 # Fewer inputs would not pay for the adding.
-_LEAST_INPUTS_OF_SPLIT = 512
-_PROGRAMS_PER_PROCESSOR = 2
-# Tiles of inputs on their way at once, within the 99 KB of shared memory that the smallest devices have.
-_NUM_STAGES = 3
+_LEAST_INPUTS_OF_SPLIT, _MOST_SPLITS = 512, 4
+_PROGRAMS_PER_PROCESSOR = 4
 _TILE_ADDED = 512
+# Of a single row: outputs, or pairs of gate and value.
+_ROW_OUTPUTS, _ROW_PAIRS, _ROW_INPUTS, _ROW_WARPS = 4, 2, 1024, 2
 # From so many rows on the arithmetic takes longer than widening the weight once for the library's product.
 _MANY_ROWS = 256
 
 
-def multiply(x: Tensor, weight: Tensor, scales: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """What a program takes at once; `stages` tiles of inputs are on their way, within its shared memory."""
+
+    rows: int
+    outputs: int
+    inputs: int
+    stages: int
+
+    @classmethod
+    def of(cls, num_rows: int, dtype: torch.dtype, weights: torch.dtype, *, is_roomy: bool) -> "Tiles":
+        rows = min(_MOST_ROWS, power_of_two(num_rows, least=_LEAST_ROWS))
+        if rows > _LEAST_ROWS:
+            return cls(rows, 128, 128, stages=3 if is_roomy and dtype.itemsize == 2 else 2)
+        return cls(rows, 32, 256, stages=3) if weights == torch.int8 else cls(rows, 32, 128, stages=5)
+
+
+def multiply(
+    x: Tensor,
+    weight: Tensor,
+    scales: Tensor | None,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    gate: Gate | None = None,
+) -> Tensor:
     """As `shard.cuda.kernels.Multiply` says."""
+    # Integers become floating-point numbers too slowly where no product of tiles does it beside the loads.
+    if len(x) == 1 and weight.dtype != torch.int8:
+        return _multiply_row(x, weight, scales, bias, dtype, gate)
+    if scales is None:
+        out = _by_library(x, weight, bias, dtype)
+    elif len(x) >= _MANY_ROWS:
+        out = _widened(x, weight, scales, bias).to(dtype)
+    else:
+        out = _multiply_tiles(x, weight, scales, bias, dtype)
+    return out if gate is None else gate_mul(out, gate)
+
+
+def _by_library(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    if dtype == x.dtype:
+        return F.linear(x, weight, bias)
+    out = torch.mm(x, weight.T, out_dtype=dtype)
+    return out if bias is None else out + bias
+
+
+def _multiply_row(
+    x: Tensor, weight: Tensor, scales: Tensor | None, bias: Tensor | None, dtype: torch.dtype, gate: Gate | None
+) -> Tensor:
+    num_outputs = len(weight) // (2 if gate else 1)
+    out = x.new_empty((1, num_outputs), dtype=dtype)
+    tile = _ROW_PAIRS if gate else _ROW_OUTPUTS
+    is_early = launches_early(x.device)
+    multiply_row[-(-num_outputs // tile),](
+        x if x.stride(1) == 1 else x.contiguous(),
+        weight,
+        scales,
+        bias,
+        out,
+        num_outputs,
+        weight.shape[1],
+        GATE=gate,
+        TILE_OUTPUTS=tile,
+        TILE_INPUTS=_ROW_INPUTS,
+        IS_EARLY=is_early,
+        launch_pdl=is_early,
+        num_warps=_ROW_WARPS,
+    )
+    return out
+
+
+def _multiply_tiles(x: Tensor, weight: Tensor, scales: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     num_rows, (num_outputs, num_inputs) = len(x), weight.shape
-    if num_rows >= _MANY_ROWS:
-        return _widened(x, weight, scales, bias).to(dtype)
     x = x if x.stride(1) == 1 else x.contiguous()
     out = x.new_empty((num_rows, num_outputs), dtype=dtype)
-    tile_rows = min(_MOST_ROWS, power_of_two(num_rows, least=_LEAST_ROWS))
-    grid = -(-num_outputs // _TILE_OUTPUTS), -(-num_rows // tile_rows)
-    num_splits = _num_splits(grid[0] * grid[1], num_inputs, x.device)
-    # In whole tiles.
-    per_split = -(-num_inputs // (num_splits * _TILE_INPUTS)) * _TILE_INPUTS
-    num_splits = -(-num_inputs // per_split)
+    tiles = Tiles.of(num_rows, x.dtype, weight.dtype, is_roomy=is_roomy(x.device))
+    grid = -(-num_outputs // tiles.outputs), -(-num_rows // tiles.rows)
+    num_tiles = -(-num_inputs // tiles.inputs)
+    per_split = -(-num_tiles // _num_splits(grid[0] * grid[1], num_inputs, x.device))
+    num_splits = -(-num_tiles // per_split)
     sums = None
     if num_splits > 1:
         sums = torch.empty((num_splits, num_rows, num_outputs), dtype=torch.float32, device=x.device)
@@ -48,15 +118,15 @@ def multiply(x: Tensor, weight: Tensor, scales: Tensor, bias: Tensor | None, dty
         out,
         sums,
         num_rows,
+        num_outputs,
+        num_inputs,
         per_split,
         x.stride(0),
-        NUM_OUTPUTS=num_outputs,
-        NUM_INPUTS=num_inputs,
-        TILE_ROWS=tile_rows,
-        TILE_OUTPUTS=_TILE_OUTPUTS,
-        TILE_INPUTS=_TILE_INPUTS,
+        TILE_ROWS=tiles.rows,
+        TILE_OUTPUTS=tiles.outputs,
+        TILE_INPUTS=tiles.inputs,
         num_warps=4,
-        num_stages=_NUM_STAGES,
+        num_stages=tiles.stages,
     )
     if sums is not None:
         add_splits[-(-num_outputs // _TILE_ADDED), num_rows](
@@ -66,7 +136,7 @@ def multiply(x: Tensor, weight: Tensor, scales: Tensor, bias: Tensor | None, dty
             out,
             num_rows,
             num_splits,
-            NUM_OUTPUTS=num_outputs,
+            num_outputs,
             TILE_OUTPUTS=_TILE_ADDED,
         )
     return out
@@ -81,4 +151,4 @@ def _widened(x: Tensor, weight: Tensor, scales: Tensor, bias: Tensor | None) -> 
 def _num_splits(num_programs: int, num_inputs: int, device: torch.device) -> int:
     """As many as fill the device, if there are inputs enough."""
     wanted = _PROGRAMS_PER_PROCESSOR * num_processors(device) // num_programs
-    return max(1, min(wanted, num_inputs // _LEAST_INPUTS_OF_SPLIT))
+    return max(1, min(wanted, num_inputs // _LEAST_INPUTS_OF_SPLIT, _MOST_SPLITS))

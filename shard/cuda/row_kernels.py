@@ -6,10 +6,26 @@ Own the arithmetic: float32 throughout, rounded once.
 import triton
 import triton.language as tl
 
+from shard.cuda.early import begin_early, wait_for_inputs
 
-@triton.jit(do_not_specialize=["x_stride"])
-def normalise(x, added, factor, out, eps, x_stride, SIZE: tl.constexpr, TILE: tl.constexpr):
+
+@triton.jit
+def activate(gate, GATE: tl.constexpr):
+    """float32; see `shard.gate`."""
+    argument = gate
+    if GATE == "gelu_tanh":
+        # (1 + tanh(a)) / 2 is the sigmoid of 2 * a.
+        argument = 1.5957691216057308 * (gate + 0.044715 * gate * gate * gate)
+    # In a form that does not overflow.
+    shrunk = tl.exp(-tl.abs(argument))
+    return gate * tl.where(argument < 0, shrunk, 1.0) / (1 + shrunk)
+
+
+@triton.jit
+def normalise(x, added, factor, out, eps, x_stride, SIZE: tl.constexpr, TILE: tl.constexpr, IS_EARLY: tl.constexpr):
     """Grid (rows). x [N, SIZE] becomes x + added, unless that is None, and out is that normalised, times the factor."""
+    begin_early(IS_EARLY)
+    wait_for_inputs(IS_EARLY)
     row = tl.program_id(0).to(tl.int64)
     place = tl.arange(0, TILE)
     is_there = place < SIZE
@@ -25,12 +41,22 @@ def normalise(x, added, factor, out, eps, x_stride, SIZE: tl.constexpr, TILE: tl
     tl.store(out + row * SIZE + place, (values * scale * factors).to(out.dtype.element_ty), mask=is_there)
 
 
-@triton.jit(do_not_specialize=["num_heads", "x_stride"])
+@triton.jit(do_not_specialize=["num_heads"])
 def rotate_heads(
-    x, cos, sin, num_heads, x_stride, DIM: tl.constexpr, TILE_HEADS: tl.constexpr, PADDED_HALF: tl.constexpr
+    x,
+    cos,
+    sin,
+    num_heads,
+    x_stride,
+    DIM: tl.constexpr,
+    TILE_HEADS: tl.constexpr,
+    PADDED_HALF: tl.constexpr,
+    IS_EARLY: tl.constexpr,
 ):
     """Grid (rows, tiles of heads). x [N, heads, DIM] in place; cos and sin [N, DIM] as `shard.layers.rotary` has
     them."""
+    begin_early(IS_EARLY)
+    wait_for_inputs(IS_EARLY)
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * TILE_HEADS + tl.arange(0, TILE_HEADS)
     half: tl.constexpr = DIM // 2
@@ -48,18 +74,13 @@ def rotate_heads(
 
 
 @triton.jit
-def multiply_gated(gate_up, out, WIDTH: tl.constexpr, IS_SILU: tl.constexpr, TILE: tl.constexpr):
+def multiply_gated(gate_up, out, WIDTH: tl.constexpr, GATE: tl.constexpr, TILE: tl.constexpr, IS_EARLY: tl.constexpr):
     """Grid (rows, tiles of the width). gate_up [N, 2 * WIDTH], gates first; out [N, WIDTH]."""
+    begin_early(IS_EARLY)
+    wait_for_inputs(IS_EARLY)
     row = tl.program_id(0).to(tl.int64)
     place = tl.program_id(1) * TILE + tl.arange(0, TILE)
     is_there = place < WIDTH
     gate = tl.load(gate_up + row * 2 * WIDTH + place, mask=is_there, other=0.0).to(tl.float32)
     up = tl.load(gate_up + row * 2 * WIDTH + WIDTH + place, mask=is_there, other=0.0).to(tl.float32)
-    argument = gate
-    if not IS_SILU:
-        # (1 + tanh(a)) / 2 is the sigmoid of 2 * a.
-        argument = 1.5957691216057308 * (gate + 0.044715 * gate * gate * gate)
-    # In a form that does not overflow.
-    shrunk = tl.exp(-tl.abs(argument))
-    sigmoid = tl.where(argument < 0, shrunk, 1.0) / (1 + shrunk)
-    tl.store(out + row * WIDTH + place, (gate * sigmoid * up).to(out.dtype.element_ty), mask=is_there)
+    tl.store(out + row * WIDTH + place, (activate(gate, GATE) * up).to(out.dtype.element_ty), mask=is_there)

@@ -5,9 +5,9 @@ multiplies pairs of bfloat16 where the processor can (AVX-512) and widens them o
 layers be one call; where the processor multiplies tiles (AMX), or without a compiler, oneDNN's packed product is taken,
 which reads a third faster than a plain one. A packed weight replaces the plain one, so the memory is not paid twice.
 
-A quantized weight is read in 8 bits by the compiled kernel, on CUDA by one in Triton, and integers by torch's own
-product for such weights in 16 bit. Elsewhere it is widened for every product: slow and exact, which is what float32 and
-float64 are for.
+On CUDA single rows and quantized weights go to kernels in Triton, all else to the library. On CPU a quantized weight is
+read in 8 bits by the compiled kernel, and integers by torch's own product for such weights in 16 bit. Elsewhere it is
+widened for every product: slow and exact, which is what float32 and float64 are for.
 """
 
 from typing import Literal
@@ -77,8 +77,11 @@ class Product:
                 gate=self._gate,
                 dtype=torch.float32 if wide else torch.bfloat16,
             )
+        if self.kernel == TRITON and (multiply := multiply_for(x.dtype, x.device)):
+            dtype = torch.promote_types(x.dtype, torch.float32) if wide else x.dtype
+            return multiply(x, self.weight, self.scales, self.bias, dtype, self._gate)
         if self.scales is not None:
-            out = self._quantized(x, wide=wide)
+            out = self._quantized(x)
         elif self.kernel == "torch":
             out = F.linear(x, self.weight, self.bias)
         else:
@@ -87,10 +90,8 @@ class Product:
             out = gate_mul(out, self._gate)
         return out.to(torch.promote_types(out.dtype, torch.float32)) if wide else out
 
-    def _quantized(self, x: Tensor, *, wide: bool) -> Tensor:
+    def _quantized(self, x: Tensor) -> Tensor:
         assert self.scales is not None
-        if self.kernel == TRITON and (multiply := multiply_for(x.dtype, x.device)):
-            return multiply(x, self.weight, self.scales, self.bias, torch.float32 if wide else x.dtype)
         if self.kernel == "torch-int8":
             out: Tensor = torch.ops.aten._weight_int8pack_mm(x, self.weight, self.scales)
         else:
@@ -100,9 +101,9 @@ class Product:
 
 def choose_kernel(dtype: torch.dtype, device: torch.device, *, weights: torch.dtype | None = None) -> KernelName:
     """The fastest product that is exact to the rounding of `dtype`. `weights`: their dtype, if it is another."""
+    if multiply_for(dtype, device) is not None:
+        return TRITON
     if weights is not None and weights != dtype:
-        if multiply_for(dtype, device) is not None:
-            return TRITON
         is_int8 = weights == torch.int8
         if is_int8 and kernels_for(dtype, device) is not None:
             return NAME

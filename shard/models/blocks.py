@@ -54,8 +54,8 @@ class Attention(Module):
     def forward(self, x: Tensor, rotation: Rotation, batch: ForwardBatch, cache: KVCache) -> Tensor:
         qkv = self.qkv_proj(x).view(x.shape[0], -1, self.head_dim)
         self.normalise_(qkv[:, : self.num_q_heads], qkv[:, self.num_q_heads : self.num_rotated])
-        rotation.apply_(qkv[:, : self.num_rotated])
-        out: Tensor = self.o_proj(attend(qkv, layer=self.layer, batch=batch, cache=cache, spec=self.spec))
+        attended = attend(qkv, layer=self.layer, batch=batch, cache=cache, spec=self.spec, rotation=rotation)
+        out: Tensor = self.o_proj(attended)
         return out
 
     def parts(self) -> dict[str, Tensor | None]:

@@ -128,12 +128,19 @@ def reference(step: Step, page_dtype: torch.dtype | None = None) -> Tensor:
 
 
 def check(
-    attend: Attend, step: Step, dtype: torch.dtype, device: torch.device, page_dtype: torch.dtype | None = None
+    attend: Attend,
+    step: Step,
+    dtype: torch.dtype,
+    device: torch.device,
+    page_dtype: torch.dtype | None = None,
+    *,
+    by_kernel: bool = False,
 ) -> None:
     """AssertionError unless the kernel gives what the torch path does, and writes and reads nothing else.
 
     What must not be read is NaN: blocks of nobody, block 0, places behind a sequence's last token, rows that are not of
-    the step. What must not be written has a value of its own. There are places for two more spans.
+    the step. What must not be written has a value of its own. There are places for two more spans. `by_kernel`: queries
+    and keys are rotated by the kernel.
     """
     cache = _cache(step, dtype, device, page_dtype)
     if page_dtype is None:
@@ -148,6 +155,17 @@ def check(
     direct = slots_of(step)[num_step_rows:].to(device)
     cache.write(0, cache.token_index(direct), qkv[num_step_rows:num_rows, -2 * kv_heads :])
     out = torch.full((len(qkv), step.shape.heads, step.shape.dim), _UNTOUCHED, dtype=dtype, device=device)
+    rotation = None
+    rotated = qkv
+    if by_kernel:
+        angles = torch.rand(len(qkv), 1, step.shape.dim // 2) * 6
+        cos, sin = (torch.cat([f(angles), f(angles)], 2).to(device, dtype) for f in (torch.cos, torch.sin))
+        sin[..., : step.shape.dim // 2] *= -1
+        rotation = cos, sin
+        heads, rest = qkv.split([step.shape.heads + kv_heads, kv_heads], 1)
+        turned = heads.float() * cos.float() + heads.float().roll(step.shape.dim // 2, -1) * sin.float()
+        rotated = torch.cat([turned.to(dtype), rest], 1)
+        step = replace(step, qkv=rotated[:num_rows].float().cpu())
     pages = cache.pages(0).clone()
     spans = device_spans(step, device)
     attend(
@@ -158,10 +176,16 @@ def check(
         step_rows=cache.step_rows(0),
         block_size=step.shape.block_size,
         spec=step.shape.spec,
+        rotation=rotation,
     )
     torch.testing.assert_close(out[:num_rows].double().cpu(), reference(step, page_dtype), **TOLERANCE[dtype])
     assert (out[num_rows:] == _UNTOUCHED).all()
-    assert torch.equal(cache.step_rows(0)[:num_step_rows], qkv[:num_step_rows, -2 * kv_heads :])
+    stored, wanted = cache.step_rows(0)[:num_step_rows], rotated[:num_step_rows, -2 * kv_heads :]
+    if by_kernel:
+        # A multiplication and an addition are rounded once or twice.
+        torch.testing.assert_close(stored.float(), wanted.float(), **TOLERANCE[dtype])
+    else:
+        assert torch.equal(stored, wanted)
     assert (cache.step_rows(0)[num_step_rows:] == _UNTOUCHED).all()
     assert torch.equal(cache.pages(0).view(torch.uint8), pages.view(torch.uint8))
 

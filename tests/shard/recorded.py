@@ -129,6 +129,7 @@ def attend(
     step_rows: Tensor,
     block_size: int,
     spec: AttentionSpec,
+    rotation: tuple[Tensor, Tensor] | None = None,
 ) -> None:
     """`shard.cuda.kernels.Attend` in torch's operations, the same ones whatever is in the tensors: each row looks at
     all places of its table and at all rows of the step, most of them hidden."""
@@ -136,6 +137,10 @@ def attend(
     assert spec.softcap is None
     num_rows, num_heads, dim = out.shape
     kv_heads = (qkv.shape[1] - num_heads) // 2
+    if rotation is not None:
+        cos, sin = rotation
+        heads = qkv[:, : num_heads + kv_heads]
+        qkv = torch.cat([heads * cos + heads.roll(dim // 2, -1) * sin, qkv[:, num_heads + kv_heads :]], 1)
     queries, keys, values = qkv.split([num_heads, kv_heads, kv_heads], 1)
     stored = min(num_rows, len(step_rows))
     step_rows[:stored] = qkv[:stored, num_heads:]

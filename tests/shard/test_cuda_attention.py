@@ -74,6 +74,14 @@ def test_pages_of_8_bits(attend: Attend, name: str) -> None:
 
 
 @pytest.mark.usefixtures("splits")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["8B", "odd size", "gemma"])
+def test_heads_are_rotated_as_they_are_read(attend: Attend, name: str, dtype: torch.dtype) -> None:
+    step = random_step(SHAPES[name], steps=[(100, 5), (0, 3), (31, 1)], trees=True)
+    check(attend, step, dtype, DEVICE, by_kernel=True)
+
+
+@pytest.mark.usefixtures("splits")
 @pytest.mark.parametrize("trees", [False, True])
 def test_large_trees_take_several_tiles(attend: Attend, trees: bool) -> None:
     step = random_step(Shape(1, 4, 64), steps=[(40, 65), (0, 64), (129, 1)], trees=trees)
@@ -101,7 +109,7 @@ def test_chunks_without_step_rows(attend: Attend, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize(
     ("num_programs", "most_keys", "expected"),
-    [(8, 8192, 32), (8, 700, 2), (8, 100, 1), (256, 8192, 1), (1000, 8192, 1), (1, 1 << 20, 64)],
+    [(8, 8192, 33), (8, 700, 10), (8, 100, 1), (256, 8192, 1), (1000, 8192, 1), (1, 1 << 20, 64)],
 )
 def test_a_context_is_split_as_far_as_that_fills_the_device(
     monkeypatch: pytest.MonkeyPatch, num_programs: int, most_keys: int, expected: int

@@ -15,11 +15,13 @@ from shard.cuda.kernels import attention_for
 from tests.shard.cuda_steps import Shape, device_spans, random_step, slots_of
 
 CUDA = torch.device("cuda")
-# Of the smallest devices of 8.0 and above.
-SHARED_MEMORY = 99 << 10
+# Of programs, with little room and with much, as `shard.cuda.device` tells them apart.
+SHARED_MEMORY = {False: 99 << 10, True: 160 << 10}
 TYPES = dict.fromkeys(("qkv", "pages", "step_rows", "out"), "*bf16") | {"mixes": "*fp32", "log_sums": "*fp32"}
 TYPES |= {"x": "*bf16", "bias": "*bf16", "scales": "*fp32", "sums": "*fp32"}
 TYPES |= {
+    "cos": "*bf16",
+    "sin": "*bf16",
     "rows": "*i32",
     "tables": "*i32",
     "positions": "*i64",
@@ -33,7 +35,8 @@ ALIGNED = (
     "scales",
     "sums",
     "x_stride",
-    "inputs_per_split",
+    "num_outputs",
+    "num_inputs",
     "qkv",
     "pages",
     "step_rows",
@@ -111,6 +114,10 @@ def compile_for_device(request: pytest.FixtureRequest, tmp_path_factory: pytest.
         yield compiled
 
 
+def is_early(request: pytest.FixtureRequest) -> bool:
+    return request.node.callspec.params["compile_for_device"] >= 90
+
+
 @pytest.mark.parametrize(
     ("dim", "num_rows", "is_step", "spec"),
     [
@@ -119,12 +126,15 @@ def compile_for_device(request: pytest.FixtureRequest, tmp_path_factory: pytest.
         (128, 8192, False, AttentionSpec(0.1)),
         (64, 256, True, AttentionSpec(0.1, window=128)),
         (256, 256, False, AttentionSpec(0.1, window=4096, softcap=50.0)),
+        (256, 256, True, AttentionSpec(0.1)),
     ],
 )
 @pytest.mark.parametrize("pages", ["*bf16", "*fp8e4nv"])
+@pytest.mark.parametrize("is_roomy", [False, True])
 def test_attention_compiles_without_a_gpu(
     compile_for_device: Any,
     pages: str,
+    is_roomy: bool,
     dim: int,
     num_rows: int,
     is_step: bool,
@@ -136,51 +146,63 @@ def test_attention_compiles_without_a_gpu(
     from shard.cuda.attention import Tiles, _constants
     from shard.cuda.attention_kernels import attend_spans
 
-    tiles = Tiles.of(num_rows=num_rows, dim=dim, dtype=torch.bfloat16)
+    tiles = Tiles.of(num_rows=num_rows, dim=dim, dtype=torch.bfloat16, is_roomy=is_roomy)
     scale, cap = _constants(spec)
     constants = {"KV_HEADS": 8, "GROUP": 4, "DIM": dim, "BLOCK_SIZE": 16, "IS_STEP": is_step}
     constants |= {"WINDOW": spec.window, "SCALE": scale, "CAP": cap}
-    constants |= {"TILE_ROWS": tiles.rows, "TILE_KEYS": tiles.keys, "PADDED_DIM": tiles.dim}
+    constants |= {
+        "TILE_ROWS": tiles.rows,
+        "TILE_KEYS": tiles.keys,
+        "PADDED_DIM": tiles.dim,
+        "IS_EARLY": is_early(request),
+    }
     if not is_step:
-        constants |= {"mixes": None, "log_sums": None, "ancestors": None}
+        constants |= {"mixes": None, "log_sums": None, "ancestors": None, "cos": None, "sin": None}
     options = {"num_warps": tiles.num_warps, "num_stages": tiles.num_stages}
     compiled = compile_for_device(attend_spans, constants, {"pages": pages}, **options)
-    assert compiled.metadata.shared <= SHARED_MEMORY
+    assert compiled.metadata.shared <= SHARED_MEMORY[is_roomy]
 
 
 def test_merging_compiles_without_a_gpu(compile_for_device: Any) -> None:
     from shard.cuda.attention_kernels import merge_splits
 
-    compiled = compile_for_device(merge_splits, {"DIM": 128, "SPLITS": 64, "PADDED_DIM": 128})
-    assert compiled.metadata.shared <= SHARED_MEMORY
+    constants = {"DIM": 128, "SPLITS": 64, "PADDED_DIM": 128, "IS_EARLY": False}
+    compiled = compile_for_device(merge_splits, constants)
+    assert compiled.metadata.shared <= SHARED_MEMORY[False]
 
 
 @pytest.mark.parametrize("num_rows", [1, 64])
 @pytest.mark.parametrize("splits", [True, False])
 @pytest.mark.parametrize("weight", ["*i8", "*fp8e4nv"])
+@pytest.mark.parametrize("is_roomy", [False, True])
 def test_products_compile_without_a_gpu(
-    compile_for_device: Any, weight: str, splits: bool, num_rows: int, request: pytest.FixtureRequest
+    compile_for_device: Any, is_roomy: bool, weight: str, splits: bool, num_rows: int, request: pytest.FixtureRequest
 ) -> None:
     from shard.cuda import product
     from shard.cuda.product_kernels import multiply_tiles
 
-    constants = {"NUM_OUTPUTS": 4096, "NUM_INPUTS": 14336, "TILE_ROWS": max(16, num_rows)}
-    constants |= {"TILE_OUTPUTS": product._TILE_OUTPUTS, "TILE_INPUTS": product._TILE_INPUTS}
+    tiles = product.Tiles.of(
+        num_rows, torch.bfloat16, torch.int8 if weight == "*i8" else torch.float8_e4m3fn, is_roomy=is_roomy
+    )
+    constants = {"TILE_ROWS": tiles.rows, "TILE_OUTPUTS": tiles.outputs, "TILE_INPUTS": tiles.inputs}
     constants |= {"bias": None} if splits else {"bias": None, "sums": None}
-    options = {"num_warps": 4, "num_stages": product._NUM_STAGES}
+    options = {"num_warps": 4, "num_stages": tiles.stages}
     call = partial(compile_for_device, multiply_tiles, constants, {"weight": weight}, **options)
     if weight == "*fp8e4nv" and request.node.callspec.params["compile_for_device"] < 89:
         with pytest.raises(Exception, match="fp8e4nv"):
             call()
     else:
-        assert call().metadata.shared <= SHARED_MEMORY
+        compiled = call()
+        assert compiled.metadata.shared <= SHARED_MEMORY[is_roomy]
+        # Weights are read 16 bytes at a time.
+        assert "cp.async.cg.shared.global" in compiled.asm["ptx"]
 
 
 def test_adding_compiles_without_a_gpu(compile_for_device: Any) -> None:
     from shard.cuda import product
     from shard.cuda.product_kernels import add_splits
 
-    compile_for_device(add_splits, {"NUM_OUTPUTS": 4096, "TILE_OUTPUTS": product._TILE_ADDED, "bias": None})
+    compile_for_device(add_splits, {"TILE_OUTPUTS": product._TILE_ADDED, "bias": None})
 
 
 def test_the_clock_compiles_without_a_gpu(compile_for_device: Any) -> None:
@@ -188,3 +210,32 @@ def test_the_clock_compiles_without_a_gpu(compile_for_device: Any) -> None:
 
     compiled = compile_for_device(stamp, {"INDEX": 1})
     assert "globaltimer" in compiled.asm["ptx"]
+
+
+def test_rows_compile_without_a_gpu(compile_for_device: Any, request: pytest.FixtureRequest) -> None:
+    from shard.cuda.row_kernels import multiply_gated, normalise, rotate_heads
+
+    types = {"added": "*bf16", "factor": "*fp32", "cos": "*bf16", "sin": "*bf16", "gate_up": "*bf16", "eps": "fp32"}
+    early = {"IS_EARLY": is_early(request)}
+    for added in ({}, {"added": None}):
+        compile_for_device(normalise, {"SIZE": 4096, "TILE": 4096, **added, **early}, types, num_warps=8)
+    compile_for_device(rotate_heads, {"DIM": 128, "TILE_HEADS": 8, "PADDED_HALF": 64, **early}, types)
+    for gate in ("silu", "gelu_tanh"):
+        compile_for_device(multiply_gated, {"WIDTH": 14336, "GATE": gate, "TILE": 1024, **early}, types)
+
+
+@pytest.mark.parametrize("gate", [None, "silu"])
+@pytest.mark.parametrize("weight", ["*bf16", "*fp8e4nv"])
+def test_the_product_of_a_row_begins_early(
+    compile_for_device: Any, weight: str, gate: str | None, request: pytest.FixtureRequest
+) -> None:
+    from shard.cuda.product_kernels import multiply_row
+
+    if not is_early(request):
+        return
+    constants = {"GATE": gate, "TILE_OUTPUTS": 4, "TILE_INPUTS": 1024, "IS_EARLY": True, "bias": None}
+    constants |= {"scales": None} if weight == "*bf16" else {}
+    ptx = compile_for_device(multiply_row, constants, {"weight": weight}, num_warps=2).asm["ptx"]
+    # Weights are asked for, 16 bytes at a time, before what earlier kernels wrote is waited for.
+    before = ptx[: ptx.index("griddepcontrol.wait")]
+    assert "ld.global.v4" in before

@@ -1,12 +1,14 @@
-"""Products with weights of 8 bits by the Triton kernels, against float64.
+"""Products by the Triton kernels, against float64.
 
 Compiled where there is a GPU, interpreted without one, as test_cuda_attention.py.
 """
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from shard.cuda.kernels import Multiply
+from shard.gate import Gate
 from shard.layers.quantize import Quantization, quantized
 from tests.shard.test_cuda_attention import DEVICE, DTYPES, INTERPRETED, needs_gpu
 
@@ -58,3 +60,56 @@ def test_products_are_those_of_the_numbers_that_are_kept(
         assert out.dtype == out_dtype
         tolerance = TOLERANCE[dtype if num_rows >= 256 else out_dtype] * float(exact.abs().max())
         torch.testing.assert_close(out.double().cpu(), exact, rtol=0, atol=2 * tolerance)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("quantization", [None, "fp8"])
+@pytest.mark.parametrize("gate", [None, "silu", "gelu_tanh"])
+@pytest.mark.parametrize(("num_outputs", "num_inputs", "has_bias"), [(64, 1024, False), (7, 1500, True), (5, 33, True)])
+def test_a_single_row_has_a_kernel_of_its_own(
+    dtype: torch.dtype,
+    quantization: Quantization | None,
+    gate: Gate | None,
+    num_outputs: int,
+    num_inputs: int,
+    has_bias: bool,
+) -> None:
+    from shard.cuda.product import multiply
+
+    num_rows = num_outputs * (2 if gate else 1)
+    weight, scales = draw(num_rows, num_inputs, seed=1).to(dtype), None
+    exact_weight = weight.double()
+    if quantization:
+        weight, scales = quantized(weight, quantization)
+        exact_weight = weight.double() * scales[:, None]
+    x = draw(1, num_inputs, seed=2).to(dtype)
+    bias = draw(num_rows, seed=3).to(dtype) if has_bias else None
+    exact = F.linear(x.double(), exact_weight, None if bias is None else bias.double())
+    if gate:
+        first, second = exact.chunk(2, dim=1)
+        exact = (F.silu(first) if gate == "silu" else F.gelu(first, approximate="tanh")) * second
+    on_device = [None if tensor is None else tensor.to(DEVICE) for tensor in (scales, bias)]
+    for out_dtype in (dtype, torch.float32):
+        out = multiply(x.to(DEVICE), weight.to(DEVICE), *on_device, out_dtype, gate)
+        assert out.dtype == out_dtype
+        bound = 2 * TOLERANCE[out_dtype] * float(exact.abs().max())
+        torch.testing.assert_close(out.double().cpu(), exact, rtol=0, atol=bound)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the library's product into float32 is for CUDA")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("gate", [None, "silu"])
+def test_the_library_multiplies_several_rows(dtype: torch.dtype, gate: Gate | None) -> None:
+    from shard.cuda.product import multiply
+
+    x, weight = draw(5, 100, seed=1).to(DEVICE, dtype), draw(64, 100, seed=2).to(DEVICE, dtype)
+    exact = x.double() @ weight.double().T
+    if gate:
+        first, second = exact.chunk(2, dim=1)
+        exact = F.silu(first) * second
+    for out_dtype in (dtype, torch.float32):
+        out = multiply(x, weight, None, None, out_dtype, gate)
+        assert out.dtype == out_dtype
+        # With a gate the product is rounded before it.
+        bound = 4 * TOLERANCE[dtype if gate else out_dtype] * float(exact.abs().max())
+        torch.testing.assert_close(out.double(), exact, rtol=0, atol=bound)

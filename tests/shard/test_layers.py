@@ -108,7 +108,6 @@ def test_the_packed_product_equals_the_plain_one(num_rows: int, with_bias: bool)
 
 def test_only_bfloat16_on_cpu_is_packed() -> None:
     assert {choose_kernel(dtype, CPU) for dtype in (torch.float64, torch.float32, torch.float16)} == {"torch"}
-    assert choose_kernel(torch.bfloat16, torch.device("cuda")) == "torch"
 
 
 @pytest.mark.parametrize(
