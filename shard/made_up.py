@@ -4,9 +4,12 @@ blocks hold is of no meaning.
 Must not know what the steps are run for.
 """
 
+from collections.abc import Callable
+
 import torch
 
 from shard.config import ShardConfig
+from shard.host_copy import integers
 from shard.model_runner import ModelRunner
 from shard.plan import NewSequence, Sampling, SequenceStep, StepPlan, StepResult
 from shard.speculation import DraftTree, Proposal
@@ -49,6 +52,10 @@ class MadeUpSteps:
 
     def decode(self, drafts: list[int], proposal: Proposal) -> StepResult:
         """A token of each of the first sequences, with so many wrong drafts each."""
+        return self.launch_decode(drafts, proposal)()
+
+    def launch_decode(self, drafts: list[int], proposal: Proposal) -> Callable[[], StepResult]:
+        """The same as `ModelRunner.launch`: the next may be launched before this one is waited for."""
         if any(drafts):
             states = self._runner.states
             states.set_drafts(torch.arange(len(drafts), device=states.device), self._wrong(drafts))
@@ -65,11 +72,16 @@ class MadeUpSteps:
             )
             for slot, count in enumerate(drafts)
         ]
-        return self._run([], steps, proposal)
+        return self._launch([], steps, proposal)
 
-    def _run(self, new: list[NewSequence], steps: list[SequenceStep], proposal: Proposal = Proposal.NONE) -> StepResult:
+    def _run(self, new: list[NewSequence], steps: list[SequenceStep]) -> StepResult:
+        return self._launch(new, steps, Proposal.NONE)()
+
+    def _launch(
+        self, new: list[NewSequence], steps: list[SequenceStep], proposal: Proposal
+    ) -> Callable[[], StepResult]:
         self._step_id += 1
-        return self._runner.execute(StepPlan(self._step_id, [], new, steps, proposal))
+        return self._runner.launch(StepPlan(self._step_id, [], new, steps, proposal))
 
     def _new(self, slot: int, num_tokens: int, sampling: Sampling = _GREEDY, logprobs: bool = False) -> NewSequence:
         return NewSequence(
@@ -94,6 +106,6 @@ class MadeUpSteps:
         token_ids = (
             torch.arange(self._vocab_size - 1, self._vocab_size - 1 - size, -1, device=device) % self._vocab_size
         )
-        parents = torch.tensor([i if i < deepest else 0 for i in range(size)], device=device)
+        parents = integers([i if i < deepest else 0 for i in range(size)], device)
         shape = len(drafts), size
-        return DraftTree(token_ids.expand(shape), parents.expand(shape), torch.tensor(drafts, device=device))
+        return DraftTree(token_ids.expand(shape), parents.expand(shape), integers(drafts, device))

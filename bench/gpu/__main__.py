@@ -15,7 +15,7 @@ from bench.gpu.attention import CASES, Case, difference, layer_seconds
 from bench.gpu.ceilings import copy_bandwidth, product_speed
 from bench.gpu.marked_tests import run_marked_tests
 from bench.gpu.report import Figures, Measured, to_json, to_text
-from bench.gpu.step_times import STEP_CASES, StepTime
+from bench.gpu.step_times import PEER_CASES, STEP_CASES, StepCase, StepTime
 from shard.attention import kernel_name
 
 _WRONG, _NO_GPU = 1, 2
@@ -50,6 +50,7 @@ def _measure(device: torch.device) -> Figures:
         tests_passed=passed,
         attention=[_measure_attention(case, device) for case in CASES],
         steps=list(_measure_steps(device)),
+        peer_s=dict(_measure_peer()),
     )
 
 
@@ -62,6 +63,18 @@ def _measure_steps(device: torch.device) -> Iterator[StepTime]:
     for time in time_steps(LLAMA_8B, STEP_CASES, dtype=torch.bfloat16, device=device):
         _say(f"{time.case}: {1e3 * time.step_s:.2f} ms")
         yield time
+
+
+def _measure_peer() -> Iterator[tuple[StepCase, float]]:
+    if find_spec("safetensors") is None or find_spec("transformers") is None:
+        return
+    from bench.gpu.peer import peer_seconds
+
+    for case in PEER_CASES:
+        _say(f"transformers: {case}")
+        step_s = peer_seconds(case.batch, case.context)
+        if step_s is not None:
+            yield case, step_s
 
 
 def _measure_attention(case: Case, device: torch.device) -> Measured:

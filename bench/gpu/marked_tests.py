@@ -18,7 +18,9 @@ def run_marked_tests() -> tuple[bool, str]:
     files = [path for path, text in texts.items() if _MARK in text]
     without = [path for path in files if _OPTIONAL in texts[path] and find_spec(_OPTIONAL) is None]
     note = "".join(f"; {path.name} not run: {_OPTIONAL} is not installed" for path in without)
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", *(str(path) for path in files if path not in without)]
+    # Packages of this machine may warn of what ours do not.
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-W", "default"]
+    command += [str(path) for path in files if path not in without]
     try:
         done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired:

@@ -1,10 +1,10 @@
 """The figures of a run, as a table and as JSON. Pure."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from bench.gpu.attention import TOLERANCE, Case
-from bench.gpu.step_times import StepTime
+from bench.gpu.step_times import StepCase, StepTime
 from bench.statistic import table
 
 
@@ -40,6 +40,8 @@ class Figures:
     attention: list[Measured]
     # Empty where the package that the model's code needs is missing.
     steps: list[StepTime]
+    # A step of transformers by case; without those that did not work.
+    peer_s: dict[StepCase, float]
 
     @property
     def is_right(self) -> bool:
@@ -55,7 +57,9 @@ def to_json(figures: Figures) -> str:
         {**asdict(s.case), "step_ms": 1e3 * s.step_s, "read_bytes": s.read_bytes, "bandwidth": s.bandwidth}
         for s in figures.steps
     ]
-    whole = {**asdict(figures), "is_right": figures.is_right, "attention": attention, "steps": steps}
+    peer = [{**asdict(case), "step_ms": 1e3 * step_s} for case, step_s in figures.peer_s.items()]
+    whole = {**asdict(replace(figures, peer_s={})), "is_right": figures.is_right}
+    whole |= {"attention": attention, "steps": steps, "peer_s": peer}
     return json.dumps(whole, indent=2)
 
 
@@ -94,10 +98,12 @@ def _step_table(figures: Figures) -> list[str]:
             str(s.case.batch),
             str(s.case.context),
             str(s.case.drafts),
+            s.case.quantize or "16 bit",
             f"{1e3 * s.step_s:.2f}",
             f"{s.bandwidth / 1e12:.2f}",
             f"{s.bandwidth / figures.copy_bandwidth:.0%}",
+            f"{1e3 * figures.peer_s[s.case]:.2f}" if s.case in figures.peer_s else "",
         ]
         for s in figures.steps
     ]
-    return [table(["batch", "context", "drafts", "ms/step", "TB/s", "of copy"], rows)]
+    return [table(["batch", "context", "drafts", "weights", "ms/step", "TB/s", "of copy", "transformers, ms"], rows)]

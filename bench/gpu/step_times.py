@@ -1,6 +1,9 @@
 """Which whole steps are timed, and what a time says. Pure."""
 
 from dataclasses import dataclass
+from typing import get_args
+
+from shard.layers.quantize import Quantization
 
 
 @dataclass(frozen=True, slots=True)
@@ -10,13 +13,21 @@ class StepCase:
     batch: int
     context: int
     drafts: int
+    quantize: Quantization | None = None
 
 
 STEP_CASES = (
     *(StepCase(1, 1024, drafts) for drafts in (0, 15, 63)),
     *(StepCase(batch, 1024, 0) for batch in (8, 32, 128)),
     *(StepCase(batch, 8192, 0) for batch in (1, 8, 32)),
+    *(
+        StepCase(batch, 1024, drafts, quantize)
+        for quantize in get_args(Quantization)
+        for batch, drafts in ((1, 0), (1, 15), (32, 0))
+    ),
 )
+# Of transformers; each compiles for a minute.
+PEER_CASES = (StepCase(1, 1024, 0),)
 
 
 @dataclass(frozen=True, slots=True)

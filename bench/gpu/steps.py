@@ -16,6 +16,7 @@ from shard.cuda.kernels import capture_for
 from shard.device_step import DeviceStep
 from shard.distributed import TPGroup
 from shard.kv_cache import KVCache
+from shard.layers.quantize import Quantization
 from shard.layers.sharded import ShardedModule
 from shard.made_up import MadeUpSteps
 from shard.model_config import ModelConfig
@@ -40,16 +41,28 @@ LLAMA_8B = {
     "rope_theta": 500000.0,
 }
 _BLOCK_SIZE = 16
-_WARM_UPS, _REPEATS = 3, 9
+_WARM_UPS, _REPEATS = 4, 15
 
 
 def time_steps(
     shape: dict[str, Any], cases: tuple[StepCase, ...], *, dtype: torch.dtype, device: torch.device
 ) -> Iterator[StepTime]:
-    config = ModelConfig.from_dict(shape)
-    model, weight_bytes = _random_model(config, dtype=dtype, device=device)
+    """A model for each kind of weights, one at a time."""
+    for quantize in dict.fromkeys(case.quantize for case in cases):
+        alike = tuple(case for case in cases if case.quantize == quantize)
+        yield from _time_alike(ModelConfig.from_dict(shape), alike, quantize, dtype, device)
+
+
+def _time_alike(
+    config: ModelConfig,
+    cases: tuple[StepCase, ...],
+    quantize: Quantization | None,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Iterator[StepTime]:
+    model, weight_bytes = _random_model(config, quantize, dtype=dtype, device=device)
     # Tokens that the steps of a case bring, and room for the drafts of one.
-    room = _WARM_UPS + _REPEATS + 1 + max(case.drafts for case in cases)
+    room = _WARM_UPS + _REPEATS + 2 + max(case.drafts for case in cases)
     num_blocks = max(case.batch * (-(-(case.context + room) // _BLOCK_SIZE) + 1) for case in cases)
     cache = KVCache(
         num_layers=config.num_layers,
@@ -92,16 +105,26 @@ def time_steps(
     steps = MadeUpSteps(runner, limits, num_blocks=num_blocks, vocab_size=config.vocab_size, sizes=sizes)
     for case in cases:
         steps.enter(case.batch, context=case.context, room=room)
-        times = [
-            steps.decode([case.drafts] * case.batch, Proposal.NONE).duration_ns * 1e-9
-            for _ in range(_WARM_UPS + _REPEATS)
-        ]
+        times = _times(steps, [case.drafts] * case.batch)
         steps.forget()
         read_bytes = weight_bytes + case.batch * case.context * token_bytes
         yield StepTime(case, statistics.median(times[_WARM_UPS:]), read_bytes)
 
 
-def _random_model(config: ModelConfig, *, dtype: torch.dtype, device: torch.device) -> tuple[Decoder, int]:
+def _times(steps: MadeUpSteps, drafts: list[int]) -> list[float]:
+    """Seconds of each step, the next being launched before it is waited for, as the service does."""
+    times, launched = [], steps.launch_decode(drafts, Proposal.NONE)
+    for _ in range(_WARM_UPS + _REPEATS):
+        following = steps.launch_decode(drafts, Proposal.NONE)
+        times.append(launched().duration_ns * 1e-9)
+        launched = following
+    launched()
+    return times
+
+
+def _random_model(
+    config: ModelConfig, quantize: Quantization | None, *, dtype: torch.dtype, device: torch.device
+) -> tuple[Decoder, int]:
     """And how many bytes of it a step reads: of the embedding only some rows."""
     num_bytes = 0
     with torch.inference_mode():
@@ -110,9 +133,9 @@ def _random_model(config: ModelConfig, *, dtype: torch.dtype, device: torch.devi
         for layer in layers:
             for name in layer.pieces:
                 declared = layer.get_parameter(name)
-                num_bytes += declared.nbytes * (layer is not model.embed_tokens)
+                size = 1 if quantize and declared.dim() == 2 else declared.element_size()
+                num_bytes += declared.numel() * size * (layer is not model.embed_tokens)
                 layer.fill(name, torch.empty(declared.shape, dtype=dtype, device=device).normal_(std=0.02))
-        for layer in layers:
-            layer.finish(None)
+            layer.finish(quantize)
         model.finish()
     return model.eval(), num_bytes

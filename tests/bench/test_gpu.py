@@ -27,6 +27,7 @@ FIGURES = Figures(
     tests_passed=True,
     attention=[Measured(Case(1, 1024, 1), 0.001, 2e-6), Measured(Case(8, 8192, 64), 0.004, 1.5e-4)],
     steps=[StepTime(StepCase(1, 1024, 15), 8e-3, 16 * 10**9)],
+    peer_s={StepCase(1, 1024, 15): 9e-3},
 )
 
 
@@ -48,7 +49,7 @@ def test_the_table_gives_bandwidths_and_ends_with_a_verdict() -> None:
     assert lines[1] == "copy 3.00 TB/s, bf16 product 750 TFLOP/s"
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
     assert ["8", "8192", "64", "150.0", "1.79", "60%", "0.0040"] in rows
-    assert rows[-2] == ["1", "1024", "15", "8.00", "2.00", "67%"]
+    assert rows[-2] == ["1", "1024", "15", "16 bit", "8.00", "2.00", "67%", "9.00"]
     assert lines[-1] == "all right"
 
 
@@ -94,11 +95,15 @@ def test_whole_steps_are_timed_over_what_they_read(is_readable: bool, monkeypatc
     monkeypatch.setattr(SequenceStates, "__init__", unreadable)
     small = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "head_dim": 16, "vocab_size": 80}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
-    cases = (StepCase(1, 20, 0), StepCase(1, 20, 7), StepCase(3, 40, 0))
+    cases = (StepCase(1, 20, 0), StepCase(1, 20, 7), StepCase(3, 40, 0), StepCase(1, 20, 0, "int8"))
     times = list(time_steps(LLAMA_8B | small | heads, cases, dtype=torch.float32, device=torch.device("cpu")))
     assert [time.case for time in times] == list(cases)
     assert all(time.step_s > 0 for time in times)
     # Two layers and a head; keys and values of two heads of 16 in two layers, float32.
     layer = 64 * (64 + 2 * 32) + 64 * 64 + 3 * 64 * 96 + 2 * 64
     weights = 4 * (2 * layer + 64 + 80 * 64)
-    assert [time.read_bytes for time in times] == [weights + 512 * tokens for tokens in (20, 20, 120)]
+    quantized = weights - 3 * (2 * (layer - 2 * 64) + 80 * 64)
+    assert [time.read_bytes for time in times] == [
+        *(weights + 512 * tokens for tokens in (20, 20, 120)),
+        quantized + 512 * 20,
+    ]
