@@ -46,9 +46,6 @@ class ModelRunner:
         """Numbers of sequences for which steps are captured; none if they are not."""
         return self._captured.batches if self._captured is not None else []
 
-    def execute(self, plan: StepPlan) -> StepResult:
-        return self.launch(plan)()
-
     @torch.inference_mode()
     def launch(self, plan: StepPlan, on_launch: Callable[[], None] = _nothing) -> Callable[[], StepResult]:
         """Gives the device a step. What is returned waits until it is done there, and is to be called once, in the

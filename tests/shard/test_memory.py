@@ -1,5 +1,6 @@
 """How many blocks there are for which memory, and that the steps measured for it are the largest."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -85,13 +86,13 @@ def test_no_step_can_be_larger_than_those_that_are_run_and_nothing_is_left_of_th
     )
     runner = build_rank(config).runner
     plans: list[StepPlan] = []
-    execute = runner.execute
+    launch = runner.launch
 
-    def recorded(plan: StepPlan) -> StepResult:
+    def recorded(plan: StepPlan) -> Callable[[], StepResult]:
         plans.append(plan)
-        return execute(plan)
+        return launch(plan)
 
-    monkeypatch.setattr(runner, "execute", recorded)
+    monkeypatch.setattr(runner, "launch", recorded)
     sizes = SpeculationSizes(num_speculative_tokens=3, tree_size=3, num_heads=0, tree_width=1)
     # As many blocks as one sequence needs: the others share them.
     steps = MadeUpSteps(runner, config, num_blocks=7, vocab_size=131, sizes=sizes)

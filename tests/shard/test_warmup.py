@@ -1,5 +1,6 @@
 """The steps before the first request: what they run, and that their costs reach the router whatever the limits are."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,13 +23,13 @@ def warmed_up(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, *flags: str) ->
     paths = (f"--model-path={checkpoint}", "--uds-path=unused", "--run-dir=unused", "--dtype=float32", "--threads=1")
     rank: Rank = build_rank(parse_args([*paths, *flags]))
     plans: list[StepPlan] = []
-    execute = rank.runner.execute
+    launch = rank.runner.launch
 
-    def recorded(plan: StepPlan) -> StepResult:
+    def recorded(plan: StepPlan) -> Callable[[], StepResult]:
         plans.append(plan)
-        return execute(plan)
+        return launch(plan)
 
-    monkeypatch.setattr(rank.runner, "execute", recorded)
+    monkeypatch.setattr(rank.runner, "launch", recorded)
     return plans, rank.warm_up()
 
 
