@@ -1,7 +1,7 @@
 """What the shards say of themselves, whether they agree, and what follows for requests and for who asks."""
 
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 from drafthouse.v1 import shard_pb2
 from router.budget import BudgetConfig
@@ -79,10 +79,17 @@ class GroupInfo:
             speculate=self.speculate,
             tree_size=self.tree_size,
             heads=self.heads,
-            version=version("drafthouse"),
+            version=_version(),
             speculation_methods=self.speculation_methods,
             kernels=self.kernels,
         )
+
+
+def _version() -> str:
+    try:
+        return version("drafthouse")
+    except PackageNotFoundError:
+        return "of a checkout that is not installed"
 
 
 def agreed_info(infos: list[shard_pb2.GetInfoResponse]) -> GroupInfo:

@@ -15,6 +15,7 @@ from bench.gpu.attention import CASES, Case, difference, layer_seconds
 from bench.gpu.ceilings import copy_bandwidth, product_speed
 from bench.gpu.marked_tests import run_marked_tests
 from bench.gpu.report import Figures, Measured, to_json, to_text
+from bench.gpu.service import ServiceSpeed, service_speeds
 from bench.gpu.step_times import PEER_CASES, STEP_CASES, StepCase, StepTime
 from shard.attention import kernel_name
 
@@ -51,6 +52,7 @@ def _measure(device: torch.device) -> Figures:
         attention=[_measure_attention(case, device) for case in CASES],
         steps=list(_measure_steps(device)),
         peer_s=dict(_measure_peer()),
+        service=_measure_service(),
     )
 
 
@@ -75,6 +77,15 @@ def _measure_peer() -> Iterator[tuple[StepCase, float]]:
         step_s = peer_seconds(case.batch, case.context)
         if step_s is not None:
             yield case, step_s
+
+
+def _measure_service() -> list[ServiceSpeed]:
+    if find_spec("safetensors") is None:
+        return []
+    _say("the service, a model of 7B with Medusa heads")
+    # It takes what memory there is.
+    torch.cuda.empty_cache()
+    return service_speeds(_say)
 
 
 def _measure_attention(case: Case, device: torch.device) -> Measured:

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 _ROOT = Path(__file__).parents[2]
-_TIMEOUT_S = 300
+_TIMEOUT_S, _PROCESSES = 300, 8
 _MARK, _OPTIONAL = "mark.gpu", "hypothesis"
 
 
@@ -21,6 +21,9 @@ def run_marked_tests() -> tuple[bool, str]:
     # Packages of this machine may warn of what ours do not.
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-W", "default"]
     command += [str(path) for path in files if path not in without]
+    if find_spec("xdist") is not None:
+        # Most of the time goes to compiling.
+        command += ["-n", str(_PROCESSES)]
     try:
         done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired:

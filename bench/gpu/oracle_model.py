@@ -10,25 +10,25 @@ import argparse
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models
 from torch import Tensor
 
-_LAYERS, _HIDDEN, _WIDTH, _HEADS, _VOCAB = 32, 4096, 11008, 32, 32000
-# Of a right token the logit is then near 20, of others below 2.
-_EMBEDDING_STD = 0.005
+# Of a right token; of others it is below 2.
+_LOGIT = 20.0
 _STD, _NEARLY_NOTHING = 0.02, 1e-6
-_CONFIG = {
+VICUNA_7B: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
-    "vocab_size": _VOCAB,
-    "hidden_size": _HIDDEN,
-    "intermediate_size": _WIDTH,
-    "num_hidden_layers": _LAYERS,
-    "num_attention_heads": _HEADS,
-    "num_key_value_heads": _HEADS,
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
     "max_position_embeddings": 4096,
     "rms_norm_eps": 1e-5,
     "rope_theta": 10000.0,
@@ -52,48 +52,55 @@ def main() -> None:
     write_oracle_model(options.folder, right=options.right, num_heads=options.heads, device=device)
 
 
-def write_oracle_model(folder: Path, *, right: float, num_heads: int, device: str) -> None:
+def write_oracle_model(
+    folder: Path, *, right: float, num_heads: int, device: str, config: dict[str, Any] = VICUNA_7B
+) -> None:
+    """`config` is of a llama without groups of heads."""
     generator = torch.Generator(device).manual_seed(0)
+    hidden, vocab_size = config["hidden_size"], config["vocab_size"]
 
-    def draw(*shape: int, std: float) -> Tensor:
+    def draw(shape: tuple[int, ...], std: float) -> Tensor:
         return torch.empty(shape, dtype=torch.bfloat16, device=device).normal_(std=std, generator=generator)
 
+    def ones() -> Tensor:
+        return torch.ones(hidden, dtype=torch.bfloat16, device=device)
+
     folder.mkdir(parents=True, exist_ok=True)
-    embedding = draw(_VOCAB, _HIDDEN, std=_EMBEDDING_STD)
-    circle = 1 + torch.randperm(_VOCAB - 1, generator=generator, device=device)
+    embedding = draw((vocab_size, hidden), _LOGIT / hidden)
+    circle = 1 + torch.randperm(vocab_size - 1, generator=generator, device=device)
     tensors = {
         "model.embed_tokens.weight": embedding,
-        "model.norm.weight": torch.ones(_HIDDEN, dtype=torch.bfloat16, device=device),
+        "model.norm.weight": ones(),
         "lm_head.weight": _naming(embedding, circle, steps=1),
     }
-    for i in range(_LAYERS):
-        for name, shape, std in _layer():
-            weight = torch.ones(shape, dtype=torch.bfloat16, device=device) if std is None else draw(*shape, std=std)
-            tensors[f"model.layers.{i}.{name}.weight"] = weight
+    for i in range(config["num_hidden_layers"]):
+        layer = f"model.layers.{i}"
+        for name, shape, std in _matrices(hidden, config["intermediate_size"]):
+            tensors[f"{layer}.{name}.weight"] = draw(shape, std)
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            tensors[f"{layer}.{name}.weight"] = ones()
     _save(tensors, folder / "model.safetensors")
     heads = {}
     for i in range(num_heads):
-        heads[f"{i}.0.linear.weight"] = torch.zeros(_HIDDEN, _HIDDEN, dtype=torch.bfloat16)
-        heads[f"{i}.0.linear.bias"] = torch.zeros(_HIDDEN, dtype=torch.bfloat16)
+        heads[f"{i}.0.linear.weight"] = torch.zeros(hidden, hidden, dtype=torch.bfloat16)
+        heads[f"{i}.0.linear.bias"] = torch.zeros(hidden, dtype=torch.bfloat16)
         is_right = torch.rand(len(circle), generator=generator, device=device) < right
         heads[f"{i}.1.weight"] = _naming(embedding, circle, steps=i + 2, is_right=is_right)
     _save(heads, folder / "medusa_lm_head.safetensors")
-    config = _CONFIG | {"medusa_num_heads": num_heads, "medusa_num_layers": 1}
+    config = config | {"medusa_num_heads": num_heads, "medusa_num_layers": 1}
     (folder / "config.json").write_text(json.dumps(config, indent=2))
-    vocab = {f"<{i}>": i for i in range(_VOCAB)}
+    vocab = {f"<{i}>": i for i in range(vocab_size)}
     Tokenizer(models.WordLevel(vocab, unk_token="<0>")).save(str(folder / "tokenizer.json"))
 
 
-def _layer() -> Iterator[tuple[str, tuple[int, ...], float | None]]:
-    """Names, shapes and deviations; None: ones."""
+def _matrices(hidden: int, width: int) -> Iterator[tuple[str, tuple[int, int], float]]:
+    """Of a layer: names, shapes and deviations."""
     for name in ("q_proj", "k_proj", "v_proj"):
-        yield f"self_attn.{name}", (_HIDDEN, _HIDDEN), _STD
-    yield "self_attn.o_proj", (_HIDDEN, _HIDDEN), _NEARLY_NOTHING
+        yield f"self_attn.{name}", (hidden, hidden), _STD
+    yield "self_attn.o_proj", (hidden, hidden), _NEARLY_NOTHING
     for name in ("gate_proj", "up_proj"):
-        yield f"mlp.{name}", (_WIDTH, _HIDDEN), _STD
-    yield "mlp.down_proj", (_HIDDEN, _WIDTH), _NEARLY_NOTHING
-    yield "input_layernorm", (_HIDDEN,), None
-    yield "post_attention_layernorm", (_HIDDEN,), None
+        yield f"mlp.{name}", (width, hidden), _STD
+    yield "mlp.down_proj", (hidden, width), _NEARLY_NOTHING
 
 
 def _naming(embedding: Tensor, circle: Tensor, *, steps: int, is_right: Tensor | None = None) -> Tensor:

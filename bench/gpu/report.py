@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict, dataclass, replace
 
 from bench.gpu.attention import TOLERANCE, Case
+from bench.gpu.service import ServiceSpeed
 from bench.gpu.step_times import StepCase, StepTime
 from bench.statistic import table
 
@@ -42,6 +43,8 @@ class Figures:
     steps: list[StepTime]
     # A step of transformers by case; without those that did not work.
     peer_s: dict[StepCase, float]
+    # Empty where it does not run.
+    service: list[ServiceSpeed]
 
     @property
     def is_right(self) -> bool:
@@ -85,6 +88,7 @@ def to_text(figures: Figures) -> str:
             f"tests: {figures.tests}",
             table(header, rows),
             *_step_table(figures),
+            *_service_table(figures),
             "all right" if figures.is_right else "NOT RIGHT",
         ]
     )
@@ -107,3 +111,13 @@ def _step_table(figures: Figures) -> list[str]:
         for s in figures.steps
     ]
     return [table(["batch", "context", "drafts", "weights", "ms/step", "TB/s", "of copy", "transformers, ms"], rows)]
+
+
+def _service_table(figures: Figures) -> list[str]:
+    if not figures.service:
+        return ["service: not measured"]
+    rows = [
+        [str(s.at_once), f"{s.off:.0f}", f"{s.on:.0f}", f"{s.on / s.off:.2f}", f"{s.drafts_per_step:.1f}"]
+        for s in figures.service
+    ]
+    return [table(["at once", "off, tokens/s", "on", "on / off", "drafts/step"], rows)]

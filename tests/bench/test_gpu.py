@@ -5,14 +5,17 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from bench.gpu import marked_tests
+from bench.gpu import marked_tests, service
 from bench.gpu.attention import Case
+from bench.gpu.oracle_model import VICUNA_7B, write_oracle_model
 from bench.gpu.report import Figures, Measured, to_json, to_text
+from bench.gpu.service import ServiceSpeed
 from bench.gpu.step_times import StepCase, StepTime
 from bench.gpu.steps import LLAMA_8B, time_steps
 from shard.states import SequenceStates
@@ -28,6 +31,7 @@ FIGURES = Figures(
     attention=[Measured(Case(1, 1024, 1), 0.001, 2e-6), Measured(Case(8, 8192, 64), 0.004, 1.5e-4)],
     steps=[StepTime(StepCase(1, 1024, 15), 8e-3, 16 * 10**9)],
     peer_s={StepCase(1, 1024, 15): 9e-3},
+    service=[ServiceSpeed(8, off=1000.0, on=1500.0, drafts_per_step=3.25)],
 )
 
 
@@ -49,7 +53,8 @@ def test_the_table_gives_bandwidths_and_ends_with_a_verdict() -> None:
     assert lines[1] == "copy 3.00 TB/s, bf16 product 750 TFLOP/s"
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
     assert ["8", "8192", "64", "150.0", "1.79", "60%", "0.0040"] in rows
-    assert rows[-2] == ["1", "1024", "15", "16 bit", "8.00", "2.00", "67%", "9.00"]
+    assert ["1", "1024", "15", "16 bit", "8.00", "2.00", "67%", "9.00"] in rows
+    assert rows[-2] == ["8", "1000", "1500", "1.50", "3.2"]
     assert lines[-1] == "all right"
 
 
@@ -107,3 +112,22 @@ def test_whole_steps_are_timed_over_what_they_read(is_readable: bool, monkeypatc
         *(weights + 512 * tokens for tokens in (20, 20, 120)),
         quantized + 512 * 20,
     ]
+
+
+def test_the_service_is_faster_with_heads_that_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On CPU, with a small model; how much faster is not asserted, that heads were asked and drafts checked is."""
+    small = {"hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 2, "vocab_size": 300}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4}
+
+    def write(folder: str) -> None:
+        config = VICUNA_7B | small | heads
+        write_oracle_model(Path(folder), right=0.8, num_heads=3, device="cpu", config=config)
+
+    monkeypatch.setattr(service, "_write_model", write)
+    monkeypatch.setattr(service, "_CONCURRENCY", (1, 2))
+    monkeypatch.setattr(service, "_THREADS", 1)
+    said: list[str] = []
+    speeds = service.service_speeds(said.append)
+    assert [speed.at_once for speed in speeds] == [1, 2], said
+    assert all(speed.on > 0 and speed.off > 0 for speed in speeds)
+    assert speeds[0].drafts_per_step > 0
