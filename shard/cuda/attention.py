@@ -13,7 +13,7 @@ from torch import Tensor
 
 from shard.attention_spec import AttentionSpec
 from shard.cuda.attention_kernels import attend_spans, merge_splits
-from shard.cuda.device import is_roomy, launches_early, num_processors, power_of_two
+from shard.cuda.device import early, is_roomy, num_processors, power_of_two
 from shard.cuda.spans import DeviceSpans
 
 _LOG2_E = 1 / math.log(2)
@@ -112,7 +112,6 @@ def _attend_part(
         log_sums = mixes.new_empty(mixes.shape[:-1])
     scale, cap = _constants(spec)
     ancestors = spans.ancestors if part.is_step else None
-    is_early = launches_early(qkv.device)
     attend_spans[num_tiles, kv_heads * num_splits, count](
         qkv,
         pages,
@@ -143,8 +142,7 @@ def _attend_part(
         TILE_ROWS=tiles.rows,
         TILE_KEYS=tiles.keys,
         PADDED_DIM=tiles.dim,
-        IS_EARLY=is_early,
-        launch_pdl=is_early,
+        **early(qkv.device),
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
     )
@@ -160,8 +158,7 @@ def _attend_part(
             DIM=dim,
             SPLITS=power_of_two(num_splits, least=_LEAST_TILE),
             PADDED_DIM=tiles.dim,
-            IS_EARLY=is_early,
-            launch_pdl=is_early,
+            **early(qkv.device),
         )
 
 

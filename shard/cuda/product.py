@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shard.cuda.device import is_roomy, launches_early, num_processors, power_of_two
+from shard.cuda.device import early, is_roomy, num_processors, power_of_two
 from shard.cuda.product_kernels import add_splits, multiply_row, multiply_tiles
 from shard.cuda.rows import gate_mul
 from shard.gate import Gate
@@ -79,7 +79,6 @@ def _multiply_row(
     num_outputs = len(weight) // (2 if gate else 1)
     out = x.new_empty((1, num_outputs), dtype=dtype)
     tile = _ROW_PAIRS if gate else _ROW_OUTPUTS
-    is_early = launches_early(x.device)
     multiply_row[-(-num_outputs // tile),](
         x if x.stride(1) == 1 else x.contiguous(),
         weight,
@@ -91,8 +90,7 @@ def _multiply_row(
         GATE=gate,
         TILE_OUTPUTS=tile,
         TILE_INPUTS=_ROW_INPUTS,
-        IS_EARLY=is_early,
-        launch_pdl=is_early,
+        **early(x.device),
         num_warps=_ROW_WARPS,
     )
     return out

@@ -7,7 +7,7 @@ cut into programs.
 import torch
 from torch import Tensor
 
-from shard.cuda.device import launches_early, power_of_two
+from shard.cuda.device import early, power_of_two
 from shard.cuda.row_kernels import multiply_gated, normalise, rotate_heads
 from shard.gate import Gate
 
@@ -30,8 +30,7 @@ def rms_norm(x: Tensor, factor: Tensor, eps: float, added: Tensor | None = None)
         x.stride(0),
         SIZE=size,
         TILE=tile,
-        IS_EARLY=launches_early(x.device),
-        launch_pdl=launches_early(x.device),
+        **early(x.device),
         num_warps=warps,
     )
     return out
@@ -42,7 +41,6 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> None:
     assert x.stride()[1:] == (dim, 1)
     tiles = -(-num_heads // _TILE_HEADS)
     half = power_of_two(dim // 2, least=1)
-    is_early = launches_early(x.device)
     rotate_heads[num_rows, tiles](
         x,
         cos,
@@ -52,8 +50,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> None:
         DIM=dim,
         TILE_HEADS=_TILE_HEADS,
         PADDED_HALF=half,
-        IS_EARLY=is_early,
-        launch_pdl=is_early,
+        **early(x.device),
         num_warps=4,
     )
 
@@ -63,8 +60,7 @@ def gate_mul(gate_up: Tensor, gate: Gate) -> Tensor:
     num_rows, width = gate_up.shape[0], gate_up.shape[1] // 2
     out = gate_up.new_empty((num_rows, width))
     tiles = -(-width // _TILE_WIDTH)
-    is_early = launches_early(gate_up.device)
     multiply_gated[num_rows, tiles](
-        gate_up, out, WIDTH=width, GATE=gate, TILE=_TILE_WIDTH, IS_EARLY=is_early, launch_pdl=is_early, num_warps=4
+        gate_up, out, WIDTH=width, GATE=gate, TILE=_TILE_WIDTH, **early(gate_up.device), num_warps=4
     )
     return out
