@@ -1,5 +1,5 @@
-"""`python -m bench.gpu.peer BATCH CONTEXT`: seconds of a decoding step of transformers on the same shapes, the fastest
-way that it documents: a static cache and a compiled forward pass.
+"""`python -m bench.gpu.peer BATCH CONTEXT`: seconds of a decoding step of transformers on the same shapes, with a
+static cache and a compiled forward pass, by the wall clock of `generate`: its loop on the host is in it.
 
 In a process of its own, which takes the memory with it. Prints one line of JSON.
 """

@@ -1,9 +1,8 @@
 """Programmatic dependent launch, in Triton's language: a kernel is started while the one before it still runs, and
 waits by itself where it needs what that wrote (CUDA programming guide; compute capability 9.0).
 
-Between kernels of two microseconds that is half a microsecond saved, and a kernel that reads weights asks for them
-before it waits. Every kernel that begins early must wait before it ends: whoever waits for it then knows that all
-before are done.
+So what lies between two kernels is saved, and a kernel that reads weights asks for them before it waits. Every kernel
+that begins early must wait before it ends: whoever waits for it then knows that all before are done.
 """
 
 import triton

@@ -2,7 +2,8 @@
 
 A step of few rows takes as long as reading the weights. In 16 bits the library reads them as fast as the device can,
 but for those of a single row: the kernel begins to read them before the step has come to it. In 8 bits there is no
-kernel but ours. Sizes are those that were fastest on an H200 with the matrices of Llama-3.1-8B (bench/RESULTS.md).
+kernel but ours. Sizes are chosen from a sweep on an H200 over the matrices of Llama-3.1-8B (bench/RESULTS.md), taken
+before the kernel of a row read ahead.
 """
 
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ def multiply(
     gate: Gate | None = None,
 ) -> Tensor:
     """As `shard.cuda.kernels.Multiply` says."""
-    # Integers become floating-point numbers too slowly where no product of tiles does it beside the loads.
+    # In the sweep integers were a tenth slower so than by tiles.
     if len(x) == 1 and weight.dtype != torch.int8:
         return _multiply_row(x, weight, scales, bias, dtype, gate)
     if scales is None:

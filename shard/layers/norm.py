@@ -30,20 +30,20 @@ class RMSNorm(ShardedModule):
         return self.weight
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.of_sum(x, None)
+
+    def of_sum(self, x: Tensor, added: Tensor | None) -> Tensor:
+        """The same of x + added, which x becomes."""
         if x.dim() == 2 and (rows := rows_for(x.dtype, x.device)):
-            return rows.rms_norm(x, self.factor, self.eps)
+            return rows.rms_norm(x, self.factor, self.eps, added)
+        return self._normalised(x if added is None else x.add_(added))
+
+    def _normalised(self, x: Tensor) -> Tensor:
         if x.dim() == 2 and (kernels := kernels_for(x.dtype, x.device)):
             return kernels.rms_norm(x, self.weight, self.eps)
         if x.device.type != "cpu":
             return F.rms_norm(x, (self.size,), self.weight, self.eps)
         return self._on_cpu(x, self.weight)
-
-    def of_sum(self, x: Tensor, added: Tensor | None) -> Tensor:
-        """The same of x + added, which x [N, size] becomes."""
-        if rows := rows_for(x.dtype, x.device):
-            return rows.rms_norm(x, self.factor, self.eps, added)
-        out: Tensor = self(x if added is None else x.add_(added))
-        return out
 
     def _on_cpu(self, x: Tensor, weight: Tensor) -> Tensor:
         # On CPU the library's own is a dozen operations; these are half as many and round alike: 1 ms of a step of the
@@ -67,9 +67,7 @@ class OffsetRMSNorm(RMSNorm):
     def factor(self) -> Tensor:
         return self._factor
 
-    def forward(self, x: Tensor) -> Tensor:
-        if x.dim() == 2 and (rows := rows_for(x.dtype, x.device)):
-            return rows.rms_norm(x, self._factor, self.eps)
+    def _normalised(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu":
             return F.rms_norm(x.to(self._wide), (self.size,), self._factor, self.eps).to(x.dtype)
         return self._on_cpu(x, self._factor)
