@@ -44,9 +44,10 @@ typedef struct {
     long stride;
 } Rows;
 
-// All lines of the row that follows in `next`.
+// All lines of the row that follows in `next`, into the second-level cache: the first has room for few lines under way, which
+// the reading of this row needs.
 INLINE void ask_for(Rows rows, long row, const long dim) {
-    for (long i = 0; i < dim; i += 32) __builtin_prefetch(rows.next + row * rows.stride + i);
+    for (long i = 0; i < dim; i += 32) __builtin_prefetch(rows.next + row * rows.stride + i, 0, 2);
 }
 
 // Scores of `count` queries for n keys, four keys at a time: `count` is a constant, so that the sums stay in registers.

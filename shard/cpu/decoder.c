@@ -142,7 +142,7 @@ void run_halves(const Decoder *d, const Step *step, const Buffers *b, long first
     Phase *phases = zero_phases((last - first) * 5);
     #pragma omp parallel
     {
-        Worker worker = {phases, 0};
+        Worker worker = this_worker(phases);
         for (long half = first; half < last; half++) {
             const Layer *layer = d->layers + half / 2;
             const int is_end = half == 2 * d->num_layers;

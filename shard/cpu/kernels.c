@@ -93,7 +93,7 @@ void attend(const Cache *cache, const Spans *spans, const bf16 *qkv, bf16 *out, 
     Phase phases[3] = {{0}};
     #pragma omp parallel
     {
-        Worker worker = {phases, 0};
+        Worker worker = this_worker(phases);
         SHARE(&worker, row, n) {
             const bf16 *in = qkv + row * (query + 2 * kv), *own = in + query;
             for (long i = 0; i < query; i++) wide[row * query + i] = widen(in[i]);

@@ -214,7 +214,7 @@ void linear(const bf16 *x, const void *weight, const float *scales, const float 
     Phase phases[3] = {{0}};
     #pragma omp parallel if (n * in * num_out > 65536)
     {
-        Worker worker = {phases, 0};
+        Worker worker = this_worker(phases);
         const Product p = {inputs_of(x, wide_x, n, in, &worker), weight, scales, bias, wide_out, n, in,
                            gate ? 2 * round_up(num_out, LANES) : num_out, in, stride, (Gate)gate};
         product(&p, &worker);
