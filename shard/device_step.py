@@ -31,8 +31,6 @@ from shard.speculation.prices import Prices
 from shard.speculation.verify import verify
 from shard.states import SequenceStates
 
-_NOTHING = slice(0, 0)
-
 
 class Model(Protocol):
     @property
@@ -105,7 +103,8 @@ class DeviceStep:
         hidden = self._model.forward(batch, self.cache, on_launch)
         if not len(layout.cells):
             return None
-        hidden = hidden[layout.rows.logit_rows]
+        if len(layout.rows.logit_rows) < len(hidden):
+            hidden = hidden[layout.rows.logit_rows]
         sampling = self._sampling_rows(layout, kind, inputs.filtered)
         chosen = choose_tokens(
             self._model.logits(hidden),
@@ -125,7 +124,7 @@ class DeviceStep:
         if is_asked and kind.proposal is Proposal.HEADS:
             with timer.running():
                 self._draft_with_heads(layout, inputs.prices, decision, hidden)
-        logprobs = chosen.logprobs[layout.cells.gather(1, decision.path)] if kind.any_logprobs else None
+        logprobs = None if chosen.logprobs is None else chosen.logprobs[layout.cells.gather(1, decision.path)]
         return Outcome(decision, self.states.num_tokens[layout.rows.slots], logprobs, counts)
 
     def _batch(self, rows: StepRows, layout: StepLayout) -> ForwardBatch:
@@ -142,9 +141,9 @@ class DeviceStep:
         )
 
     def _sampling_rows(self, layout: StepLayout, kind: StepKind, filtered: Tensor | None) -> SamplingRows:
-        states = self.states
-        # Where all are greedy nobody looks at the parameters.
-        slots, rows = (layout.rows.logit_slots, layout.rows.logit_rows) if kind.any_sampled else (_NOTHING, _NOTHING)
+        if not kind.any_sampled:
+            return SamplingRows.greedy(any_logprobs=kind.any_logprobs)
+        states, slots, rows = self.states, layout.rows.logit_slots, layout.rows.logit_rows
         return SamplingRows(
             temperature=states.temperature[slots],
             top_k=states.top_k[slots],
@@ -153,7 +152,7 @@ class DeviceStep:
             seed=states.seed[slots],
             # The token that follows the row's.
             position=layout.positions[rows] + 1,
-            any_sampled=kind.any_sampled,
+            any_sampled=True,
             filtered=filtered,
             any_logprobs=kind.any_logprobs,
         )

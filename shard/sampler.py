@@ -8,6 +8,7 @@ ranks only for rows with a filter; for all others each rank sends four numbers.
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple, Protocol
 
 import torch
@@ -51,12 +52,19 @@ class SamplingRows:
     filtered: Tensor | None  # [F] int64, rows among which are all with a temperature above 0 and any filter
     any_logprobs: bool
 
+    @staticmethod
+    @cache
+    def greedy(*, any_logprobs: bool) -> "SamplingRows":
+        """Where all rows are greedy nobody looks at their parameters."""
+        none = torch.empty(0)
+        return SamplingRows(none, none, none, none, none, none, False, None, any_logprobs)
+
 
 class Chosen(NamedTuple):
-    """token_ids [M] int64; logprobs [M] in the logits' dtype, of the model's own distribution, 0 if not asked for."""
+    """token_ids [M] int64; logprobs [M] in the logits' dtype, of the model's own distribution; None: nobody asked."""
 
     token_ids: Tensor
-    logprobs: Tensor
+    logprobs: Tensor | None
 
 
 def choose_tokens(logits: Tensor, *, vocab_start: int, vocab_size: int, rows: SamplingRows, group: Group) -> Chosen:
@@ -67,7 +75,7 @@ def choose_tokens(logits: Tensor, *, vocab_start: int, vocab_size: int, rows: Sa
     """
     if group.size == 1 and not (rows.any_sampled or rows.any_logprobs):
         # Nothing to agree on: of what follows this is all that is left.
-        return Chosen(first_max(logits)[1], logits.new_zeros(len(logits)))
+        return Chosen(first_max(logits)[1], None)
     parts = group.all_gather(reduce_slice(logits, vocab_start=vocab_start, rows=rows))
     token_ids, raw, normalizer = merge_slices(parts)
     if rows.filtered is not None:
@@ -86,8 +94,7 @@ def choose_tokens(logits: Tensor, *, vocab_start: int, vocab_size: int, rows: Sa
         chosen = torch.where(is_filtered, chosen, token_ids[index])
         of_chosen = torch.where(is_filtered, whole.gather(1, chosen[:, None])[:, 0].double(), raw[index])
         token_ids, raw = token_ids.index_copy(0, index, chosen), raw.index_copy(0, index, of_chosen)
-    logprobs = raw - normalizer if rows.any_logprobs else torch.zeros_like(raw)
-    return Chosen(token_ids, logprobs.to(logits.dtype))
+    return Chosen(token_ids, (raw - normalizer).to(logits.dtype) if rows.any_logprobs else None)
 
 
 def reduce_slice(logits: Tensor, *, vocab_start: int, rows: SamplingRows) -> Tensor:

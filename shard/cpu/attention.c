@@ -11,6 +11,10 @@
 
 // So many pages before its turn a page is asked for.
 #define PAGES_AHEAD 3
+// Scores of the heads that are attended together: they are to stay in the second-level cache, beside pages.
+#define SCORES_BYTES 131072
+// Into so many pieces for each thread attention is cut, if there are so many heads.
+#define PIECES 4
 
 typedef float Quad __attribute__((vector_size(16), may_alias, aligned(4)));
 
@@ -168,77 +172,97 @@ static float *scratch(size_t floats) {
     return held;
 }
 
-// The pages of a span are read in this order: keys from the first block to the last, then values. Page number `index` of that.
-INLINE const bf16 *page_at(const Cache *c, const int32_t *table, long index, long blocks, long kv_head) {
-    const int is_value = index >= blocks;
-    return page_of(c, (long)table[index - is_value * blocks] * c->block_size, kv_head) + is_value * c->value_offset;
+// The pages that some kv heads of a span read, in this order: all blocks' keys, then all blocks' values, and in a block head
+// after head. What lies together is read together.
+typedef struct {
+    const Cache *cache;
+    const int32_t *table;
+    long blocks, first_head, num_heads;
+} Pages;
+
+INLINE const bf16 *page_at(const Pages *p, long index) {
+    const long head = p->first_head + index % p->num_heads, block = index / p->num_heads, is_value = block >= p->blocks;
+    return page_of(p->cache, p->table[block - is_value * p->blocks] * p->cache->block_size, head) + is_value * p->cache->value_offset;
 }
 
-INLINE Rows page_rows(const Cache *c, const int32_t *table, long index, long blocks, long kv_head) {
-    const long next = index + PAGES_AHEAD < 2 * blocks ? index + PAGES_AHEAD : 2 * blocks - 1;
-    return (Rows){page_at(c, table, index, blocks, kv_head), page_at(c, table, next, blocks, kv_head), c->dim};
+INLINE Rows page_rows(const Pages *p, long index) {
+    const long last = 2 * p->blocks * p->num_heads - 1;
+    return (Rows){page_at(p, index), page_at(p, index + PAGES_AHEAD < last ? index + PAGES_AHEAD : last), p->cache->dim};
 }
 
-// One span and kv head: all heads of the kv group and all rows share one pass over the keys and one over the values.
-static void attend_one(const Cache *c, const Spans *spans, long span, long kv_head, const float *queries, long query_stride, Input *out) {
+// Some kv heads of a span: all heads of their groups and all rows share one pass over the keys and one over the values.
+static void attend_heads(const Cache *c, const Spans *spans, long span, long first_head, long num_heads, const float *queries,
+                         long query_stride, Input *out) {
     const long dim = c->dim;
     const Passes *passes = dim == 64 ? &of_64 : dim == 128 ? &of_128 : &of_any;
     const long first = spans->firsts[span], rows = spans->counts[span], length = spans->positions[first], tree = spans->trees[span];
     const long group = c->heads / c->kv_heads, m = rows * group, padded = round_up(dim, FACTORS), block_size = c->block_size;
     // The first row reaches back farthest: blocks that it does not see are not read.
     const long begin = c->window > length ? 0 : (length - c->window + 1) / block_size * block_size;
-    const int32_t *table = spans->tables + span * spans->table_stride + begin / block_size;
     const long paged = (tree < 0 ? length + rows : length) - begin, own = tree < 0 ? 0 : rows, blocks = (paged + block_size - 1) / block_size;
+    const Pages pages = {c, spans->tables + span * spans->table_stride + begin / block_size, blocks, first_head, num_heads};
     const long width = round_up(paged + own, 4) + 2 * LANES, places = block_size > own ? block_size : own;
-    const long own_stride = 2 * c->kv_heads * dim;
-    const bf16 *own_keys = step_row_of(c, first, kv_head), *own_values = own_keys + c->kv_heads * dim;
+    const long own_stride = 2 * c->kv_heads * dim, all_m = num_heads * m;
 
-    float *sums = scratch((size_t)(2 * m * padded + m * width + places * padded)), *scores = sums + m * padded;
-    Input *q = (Input *)(scores + m * width);
-    bf16 *copies = (bf16 *)(q + m * padded), *path = copies + places * padded;
-    memset(sums, 0, sizeof(float) * (size_t)(m * padded));
-    memset(q, 0, sizeof(Input) * (size_t)(m * padded));
+    // Of each head m lines.
+    float *sums = scratch((size_t)(2 * all_m * padded + all_m * width + places * padded)), *scores = sums + all_m * padded;
+    Input *q = (Input *)(scores + all_m * width);
+    bf16 *copies = (bf16 *)(q + all_m * padded), *path = copies + places * padded;
+    memset(sums, 0, sizeof(float) * (size_t)(all_m * padded));
+    memset(q, 0, sizeof(Input) * (size_t)(all_m * padded));
     if (padded > dim) memset(copies, 0, sizeof(bf16) * (size_t)(2 * places * padded));
-    for (long i = 0; i < m; i++) {
-        const float *in = queries + (first + i / group) * query_stride + (kv_head * group + i % group) * dim;
+    for (long i = 0; i < all_m; i++) {
+        const float *in = queries + (first + i % m / group) * query_stride + ((first_head + i / m) * group + i % group) * dim;
         for (long d = 0; d < dim; d++) q[i * padded + d] = as_input(in[d]);
     }
-    for (long block = 0, left = paged; left > 0; block++, left -= block_size) {
-        const long n = left < block_size ? left : block_size;
-        const Rows keys = padded_rows(page_rows(c, table, block, blocks, kv_head), n, copies, dim, padded);
-        passes->score(q, m, keys, n, scores + block * block_size, width, padded);
+    for (long block = 0; block < blocks; block++) {
+        const long place = block * block_size, n = paged - place < block_size ? paged - place : block_size;
+        for (long head = 0; head < num_heads; head++) {
+            const Rows keys = padded_rows(page_rows(&pages, block * num_heads + head), n, copies, dim, padded);
+            passes->score(q + head * m * padded, m, keys, n, scores + head * m * width + place, width, padded);
+        }
     }
-    float scale[m];
-    for (long r = 0; r < rows; r++) {
-        float *own_scores = scores + r * group * width;
+    float scale[all_m];
+    for (long i = 0; i < all_m; i += group) {
+        const long r = i % m / group;
+        const bf16 *own_keys = step_row_of(c, first, first_head + i / m);
+        float *own_scores = scores + i * width;
         long depth = own ? -1 : r;
         for (long j = 0; j < own; j++)
             if (spans->ancestors[tree + r * spans->most_rows + j])
                 memcpy(path + ++depth * padded, own_keys + j * own_stride, sizeof(bf16) * (size_t)dim);
-        if (own) passes->score(q + r * group * padded, group, (Rows){path, path, padded}, depth + 1, own_scores + paged, width, padded);
+        if (own) passes->score(q + i * padded, group, (Rows){path, path, padded}, depth + 1, own_scores + paged, width, padded);
         const long position = length + depth - begin, from = position >= c->window ? position - c->window + 1 : 0;
-        for (long i = 0; i < group; i++) scale[r * group + i] = softmax(own_scores + i * width, from, position + 1, paged, c->scale, c->softcap);
+        for (long j = 0; j < group; j++) scale[i + j] = softmax(own_scores + j * width, from, position + 1, paged, c->scale, c->softcap);
     }
-    for (long block = 0, left = paged; left > 0; block++, left -= block_size) {
-        const long n = left < block_size ? left : block_size;
-        const Rows values = padded_rows(page_rows(c, table, blocks + block, blocks, kv_head), n, copies, dim, padded);
-        passes->add_values(sums, m, scores + block * block_size, width, values, n, padded);
+    for (long block = 0; block < blocks; block++) {
+        const long place = block * block_size, n = paged - place < block_size ? paged - place : block_size;
+        for (long head = 0; head < num_heads; head++) {
+            const Rows values = padded_rows(page_rows(&pages, (blocks + block) * num_heads + head), n, copies, dim, padded);
+            passes->add_values(sums + head * m * padded, m, scores + head * m * width + place, width, values, n, padded);
+        }
     }
-    for (long r = 0; r < own; r++) {
+    for (long i = 0; own && i < all_m; i += group) {
+        const bf16 *own_values = step_row_of(c, first, first_head + i / m) + c->kv_heads * dim;
         long depth = -1;
         for (long j = 0; j < own; j++)
-            if (spans->ancestors[tree + r * spans->most_rows + j])
+            if (spans->ancestors[tree + i % m / group * spans->most_rows + j])
                 memcpy(path + ++depth * padded, own_values + j * own_stride, sizeof(bf16) * (size_t)dim);
-        passes->add_values(sums + r * group * padded, group, scores + r * group * width + paged, width, (Rows){path, path, padded}, depth + 1, padded);
+        passes->add_values(sums + i * padded, group, scores + i * width + paged, width, (Rows){path, path, padded}, depth + 1, padded);
     }
-    for (long i = 0; i < m; i++) {
-        Input *to = out + ((first + i / group) * c->heads + kv_head * group + i % group) * dim;
+    for (long i = 0; i < all_m; i++) {
+        Input *to = out + ((first + i % m / group) * c->heads + (first_head + i / m) * group + i % group) * dim;
         for (long d = 0; d < dim; d++) to[d] = as_input(sums[i * padded + d] * scale[i]);
     }
 }
 
 void attend_spans(const Cache *c, const Spans *spans, const float *queries, long query_stride, Input *out, Worker *worker) {
-    SHARE(worker, task, spans->n * c->kv_heads) {
-        attend_one(c, spans, task / c->kv_heads, task % c->kv_heads, queries, query_stride, out);
+    const long wanted = (PIECES * omp_get_num_threads() + spans->n - 1) / spans->n, parts = wanted < c->kv_heads ? wanted : c->kv_heads;
+    SHARE(worker, piece, spans->n * parts) {
+        const long span = piece / parts, last = cut(c->kv_heads, piece % parts + 1, parts);
+        const long end = spans->positions[spans->firsts[span]] + spans->counts[span];
+        const long bytes = spans->counts[span] * (c->heads / c->kv_heads) * end * (long)sizeof(float), most = SCORES_BYTES / bytes + 1;
+        for (long head = cut(c->kv_heads, piece % parts, parts); head < last; head += most)
+            attend_heads(c, spans, span, head, last - head < most ? last - head : most, queries, query_stride, out);
     }
 }

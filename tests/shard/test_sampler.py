@@ -248,6 +248,7 @@ def test_logprobs_are_of_the_models_own_distribution() -> None:
     for chosen in [_choose(logits, rows), _choose_sharded(logits, rows, 3)[2]]:
         expected = logits.log_softmax(-1).gather(1, chosen.token_ids[:, None])[:, 0]
         torch.testing.assert_close(chosen.logprobs, expected)
+        assert chosen.logprobs is not None
         assert chosen.logprobs.dtype == logits.dtype
 
 
@@ -259,4 +260,5 @@ def test_a_greedy_row_ignores_filters_seeds_and_its_sampled_neighbours() -> None
 
 def test_a_step_without_rows_has_no_tokens() -> None:
     chosen = _choose(torch.empty(0, 50), _rows(0))
-    assert chosen.token_ids.shape == chosen.logprobs.shape == (0,)
+    assert chosen.token_ids.shape == (0,)
+    assert chosen.logprobs is None
