@@ -221,12 +221,14 @@ class DeviceStep:
             )
         if layout.on_path is None:
             return None
-        depth = layout.on_path.sum(2)[:, 1:] - 1
-        rows = torch.arange(decision.path.shape[1], device=depth.device)
-        # Where nothing was accepted the mark falls on the root.
-        accepted_rows = torch.where(rows <= decision.num_accepted[:, None], decision.path, 0)
-        is_accepted = torch.zeros_like(layout.cells, dtype=torch.bool).scatter_(1, accepted_rows, True)[:, 1:]
-        return drafter.counts(slots, depth, is_accepted, decision.num_checked)
+        return drafter.counts(
+            slots,
+            layout.parents,
+            layout.on_path,
+            path=decision.path,
+            num_accepted=decision.num_accepted,
+            num_checked=decision.num_checked,
+        )
 
     def _draft_with_heads(self, layout: StepLayout, prices: Prices, decision: Decision, hidden: Tensor) -> None:
         """All ranks: the heads guess from the row behind which the last token came, `hidden` [M, size]."""
@@ -247,11 +249,7 @@ class DeviceStep:
     def _draft(self, drafter: Drafter, layout: StepLayout, prices: Prices, candidates: Candidates | None) -> DraftTree:
         """Rank 0: trees for the sequences that propose."""
         states, slots = self.states, layout.rows.slots[layout.rows.proposing]
-        num_tokens = states.num_tokens[slots]
-        # Of the tokens still wanted, the last one is never a draft's: a step always brings one of its own.
-        room = (states.max_num_tokens[slots] - num_tokens - 1).clamp_min(0)
-        max_depth = torch.where(states.finished[slots], 0, torch.minimum(layout.rows.max_depth, room))
-        max_drafts = torch.where(max_depth > 0, layout.rows.max_drafts, 0)
+        num_tokens, max_drafts, max_depth = states.bound_drafts(slots, layout.rows.max_drafts, layout.rows.max_depth)
         longest = None
         if states.is_readable:
             if not max_drafts.any():

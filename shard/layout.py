@@ -14,6 +14,7 @@ from typing import Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from shard.cpu.layout import Kept, layout_kernels
 from shard.cuda.spans import DeviceSpans
 from shard.forward_batch import Span
 from shard.plan import SequenceStep
@@ -180,20 +181,34 @@ def plan_rows(steps: list[SequenceStep], states: SequenceStates) -> StepRows | N
 
 def lay_out(rows: StepRows, numbers: RowNumbers[Tensor], states: SequenceStates) -> StepLayout:
     """`numbers` are those of `rows`, on the device."""
-    num_decoding, width = len(rows.decodes), rows.width
-    slots = numbers.slots
-    drafts, parents = states.draft_token_ids[slots, : width - 1], states.draft_parents[slots, : width - 1]
-    on_path = ancestors(parents) if width > 1 else None
-    parts = [_step_rows(states, numbers, num_decoding, drafts, on_path)] if num_decoding else []
-    if rows.chunks:
-        positions = numbers.chunk_positions
-        parts.append((states.token_ids[numbers.chunk_slots, positions], positions))
-    token_ids, positions = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
+    num_decoding, width, slots = len(rows.decodes), rows.width, numbers.slots
+    if states.is_readable and (kernels := layout_kernels()):
+        token_ids, positions, num_drafts, drafts, parents, seen = kernels.lay_out(
+            Kept(*(getattr(states, name) for name in Kept._fields)),
+            slots,
+            numbers.allowed,
+            numbers.num_rows,
+            numbers.chunk_slots,
+            numbers.chunk_positions,
+            num_decoding=num_decoding,
+            num_step_rows=rows.num_step_rows,
+            width=width,
+        )
+        on_path = seen if width > 1 else None
+    else:
+        drafts, parents = states.draft_token_ids[slots, : width - 1], states.draft_parents[slots, : width - 1]
+        on_path = ancestors(parents) if width > 1 else None
+        parts = [_step_rows(states, numbers, num_decoding, drafts, on_path)] if num_decoding else []
+        if rows.chunks:
+            positions = numbers.chunk_positions
+            parts.append((states.token_ids[numbers.chunk_slots, positions], positions))
+        token_ids, positions = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
+        num_drafts = torch.where(states.finished[slots], -1, torch.minimum(states.num_drafts[slots], numbers.allowed))
     return StepLayout(
         rows=numbers,
         token_ids=token_ids,
         positions=positions,
-        num_drafts=torch.where(states.finished[slots], -1, torch.minimum(states.num_drafts[slots], numbers.allowed)),
+        num_drafts=num_drafts,
         drafts=drafts,
         parents=parents,
         on_path=on_path,

@@ -123,8 +123,23 @@ class SequenceStates:
         self.num_drafts.index_fill_(0, slots, 0)
         self.finished[slots] |= finished
 
+    def bound_drafts(self, slots: Tensor, max_drafts: Tensor, max_depth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of sequences in `slots` [S] how many tokens they have, and what is left of the drafts that are wanted and of
+        their depth, both [S]: nothing of a sequence that ended."""
+        if self.device.type == "cpu" and (kernels := decision_kernels()):
+            states = self.num_tokens, self.max_num_tokens, self.finished
+            return kernels.bound_drafts(states, slots, max_drafts, max_depth)
+        num_tokens = self.num_tokens[slots]
+        # Of the tokens still wanted, the last one is never a draft's: a step always brings one of its own.
+        room = (self.max_num_tokens[slots] - num_tokens - 1).clamp_min(0)
+        max_depth = torch.where(self.finished[slots], 0, torch.minimum(max_depth, room))
+        return num_tokens, torch.where(max_depth > 0, max_drafts, 0), max_depth
+
     def set_drafts(self, slots: Tensor, tree: DraftTree) -> None:
         """Makes a tree per slot [S] pending."""
+        if self.device.type == "cpu" and (kernels := decision_kernels()):
+            kernels.set_drafts((self.draft_token_ids, self.draft_parents, self.num_drafts), slots, tree)
+            return
         self.draft_token_ids[slots] = tree.token_ids
         self.draft_parents[slots] = tree.parents
         self.num_drafts[slots] = tree.num_drafts

@@ -68,3 +68,40 @@ void observe_lookup(const Ratio *ratio, const Outcome *outcome, const int64_t *m
     add_evidence(ratio, right, tested);
     free(right);
 }
+
+// Probabilities [n, depth] of what follows matches [n] of sequences in slots [n]; the ratio is [matches, depth].
+void estimate_lookup(const Ratio *ratio, const Own *own, const int64_t *matches, const int64_t *slots, float *out, long n, long depth,
+                     float most) {
+    for (long s = 0; s < n; s++)
+        for (long d = 0; d < depth; d++) {
+            float p = ratio->above[matches[s] * depth + d] / ratio->below[matches[s] * depth + d];
+            if (d == 0) p *= own->right[slots[s]] / own->said[slots[s]];
+            out[s * depth + d] = p < most ? p : most;
+        }
+}
+
+// n trees of up to `rows` rows: parents [n, rows - 1]; path [n, …], rows `stride` apart, and how many drafts on it were
+// accepted [n], of so many checked [n].
+typedef struct {
+    const int64_t *parents, *path, *accepted, *checked;
+    long n, rows, stride;
+} Checks;
+
+// Checked and accepted drafts by method and depth, counts [n, 2, methods, deepest], which are 0 before. methods [slots,
+// tree_size] are those of the drafts, from 1.
+void count_drafts(const Checks *checks, const int64_t *methods, const int64_t *slots, int64_t *counts, long tree_size, long num_methods,
+                  long deepest) {
+    for (long s = 0; s < checks->n; s++) {
+        const int64_t *parents = checks->parents + s * (checks->rows - 1), *path = checks->path + s * checks->stride;
+        int64_t *checked = counts + s * 2 * num_methods * deepest, *accepted = checked + num_methods * deepest;
+        // Of each row; the root has no method.
+        long depth[checks->rows], cell[checks->rows];
+        depth[0] = 0;
+        for (long row = 1; row < checks->rows && row <= checks->checked[s]; row++) {
+            depth[row] = depth[parents[row - 1]] + 1;
+            cell[row] = (methods[slots[s] * tree_size + row - 1] - 1) * deepest + depth[row] - 1;
+            checked[cell[row]]++;
+        }
+        for (long i = 1; i <= checks->accepted[s]; i++) accepted[cell[path[i]]]++;
+    }
+}

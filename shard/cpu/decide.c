@@ -1,6 +1,6 @@
-// What follows the model in a step: the best of each row's logits, which drafts are right, tokens appended. The same as
-// shard/sampler.py, shard/speculation/verify.py and shard/states.py in torch operations, of which each takes longer than
-// all of this. Integers are int64 and arrays contiguous where nothing else is said.
+// What follows the model in a step: the best of each row's logits, which drafts are right, tokens appended, the next drafts
+// kept. The same as shard/sampler.py, shard/speculation/verify.py and shard/states.py in torch operations, of which each takes
+// longer than all of this. Integers are int64 and arrays contiguous where nothing else is said.
 
 #include <math.h>
 
@@ -106,5 +106,33 @@ void append(const States *states, const int64_t *slots, const int64_t *tokens, c
         states->num_tokens[slot] += num_emitted[i];
         states->num_drafts[slot] = 0;
         states->finished[slot] |= finished[i];
+    }
+}
+
+// What is pending of each slot: ids and parents [slots, size], counts [slots].
+typedef struct {
+    int64_t *ids, *parents, *counts;
+    long size;
+} Pending;
+
+// Trees of n slots, in the same shapes.
+void set_drafts(const Pending *pending, const int64_t *slots, const int64_t *ids, const int64_t *parents, const int64_t *counts, long n) {
+    const size_t bytes = sizeof(int64_t) * (size_t)pending->size;
+    for (long i = 0; i < n; i++) {
+        memcpy(pending->ids + slots[i] * pending->size, ids + i * pending->size, bytes);
+        memcpy(pending->parents + slots[i] * pending->size, parents + i * pending->size, bytes);
+        pending->counts[slots[i]] = counts[i];
+    }
+}
+
+// Of sequences in slots [n], of whom so many drafts are wanted, so deep: the tokens they have, and how many drafts, how deep,
+// may be made.
+void bound_drafts(const int64_t *num_tokens, const int64_t *max_num_tokens, const uint8_t *finished, const int64_t *slots,
+                  const int64_t *wanted, const int64_t *deepest, int64_t *lengths, int64_t *drafts, int64_t *depths, long n) {
+    for (long i = 0; i < n; i++) {
+        const int64_t slot = slots[i], left = max_num_tokens[slot] - num_tokens[slot] - 1;
+        lengths[i] = num_tokens[slot];
+        depths[i] = finished[slot] || left < 0 ? 0 : left < deepest[i] ? left : deepest[i];
+        drafts[i] = depths[i] > 0 ? wanted[i] : 0;
     }
 }

@@ -35,6 +35,10 @@ class _States(ctypes.Structure):
     ]
 
 
+class _Pending(ctypes.Structure):
+    _fields_ = [*((name, _pointer) for name in ("ids", "parents", "counts")), ("size", _long)]
+
+
 class DecisionKernels:
     def __init__(self, library: ctypes.CDLL) -> None:
         self._first_max = library.first_max
@@ -43,6 +47,10 @@ class DecisionKernels:
         self._verify.argtypes = [ctypes.POINTER(_Checked), ctypes.POINTER(_Verdicts), _pointer]
         self._append = library.append
         self._append.argtypes = [ctypes.POINTER(_States), *[_pointer] * 4, *[_long] * 2]
+        self._bound_drafts = library.bound_drafts
+        self._bound_drafts.argtypes = [*[_pointer] * 9, _long]
+        self._set_drafts = library.set_drafts
+        self._set_drafts.argtypes = [ctypes.POINTER(_Pending), *[_pointer] * 4, _long]
 
     def first_max(self, scores: Tensor) -> tuple[Tensor, Tensor]:
         """float32 [M, N], whose rows are contiguous -> the greatest of each row and its place, the first of equals."""
@@ -101,6 +109,30 @@ class DecisionKernels:
             finished.data_ptr(),
             len(slots),
             token_ids.stride(0),
+        )
+
+    def bound_drafts(
+        self, states: tuple[Tensor, Tensor, Tensor], slots: Tensor, max_drafts: Tensor, max_depth: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`states`: of each slot how many tokens it has and may have, and whether it is finished. The others as in
+        SequenceStates.bound_drafts."""
+        held = [slots.contiguous(), max_drafts.contiguous(), max_depth.contiguous()]
+        out = [*torch.empty(3, len(slots), dtype=torch.int64)]
+        self._bound_drafts(*(tensor.data_ptr() for tensor in (*states, *held, *out)), len(slots))
+        num_tokens, drafts, depths = out
+        return num_tokens, drafts, depths
+
+    def set_drafts(
+        self, pending: tuple[Tensor, Tensor, Tensor], slots: Tensor, tree: tuple[Tensor, Tensor, Tensor]
+    ) -> None:
+        """`pending`, changed in place, ids and parents [slots, N] and their number [slots]; `tree`: the same of S."""
+        size = pending[0].shape[1]
+        assert tree[0].shape == tree[1].shape == (len(slots), size)
+        held = [tensor.contiguous() for tensor in (slots, *tree)]
+        self._set_drafts(
+            _Pending(*(tensor.data_ptr() for tensor in pending), size),
+            *(tensor.data_ptr() for tensor in held),
+            len(slots),
         )
 
 

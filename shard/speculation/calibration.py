@@ -17,6 +17,8 @@ _PRIOR_WEIGHT = 4.0
 # The same of one sequence: a memory of some twenty matches, and what it begins with.
 _OWN_KEPT = 0.95
 _OWN_PRIOR_WEIGHT = 2.0
+# No lookup is believed more.
+_MOST_SURE = 0.99
 
 
 class _Ratio:
@@ -95,6 +97,10 @@ class LookupCalibration:
         self._own_right = torch.full((num_slots,), _OWN_PRIOR_WEIGHT, device=device)
         self._own_said = self._own_right.clone()
 
+    @property
+    def _own(self) -> OwnSums:
+        return OwnSums(self._own_right, self._own_said, _OWN_KEPT, _OWN_PRIOR_WEIGHT)
+
     def reset(self) -> None:
         self._right.reset()
         self._own_right.fill_(_OWN_PRIOR_WEIGHT)
@@ -106,9 +112,11 @@ class LookupCalibration:
 
     def estimate(self, match_length: Tensor, slots: Tensor) -> Tensor:
         """[S], [S] -> [S, K]."""
+        if slots.device.type == "cpu" and (kernels := calibration_kernels()):
+            return kernels.estimate_lookup(self._right.sums, self._own, match_length, slots, most=_MOST_SURE)
         estimate = self._right.value[match_length]
         estimate[:, 0] *= self._own_right[slots] / self._own_said[slots]
-        return estimate.clamp_max_(0.99)
+        return estimate.clamp_max_(_MOST_SURE)
 
     def observe(
         self,
@@ -121,8 +129,7 @@ class LookupCalibration:
         """The continuation was a guess of `token_ids` [S, R], of which the first `num_known` [S] are true. `was_asked`
         [] float32 is 0 where nothing was asked for; None: it was."""
         if token_ids.device.type == "cpu" and (kernels := calibration_kernels()):
-            own = OwnSums(self._own_right, self._own_said, _OWN_KEPT, _OWN_PRIOR_WEIGHT)
-            kernels.observe_lookup(self._right.sums, own, *continuation, slots, token_ids, num_known)
+            kernels.observe_lookup(self._right.sums, self._own, *continuation, slots, token_ids, num_known)
             return
         truth, is_known = _truth(token_ids, num_known, continuation.token_ids.shape[1])
         is_right = continuation.token_ids == truth

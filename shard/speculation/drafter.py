@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from shard.cpu.calibrate import calibration_kernels
 from shard.host_copy import integers, is_readable
 from shard.speculation import Candidates, Continuation, DraftTree, Method
 from shard.speculation.calibration import HeadCalibration, LookupCalibration
@@ -29,7 +30,8 @@ class SpeculationSizes:
 
 class Drafter:
     """Tensors named `_pending` have a row per slot and hold what was proposed for it in the step before. Whether
-    anything was, `_asked_heads` and `_asked_lookup` say, 1 or 0; the host knows only where the device is readable."""
+    anything was the host knows where the device is readable; elsewhere `_asked_heads` and `_asked_lookup` say, 1 or 0.
+    """
 
     def __init__(
         self,
@@ -78,11 +80,13 @@ class Drafter:
         if self._has_candidates:
             ids, probabilities = self._pending_candidates
             said = Candidates(ids[slots], probabilities[slots])
-            self._head_calibration.observe(said, token_ids, num_emitted, self._asked_heads)
+            was_asked = None if self._is_readable else self._asked_heads
+            self._head_calibration.observe(said, token_ids, num_emitted, was_asked)
         if self._lookup is not None:
             ids, match_length = self._pending_continuation
             guess = Continuation(ids[slots], match_length[slots])
-            self._lookup_calibration.observe(guess, slots, token_ids, num_emitted, self._asked_lookup)
+            was_asked = None if self._is_readable else self._asked_lookup
+            self._lookup_calibration.observe(guess, slots, token_ids, num_emitted, was_asked)
         if self._is_readable:
             # Whoever drafts next forgets what there is.
             self.has_pending = False
@@ -94,14 +98,19 @@ class Drafter:
         self._lookup_calibration.begin(integers(slots, self._device))
 
     def _forget(self) -> None:
-        # Elsewhere than on a readable device steps may have been replayed.
-        self.has_pending = not self._is_readable
-        self._has_candidates = not self._is_readable and self.sizes.num_heads > 0
+        self._pending_continuation.match_length.zero_()
+        if self._is_readable:
+            self.has_pending = self._has_candidates = False
+            return
+        # Steps may have been replayed.
+        self.has_pending, self._has_candidates = True, self.sizes.num_heads > 0
         self._asked_lookup.zero_()
         self._asked_heads.zero_()
+        self._forget_candidates()
+
+    def _forget_candidates(self) -> None:
         self._pending_candidates.token_ids.fill_(-1)
         self._pending_candidates.probabilities.zero_()
-        self._pending_continuation.match_length.zero_()
 
     def draft(
         self,
@@ -127,14 +136,18 @@ class Drafter:
             continuation = self._lookup.look_up(history, num_tokens)
             sure = self._lookup_calibration.estimate(continuation.match_length, slots)
             match_length = continuation.match_length
-            self._asked_lookup.fill_(1)
             self._pending_continuation.token_ids[slots] = continuation.token_ids
             self._pending_continuation.match_length[slots] = (
                 match_length if is_asked is None else match_length * is_asked
             )
+            if not self._is_readable:
+                self._asked_lookup.fill_(1)
         if candidates is not None:
             self._has_candidates = True
-            self._asked_heads.fill_(1)
+            if self._is_readable:
+                self._forget_candidates()
+            else:
+                self._asked_heads.fill_(1)
             ids, probabilities = candidates
             if is_asked is not None:
                 ids = torch.where(is_asked[:, None, None], ids, -1)
@@ -172,17 +185,35 @@ class Drafter:
         pad = torch.nn.functional.pad
         return Candidates(pad(candidates.token_ids, missing), pad(probabilities, missing))
 
-    def counts(self, slots: Tensor, depth: Tensor, is_accepted: Tensor, num_checked: Tensor) -> Tensor:
+    def counts(
+        self,
+        slots: Tensor,
+        parents: Tensor,
+        on_path: Tensor,
+        *,
+        path: Tensor,
+        num_accepted: Tensor,
+        num_checked: Tensor,
+    ) -> Tensor:
         """Drafts of the slots [S] by method and depth, checked and accepted: [S, 2, methods, K].
 
-        Of the drafts [S, R - 1] of each sequence: `depth` from 1, `is_accepted`; the first `num_checked` [S] count.
+        Of trees of `parents` [S, R - 1] with `on_path` [S, R, R] (see verify) the first `num_checked` [S] drafts count,
+        and the first `num_accepted` [S] behind the root on `path` [S, D] were right.
         """
-        num_drafts, num_methods, deepest = depth.shape[1], len(Method), self.sizes.num_speculative_tokens
+        num_drafts, num_methods, deepest = parents.shape[1], len(Method), self.sizes.num_speculative_tokens
+        counts = torch.zeros(len(slots), 2, num_methods, deepest, dtype=torch.int64, device=slots.device)
+        if slots.device.type == "cpu" and (kernels := calibration_kernels()):
+            kernels.count_drafts(self._pending_methods, slots, parents, path, num_accepted, num_checked, counts)
+            return counts
+        # Where nothing was accepted the mark falls on the root.
+        accepted_rows = torch.where(torch.arange(path.shape[1], device=path.device) <= num_accepted[:, None], path, 0)
+        is_accepted = torch.zeros_like(on_path[:, 0]).scatter_(1, accepted_rows, True)[:, 1:]
         is_checked = torch.arange(num_drafts, device=slots.device) < num_checked[:, None]
+        depth = on_path.sum(2)[:, 1:] - 1
         cell = (self._pending_methods[slots, :num_drafts] - 1) * deepest + depth - 1
-        counts = torch.zeros(len(slots), 2, num_methods * deepest, dtype=torch.int64, device=slots.device)
         # A draft that does not count may have any method or depth.
         cell = torch.where(is_checked, cell, 0)
-        counts[:, 0].scatter_add_(1, cell, is_checked.long())
-        counts[:, 1].scatter_add_(1, cell, (is_checked & is_accepted).long())
-        return counts.view(len(slots), 2, num_methods, deepest)
+        flat = counts.view(len(slots), 2, -1)
+        flat[:, 0].scatter_add_(1, cell, is_checked.long())
+        flat[:, 1].scatter_add_(1, cell, (is_checked & is_accepted).long())
+        return counts

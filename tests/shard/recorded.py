@@ -21,7 +21,8 @@ from shard.report import Outcome
 _COMPILED = {
     "decision_kernels": ("shard.states", "shard.sampler", "shard.speculation.verify"),
     "draft_kernels": ("shard.speculation.ngram", "shard.speculation.tree", "shard.speculation.prices"),
-    "calibration_kernels": ("shard.speculation.calibration",),
+    "calibration_kernels": ("shard.speculation.calibration", "shard.speculation.drafter"),
+    "layout_kernels": ("shard.layout",),
 }
 
 

@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from shard.cpu.calibrate import CalibrationKernels
 from shard.speculation import Candidates, Continuation, Method
 from shard.speculation import calibration as calibration_module
+from shard.speculation import drafter as drafter_module
 from shard.speculation.calibration import HeadCalibration, LookupCalibration
 from shard.speculation.drafter import Drafter, SpeculationSizes
 from shard.speculation.ngram import NgramLookup
 from shard.speculation.prices import HostPrices
+from shard.speculation.verify import ancestors
 
 KNOWN, UNKNOWN = torch.tensor([1]), torch.tensor([0])
 
@@ -121,7 +123,7 @@ def test_the_compiled_observations_teach_the_same(
                 continuation = Continuation(draw(0, 2, num_sequences, depth), draw(0, 5, num_sequences))
                 slots = torch.randperm(5, generator=generator)[:num_sequences]
                 lookup.observe(continuation, slots, token_ids, num_known)
-        everywhere = lookup.estimate(torch.arange(5), torch.arange(5))
+            everywhere = lookup.estimate(torch.arange(5), torch.arange(5))
         return heads.estimate(torch.full((1, depth, width), 0.3)), everywhere
 
     compiled = calibration_module.calibration_kernels()
@@ -164,25 +166,68 @@ def test_a_draft_that_both_propose_is_one_draft_and_counted_as_such() -> None:
     )
     assert int(tree.num_drafts) == 6
     assert tree.token_ids[0].tolist().count(3) == 1
-    depth = torch.zeros(1, 6, dtype=torch.int64)
-    for i in range(6):
-        parent = int(tree.parents[0, i])
-        depth[0, i] = 1 + (int(depth[0, parent - 1]) if parent else 0)
-    is_accepted = torch.zeros(1, 6, dtype=torch.bool)
-    is_accepted[0, tree.token_ids[0].tolist().index(3)] = True
-    drafted, accepted = drafter.counts(slots, depth, is_accepted, tree.num_drafts)[0]
+    right = 1 + tree.token_ids[0].tolist().index(3)
+    drafted, accepted = drafter.counts(
+        slots,
+        tree.parents,
+        ancestors(tree.parents),
+        path=torch.tensor([[0, right, 0, 0]]),
+        num_accepted=torch.tensor([1]),
+        num_checked=tree.num_drafts,
+    )[0]
     assert int(drafted.sum()) == 6
     assert accepted.tolist()[Method.NGRAM_AND_MEDUSA - 1] == [1, 0, 0]
     assert int(accepted.sum()) == 1
     assert drafted.tolist()[Method.NGRAM - 1][1] == 1
 
 
-def test_drafts_that_were_not_checked_are_not_counted() -> None:
-    drafter = make_drafter(lookup=False)
-    counts = drafter.counts(
-        torch.tensor([0]), torch.tensor([[1, 1, 2]]), torch.ones(1, 3, dtype=torch.bool), torch.tensor([0])
-    )
-    assert int(counts.sum()) == 0
+def _random_trees(num_trees: int, num_drafts: int, deepest: int, generator: torch.Generator) -> torch.Tensor:
+    """Parents [S, N]; nothing is deeper than that."""
+    parents = torch.zeros(num_trees, num_drafts, dtype=torch.int64)
+    for s in range(num_trees):
+        depths = [0]
+        for i in range(num_drafts):
+            rows = [row for row, depth in enumerate(depths) if depth < deepest]
+            parents[s, i] = rows[int(torch.randint(len(rows), (), generator=generator))]
+            depths.append(depths[int(parents[s, i])] + 1)
+    return parents
+
+
+@given(seed=st.integers(0, 1000), num_drafts=st.integers(1, 6), num_trees=st.integers(1, 4))
+@settings(deadline=None)
+def test_checked_and_accepted_drafts_are_counted_by_method_and_depth(
+    seed: int, num_drafts: int, num_trees: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    drafter, deepest = make_drafter(), 3
+    drafter._pending_methods.random_(1, len(Method) + 1, generator=generator)
+    slots = torch.randperm(4, generator=generator)[:num_trees]
+    parents = _random_trees(num_trees, num_drafts, deepest, generator)
+    num_checked = torch.randint(0, num_drafts + 1, (num_trees,), generator=generator)
+    path, num_accepted = torch.zeros(num_trees, 1 + deepest, dtype=torch.int64), torch.zeros_like(num_checked)
+    expected = torch.zeros(num_trees, 2, len(Method), deepest, dtype=torch.int64)
+    for s in range(num_trees):
+        ways = [[0]]
+        for i in range(num_drafts):
+            ways.append([*ways[int(parents[s, i])], i + 1])
+        accepted = ways[int(torch.randint(int(num_checked[s]) + 1, (), generator=generator))]
+        path[s, : len(accepted)] = torch.tensor(accepted)
+        num_accepted[s] = len(accepted) - 1
+        for row in range(1, int(num_checked[s]) + 1):
+            method = int(drafter._pending_methods[slots[s], row - 1])
+            expected[s, 0, method - 1, len(ways[row]) - 2] += 1
+            expected[s, 1, method - 1, len(ways[row]) - 2] += row in accepted
+    for kernels in (drafter_module.calibration_kernels(), None):
+        with mock.patch.object(drafter_module, "calibration_kernels", return_value=kernels):
+            counts = drafter.counts(
+                slots,
+                parents,
+                ancestors(parents),
+                path=path,
+                num_accepted=num_accepted,
+                num_checked=num_checked,
+            )
+        assert torch.equal(counts, expected)
 
 
 def draft_five(drafter: Drafter, slot: int) -> None:
