@@ -102,8 +102,9 @@ class BudgetController:
         self._num_outcomes = {Proposal.LOOKUP: 0, Proposal.HEADS: 0}
         self._heads = Attempts()
         self._step = self._num_sequences = 0
-        # Who was asked in this step.
+        # Who was asked in this step, and what asking one more takes of each of them, as if all were.
         self._asked: list[_Record] = []
+        self._cost_of_one_s: float | None = None
         self.budget = StepBudget()
         # Sequences' steps by what was decided for them, for the metrics.
         self.num_decisions = dict.fromkeys(("asked", "paused", "too_dear"), 0)
@@ -127,6 +128,7 @@ class BudgetController:
         else:
             self.budget = self._weigh(sequences, wanting, full_rows)
         self._asked.clear()
+        self._cost_of_one_s = None
         return self.budget
 
     def _weigh(self, sequences: Sequence_[Sequence], wanting: list[Sequence], full_rows: int) -> StepBudget:
@@ -184,8 +186,10 @@ class BudgetController:
         record = self._record(sequence)
         if self.budget.step_s:
             # Where nothing was ever right there is nothing to ask for; a try looks as far as it may.
-            worth, num_asked = self._depth(record), len(self._asked) + 1
-            cost_s = self._asking_s(Proposal.LOOKUP, num_asked) / num_asked
+            worth = self._depth(record)
+            if (cost_s := self._cost_of_one_s) is None:
+                num_asked = len(self._asked) + 1
+                cost_s = self._cost_of_one_s = self._asking_s(Proposal.LOOKUP, num_asked) / num_asked
             pays = worth > 0 and self._pays(record, cost_s)
             if not record.attempts.is_due(self._step, pays, cost_s / self.budget.step_s):
                 self.num_decisions["paused"] += 1
@@ -193,6 +197,7 @@ class BudgetController:
             depth = min(depth, worth or depth)
         self.num_decisions["asked"] += 1
         self._asked.append(record)
+        self._cost_of_one_s = None
         # A tree that is less deep has one draft less for each level at least.
         size = self.config.tree_size - (self.config.max_depth - depth)
         return max(0, min(size, share)), depth

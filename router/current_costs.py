@@ -129,4 +129,8 @@ class CurrentCosts:
         return seconds
 
     def _of(self, num_sequences: int) -> _OfAlike:
-        return self._found.setdefault(num_sequences.bit_length(), _OfAlike())
+        size = num_sequences.bit_length()
+        found = self._found.get(size)
+        if found is None:
+            found = self._found[size] = _OfAlike()
+        return found

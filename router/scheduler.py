@@ -152,11 +152,12 @@ class Scheduler:
             for s in running
             if s.slot is not None and s.slot in steps
         ]
+        num_asked = sum(step.propose > 0 for step in steps.values())
         self._outstanding[self._step_id] = OutstandingStep(
             in_step,
             context=sum(len(entry.sequence.token_ids) for entry in in_step),
             asked=drafting.proposal,
-            num_asked=sum(step.propose > 0 for step in steps.values()),
+            num_asked=num_asked,
         )
         return StepPlan(
             self._step_id,
@@ -164,7 +165,7 @@ class Scheduler:
             new_sequences,
             list(steps.values()),
             proposal=drafting.proposal,
-            draft_prices=drafting.prices,
+            draft_prices=drafting.prices if num_asked else (),
         )
 
     def _begin_drafting(self, num_decoding: int) -> StepBudget:

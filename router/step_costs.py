@@ -64,7 +64,9 @@ class StepCosts:
         self.checking = max(0.0, median(differences)) if differences else 0.0
         many = [(rows, seconds - self.checking) for rows, seconds in checked if rows > most]
         self.by_rows = _rising([*self.by_rows, *many])
+        # By rows, each when it is asked for first.
         self._draft_costs: dict[int, tuple[DraftCost, ...]] = {}
+        self._least_draft_seconds: dict[int, float] = {}
         self.by_proposal = {
             proposal: _rising((cost.sequences, cost.proposing_s) for cost in measured if cost.proposal is proposal)
             for proposal in (Proposal.LOOKUP, Proposal.HEADS)
@@ -95,8 +97,11 @@ class StepCosts:
 
     def least_draft_seconds(self, rows: int) -> float:
         """Of each draft, where as many are taken as make it least: where some stretch of equal costs ends."""
-        *_, last = costs = self.draft_costs(rows)
-        return min(last.seconds, *(self.draft_seconds(rows, cost.first) / cost.first for cost in costs[1:]))
+        if rows not in self._least_draft_seconds:
+            *_, last = costs = self.draft_costs(rows)
+            ends = (self.draft_seconds(rows, cost.first) / cost.first for cost in costs[1:])
+            self._least_draft_seconds[rows] = min(last.seconds, *ends)
+        return self._least_draft_seconds[rows]
 
     def proposal_seconds(self, proposal: Proposal, sequences: int) -> float:
         """Of asking for drafts of so many sequences."""
