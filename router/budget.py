@@ -102,7 +102,7 @@ class BudgetController:
         self._num_outcomes = {Proposal.LOOKUP: 0, Proposal.HEADS: 0}
         self._heads = Attempts()
         self._step = self._num_sequences = 0
-        # Who was asked in this step, and what asking one more takes of each of them, as if all were.
+        # Who was asked in this step, and the part of each in what asking takes if one more is; None: not worked out.
         self._asked: list[_Record] = []
         self._cost_of_one_s: float | None = None
         self.budget = StepBudget()
