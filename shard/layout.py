@@ -14,7 +14,7 @@ from typing import Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from shard.cpu.layout import Kept, layout_kernels
+from shard.cpu.layout import layout_kernels
 from shard.cuda.spans import DeviceSpans
 from shard.forward_batch import Span
 from shard.plan import SequenceStep
@@ -184,7 +184,7 @@ def lay_out(rows: StepRows, numbers: RowNumbers[Tensor], states: SequenceStates)
     num_decoding, width, slots = len(rows.decodes), rows.width, numbers.slots
     if states.is_readable and (kernels := layout_kernels()):
         token_ids, positions, num_drafts, drafts, parents, seen = kernels.lay_out(
-            Kept(*(getattr(states, name) for name in Kept._fields)),
+            states.kept,
             slots,
             numbers.allowed,
             numbers.num_rows,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from shard.cpu.decide import decision_kernels
+from shard.cpu.slots import SlotsStruct
 from shard.host_copy import integers, is_readable
 from shard.plan import NewSequence, SequenceStep
 from shard.speculation import DraftTree
@@ -57,6 +58,16 @@ class SequenceStates:
         self.top_k, self.seed = integers(), integers()
         self.block_tables = integers(max_total_tokens // block_size + 1).int()
         self.host: dict[int, HostSlot] = {}
+        # For the compiled kernels: these tensors stay where they are.
+        self.kept = SlotsStruct.of(
+            token_ids=self.token_ids,
+            num_tokens=self.num_tokens,
+            max_num_tokens=self.max_num_tokens,
+            draft_token_ids=self.draft_token_ids,
+            draft_parents=self.draft_parents,
+            num_drafts=self.num_drafts,
+            finished=self.finished,
+        )
         self.num_tokens[self.spare_slot] = self.max_num_tokens[self.spare_slot] = 1
         self.finished[self.spare_slot] = True
 
@@ -111,8 +122,7 @@ class SequenceStates:
         """Commits the first `num_emitted` [S] of `token_ids` [S, R] of each of the slots [S]. What was drafted for them
         is void."""
         if self.device.type == "cpu" and (kernels := decision_kernels()):
-            states = self.token_ids, self.num_tokens, self.num_drafts, self.finished
-            kernels.append(states, slots, token_ids, num_emitted, finished)
+            kernels.append(self.kept, slots, token_ids, num_emitted, finished)
             return
         columns = torch.arange(token_ids.shape[1], device=self.device)
         # Past the end only where nothing is kept.
@@ -127,8 +137,7 @@ class SequenceStates:
         """Of sequences in `slots` [S] how many tokens they have, and what is left of the drafts that are wanted and of
         their depth, both [S]: nothing of a sequence that ended."""
         if self.device.type == "cpu" and (kernels := decision_kernels()):
-            states = self.num_tokens, self.max_num_tokens, self.finished
-            return kernels.bound_drafts(states, slots, max_drafts, max_depth)
+            return kernels.bound_drafts(self.kept, slots, max_drafts, max_depth)
         num_tokens = self.num_tokens[slots]
         # Of the tokens still wanted, the last one is never a draft's: a step always brings one of its own.
         room = (self.max_num_tokens[slots] - num_tokens - 1).clamp_min(0)
@@ -138,7 +147,7 @@ class SequenceStates:
     def set_drafts(self, slots: Tensor, tree: DraftTree) -> None:
         """Makes a tree per slot [S] pending."""
         if self.device.type == "cpu" and (kernels := decision_kernels()):
-            kernels.set_drafts((self.draft_token_ids, self.draft_parents, self.num_drafts), slots, tree)
+            kernels.set_drafts(self.kept, slots, tree)
             return
         self.draft_token_ids[slots] = tree.token_ids
         self.draft_parents[slots] = tree.parents

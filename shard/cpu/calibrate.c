@@ -1,5 +1,5 @@
-// What proposals teach: the same as shard/speculation/calibration.py in torch operations, of which each takes longer than
-// all of this.
+// What proposals teach, and what came of them: the same as shard/speculation/calibration.py and Drafter.counts in torch
+// operations, of which each takes longer than all of this.
 
 #include <stdlib.h>
 

@@ -79,10 +79,9 @@ class CalibrationKernels:
         self._observe_heads.argtypes = [*of_all, _pointer]
         self._observe_lookup = library.observe_lookup
         self._observe_lookup.argtypes = [*of_all, _pointer, _pointer, ctypes.POINTER(_Own)]
-
+        of_sums = ctypes.POINTER(_Ratio), ctypes.POINTER(_Own)
         self._estimate_lookup = library.estimate_lookup
-        own = ctypes.POINTER(_Own)
-        self._estimate_lookup.argtypes = [ctypes.POINTER(_Ratio), own, *[_pointer] * 3, *[_long] * 2, _float]
+        self._estimate_lookup.argtypes = [*of_sums, *[_pointer] * 3, *[_long] * 2, _float]
         self._count_drafts = library.count_drafts
         self._count_drafts.argtypes = [ctypes.POINTER(_Checks), *[_pointer] * 3, *[_long] * 3]
 

@@ -4,6 +4,7 @@
 
 #include <math.h>
 
+#include "slots.h"
 #include "vectors.h"
 
 // Columns of a row whose maximum is taken before the next ones are looked at.
@@ -89,50 +90,37 @@ void verify(const Checked *in, const Verdicts *out, int64_t *depth) {
     }
 }
 
-// A row per slot: texts [slots, length].
-typedef struct {
-    int64_t *texts, *num_tokens, *num_drafts;
-    uint8_t *finished;
-    long length;
-} States;
-
 // Appends the first num_emitted[i] of tokens [n, width], rows `stride` apart, to each of the slots [n].
-void append(const States *states, const int64_t *slots, const int64_t *tokens, const int64_t *num_emitted, const uint8_t *finished, long n,
+void append(const Slots *kept, const int64_t *slots, const int64_t *tokens, const int64_t *num_emitted, const uint8_t *finished, long n,
             long stride) {
     for (long i = 0; i < n; i++) {
         const int64_t slot = slots[i];
-        int64_t *end = states->texts + slot * states->length + states->num_tokens[slot];
+        int64_t *end = kept->texts + slot * kept->length + kept->num_tokens[slot];
         memcpy(end, tokens + i * stride, sizeof(int64_t) * (size_t)num_emitted[i]);
-        states->num_tokens[slot] += num_emitted[i];
-        states->num_drafts[slot] = 0;
-        states->finished[slot] |= finished[i];
+        kept->num_tokens[slot] += num_emitted[i];
+        kept->num_drafts[slot] = 0;
+        kept->finished[slot] |= finished[i];
     }
 }
 
-// What is pending of each slot: ids and parents [slots, size], counts [slots].
-typedef struct {
-    int64_t *ids, *parents, *counts;
-    long size;
-} Pending;
-
-// Trees of n slots, in the same shapes.
-void set_drafts(const Pending *pending, const int64_t *slots, const int64_t *ids, const int64_t *parents, const int64_t *counts, long n) {
-    const size_t bytes = sizeof(int64_t) * (size_t)pending->size;
+// Makes trees pending of n slots: ids and parents [n, tree_size], counts [n].
+void set_drafts(const Slots *kept, const int64_t *slots, const int64_t *ids, const int64_t *parents, const int64_t *counts, long n) {
+    const long size = kept->tree_size;
     for (long i = 0; i < n; i++) {
-        memcpy(pending->ids + slots[i] * pending->size, ids + i * pending->size, bytes);
-        memcpy(pending->parents + slots[i] * pending->size, parents + i * pending->size, bytes);
-        pending->counts[slots[i]] = counts[i];
+        memcpy(kept->draft_ids + slots[i] * size, ids + i * size, sizeof(int64_t) * (size_t)size);
+        memcpy(kept->draft_parents + slots[i] * size, parents + i * size, sizeof(int64_t) * (size_t)size);
+        kept->num_drafts[slots[i]] = counts[i];
     }
 }
 
 // Of sequences in slots [n], of whom so many drafts are wanted, so deep: the tokens they have, and how many drafts, how deep,
 // may be made.
-void bound_drafts(const int64_t *num_tokens, const int64_t *max_num_tokens, const uint8_t *finished, const int64_t *slots,
-                  const int64_t *wanted, const int64_t *deepest, int64_t *lengths, int64_t *drafts, int64_t *depths, long n) {
+void bound_drafts(const Slots *kept, const int64_t *slots, const int64_t *wanted, const int64_t *deepest, int64_t *lengths, int64_t *drafts,
+                  int64_t *depths, long n) {
     for (long i = 0; i < n; i++) {
-        const int64_t slot = slots[i], left = max_num_tokens[slot] - num_tokens[slot] - 1;
-        lengths[i] = num_tokens[slot];
-        depths[i] = finished[slot] || left < 0 ? 0 : left < deepest[i] ? left : deepest[i];
+        const int64_t slot = slots[i], left = kept->max_num_tokens[slot] - kept->num_tokens[slot] - 1;
+        lengths[i] = kept->num_tokens[slot];
+        depths[i] = kept->finished[slot] || left < 0 ? 0 : left < deepest[i] ? left : deepest[i];
         drafts[i] = depths[i] > 0 ? wanted[i] : 0;
     }
 }

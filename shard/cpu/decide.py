@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from shard.cpu.kernels import cpu_kernels
+from shard.cpu.slots import SlotsStruct
 
 _long, _pointer = ctypes.c_long, ctypes.c_void_p
 
@@ -28,29 +29,19 @@ class _Verdicts(ctypes.Structure):
     _fields_ = [(name, _pointer) for name in ("token_ids", "path", "num_emitted", "num_accepted", "finished")]
 
 
-class _States(ctypes.Structure):
-    _fields_ = [
-        *((name, _pointer) for name in ("texts", "num_tokens", "num_drafts", "finished")),
-        ("length", _long),
-    ]
-
-
-class _Pending(ctypes.Structure):
-    _fields_ = [*((name, _pointer) for name in ("ids", "parents", "counts")), ("size", _long)]
-
-
 class DecisionKernels:
     def __init__(self, library: ctypes.CDLL) -> None:
         self._first_max = library.first_max
         self._first_max.argtypes = [_pointer] * 3 + [_long] * 3
         self._verify = library.verify
         self._verify.argtypes = [ctypes.POINTER(_Checked), ctypes.POINTER(_Verdicts), _pointer]
+        kept = ctypes.POINTER(SlotsStruct)
         self._append = library.append
-        self._append.argtypes = [ctypes.POINTER(_States), *[_pointer] * 4, *[_long] * 2]
-        self._bound_drafts = library.bound_drafts
-        self._bound_drafts.argtypes = [*[_pointer] * 9, _long]
+        self._append.argtypes = [kept, *[_pointer] * 4, *[_long] * 2]
         self._set_drafts = library.set_drafts
-        self._set_drafts.argtypes = [ctypes.POINTER(_Pending), *[_pointer] * 4, _long]
+        self._set_drafts.argtypes = [kept, *[_pointer] * 4, _long]
+        self._bound_drafts = library.bound_drafts
+        self._bound_drafts.argtypes = [kept, *[_pointer] * 6, _long]
 
     def first_max(self, scores: Tensor) -> tuple[Tensor, Tensor]:
         """float32 [M, N], whose rows are contiguous -> the greatest of each row and its place, the first of equals."""
@@ -90,50 +81,28 @@ class DecisionKernels:
         return verdict
 
     def append(
-        self,
-        states: tuple[Tensor, Tensor, Tensor, Tensor],
-        slots: Tensor,
-        token_ids: Tensor,
-        num_emitted: Tensor,
-        finished: Tensor,
+        self, kept: SlotsStruct, slots: Tensor, token_ids: Tensor, num_emitted: Tensor, finished: Tensor
     ) -> None:
-        """`states`, changed in place: token ids [slots, L]; numbers of tokens and of drafts and whether finished, of
-        each slot. The others as in SequenceStates.append."""
-        texts = states[0]
+        """As SequenceStates.append; `kept` are its tensors, changed in place."""
         num_emitted = num_emitted.contiguous()
-        self._append(
-            _States(*(tensor.data_ptr() for tensor in states), texts.shape[1]),
-            slots.data_ptr(),
-            token_ids.data_ptr(),
-            num_emitted.data_ptr(),
-            finished.data_ptr(),
-            len(slots),
-            token_ids.stride(0),
-        )
+        pointers = (tensor.data_ptr() for tensor in (slots, token_ids, num_emitted, finished))
+        self._append(kept, *pointers, len(slots), token_ids.stride(0))
+
+    def set_drafts(self, kept: SlotsStruct, slots: Tensor, tree: tuple[Tensor, Tensor, Tensor]) -> None:
+        """As SequenceStates.set_drafts."""
+        assert tree[0].shape == tree[1].shape == (len(slots), kept.tree_size)
+        held = [tensor.contiguous() for tensor in (slots, *tree)]
+        self._set_drafts(kept, *(tensor.data_ptr() for tensor in held), len(slots))
 
     def bound_drafts(
-        self, states: tuple[Tensor, Tensor, Tensor], slots: Tensor, max_drafts: Tensor, max_depth: Tensor
+        self, kept: SlotsStruct, slots: Tensor, max_drafts: Tensor, max_depth: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """`states`: of each slot how many tokens it has and may have, and whether it is finished. The others as in
-        SequenceStates.bound_drafts."""
+        """As SequenceStates.bound_drafts."""
         held = [slots.contiguous(), max_drafts.contiguous(), max_depth.contiguous()]
-        out = [*torch.empty(3, len(slots), dtype=torch.int64)]
-        self._bound_drafts(*(tensor.data_ptr() for tensor in (*states, *held, *out)), len(slots))
-        num_tokens, drafts, depths = out
+        num_tokens, drafts, depths = torch.empty(3, len(slots), dtype=torch.int64)
+        pointers = (tensor.data_ptr() for tensor in (*held, num_tokens, drafts, depths))
+        self._bound_drafts(kept, *pointers, len(slots))
         return num_tokens, drafts, depths
-
-    def set_drafts(
-        self, pending: tuple[Tensor, Tensor, Tensor], slots: Tensor, tree: tuple[Tensor, Tensor, Tensor]
-    ) -> None:
-        """`pending`, changed in place, ids and parents [slots, N] and their number [slots]; `tree`: the same of S."""
-        size = pending[0].shape[1]
-        assert tree[0].shape == tree[1].shape == (len(slots), size)
-        held = [tensor.contiguous() for tensor in (slots, *tree)]
-        self._set_drafts(
-            _Pending(*(tensor.data_ptr() for tensor in pending), size),
-            *(tensor.data_ptr() for tensor in held),
-            len(slots),
-        )
 
 
 @cache

@@ -1,15 +1,9 @@
 // The rows of a step, from what is kept of its sequences: the same as lay_out of shard/layout.py in torch operations, of which
 // each takes longer than all of this. Integers are int64, arrays contiguous.
 
-#include <stdint.h>
 #include <string.h>
 
-// What is kept, a row per slot: texts [slots, length], draft_ids and parents [slots, tree_size].
-typedef struct {
-    const int64_t *texts, *num_tokens, *draft_ids, *parents, *num_drafts;
-    const uint8_t *finished;
-    long length, tree_size;
-} Kept;
+#include "slots.h"
 
 // n sequences in slots [n], of whose drafts `allowed` [n] may be checked. The first num_decoding have counts[s] rows, at most
 // `width`: their last token, then drafts. Rows of prompts follow, [num_chunk_rows], by slot and position.
@@ -25,7 +19,7 @@ typedef struct {
     uint8_t *on_path;
 } LaidOut;
 
-void lay_out(const Kept *kept, const Planned *planned, const LaidOut *out) {
+void lay_out(const Slots *kept, const Planned *planned, const LaidOut *out) {
     const long width = planned->width;
     long row = 0;
     for (long s = 0; s < planned->n; s++) {
@@ -34,7 +28,7 @@ void lay_out(const Kept *kept, const Planned *planned, const LaidOut *out) {
         int64_t *drafts = out->drafts + s * (width - 1), *parents = out->parents + s * (width - 1);
         uint8_t *on_path = out->on_path + s * width * width;
         memcpy(drafts, kept->draft_ids + slot * kept->tree_size, sizeof(int64_t) * (size_t)(width - 1));
-        memcpy(parents, kept->parents + slot * kept->tree_size, sizeof(int64_t) * (size_t)(width - 1));
+        memcpy(parents, kept->draft_parents + slot * kept->tree_size, sizeof(int64_t) * (size_t)(width - 1));
         out->num_drafts[s] = kept->finished[slot] ? -1 : pending < allowed ? pending : allowed;
         memset(on_path, 0, (size_t)(width * width));
         for (long r = 0; r < width; r++) {

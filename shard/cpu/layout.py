@@ -11,19 +11,9 @@ import torch
 from torch import Tensor
 
 from shard.cpu.kernels import cpu_kernels
+from shard.cpu.slots import SlotsStruct
 
 _long, _pointer = ctypes.c_long, ctypes.c_void_p
-
-
-class Kept(NamedTuple):
-    """Of each slot, whose tensors are rows (see SequenceStates)."""
-
-    token_ids: Tensor
-    num_tokens: Tensor
-    draft_token_ids: Tensor
-    draft_parents: Tensor
-    num_drafts: Tensor
-    finished: Tensor
 
 
 class LaidOut(NamedTuple):
@@ -35,13 +25,6 @@ class LaidOut(NamedTuple):
     drafts: Tensor
     parents: Tensor
     on_path: Tensor
-
-
-class _Kept(ctypes.Structure):
-    _fields_ = [
-        *((name, _pointer) for name in Kept._fields),
-        *((name, _long) for name in ("length", "tree_size")),
-    ]
 
 
 class _Planned(ctypes.Structure):
@@ -58,11 +41,11 @@ class _LaidOut(ctypes.Structure):
 class LayoutKernels:
     def __init__(self, library: ctypes.CDLL) -> None:
         self._lay_out = library.lay_out
-        self._lay_out.argtypes = [ctypes.POINTER(struct) for struct in (_Kept, _Planned, _LaidOut)]
+        self._lay_out.argtypes = [ctypes.POINTER(struct) for struct in (SlotsStruct, _Planned, _LaidOut)]
 
     def lay_out(
         self,
-        kept: Kept,
+        kept: SlotsStruct,
         slots: Tensor,
         allowed: Tensor,
         counts: Tensor,
@@ -82,7 +65,7 @@ class LayoutKernels:
         out = LaidOut(token_ids, positions, torch.empty_like(slots), drafts, parents, on_path)
         planned = (tensor.data_ptr() for tensor in (slots, allowed, counts, chunk_slots, chunk_positions))
         self._lay_out(
-            _Kept(*(tensor.data_ptr() for tensor in kept), kept.token_ids.shape[1], kept.draft_token_ids.shape[1]),
+            kept,
             _Planned(*planned, num_sequences, num_decoding, width, len(chunk_slots)),
             _LaidOut(*(tensor.data_ptr() for tensor in out)),
         )
