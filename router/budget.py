@@ -18,7 +18,7 @@ from collections.abc import Sequence as Sequence_
 from dataclasses import dataclass, replace
 
 from router.acceptance import Acceptance
-from router.attempts import Attempts
+from router.attempts import REVIEW_EVERY, Attempts
 from router.current_costs import CurrentCosts, TakenStep
 from router.plan import DraftCounts, DraftPrice
 from router.proposal import Proposal
@@ -101,7 +101,9 @@ class BudgetController:
         self._outcomes: list[DraftCounts] = []
         self._num_outcomes = {Proposal.LOOKUP: 0, Proposal.HEADS: 0}
         self._heads = Attempts()
-        self._step = self._num_sequences = 0
+        self._step = 0
+        # As the last step that was weighed had them; 0: one of them is gone.
+        self._num_sequences = 0
         # Who was asked in this step, and the part of each in what asking takes if one more is; None: not worked out.
         self._asked: list[_Record] = []
         self._cost_of_one_s: float | None = None
@@ -116,8 +118,10 @@ class BudgetController:
 
         `full_rows`: the rows of the step that will check the drafts, where prompts fill it; else 0.
         """
-        self._take_outcomes()
         self._step += 1
+        if self._is_quiet(len(sequences)) and not full_rows:
+            return self.budget
+        self._take_outcomes()
         wanting = [sequence for sequence in sequences if sequence.num_speculative_tokens]
         if not wanting or not self.config.max_depth:
             self.budget = StepBudget()
@@ -130,6 +134,16 @@ class BudgetController:
         self._asked.clear()
         self._cost_of_one_s = None
         return self.budget
+
+    def _is_quiet(self, num_sequences: int) -> bool:
+        """Nobody was asked, nobody came or went and nothing became known since the last step was weighed."""
+        return (
+            self._step % REVIEW_EVERY > 0
+            and num_sequences == self._num_sequences
+            and not self._asked
+            and not any(self._num_outcomes.values())
+            and self.budget.proposal is not Proposal.HEADS
+        )
 
     def _weigh(self, sequences: Sequence_[Sequence], wanting: list[Sequence], full_rows: int) -> StepBudget:
         self._num_sequences = len(sequences)
@@ -184,6 +198,9 @@ class BudgetController:
             self.num_decisions["too_dear"] += 1
             return 0, 0
         record = self._record(sequence)
+        if record.attempts.rests(self._step):
+            self.num_decisions["paused"] += 1
+            return 0, 0
         if self.budget.step_s:
             # Where nothing was ever right there is nothing to ask for; a try looks as far as it may.
             worth = self._depth(record)
@@ -249,6 +266,7 @@ class BudgetController:
     def forget(self, sequence: Sequence) -> None:
         """It ended."""
         self._records.pop(sequence.seq_id, None)
+        self._num_sequences = 0
 
     def _record(self, sequence: Sequence) -> _Record:
         record = self._records.get(sequence.seq_id)
