@@ -10,7 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from shard.cpu.decide import decision_kernels
 from shard.distributed import TPGroup
+from shard.layout import StepLayout
+from shard.speculation.verify import verify
+from shard.states import SequenceStates
 
 
 class Decision(NamedTuple):
@@ -26,6 +30,40 @@ class Decision(NamedTuple):
     @staticmethod
     def shapes(num_sequences: int, depth: int) -> list[tuple[int, ...]]:
         return [(num_sequences, depth)] * 2 + [(num_sequences,)] * 4
+
+
+def decide(states: SequenceStates, layout: StepLayout, token_ids: Tensor, depth: int) -> Decision:
+    """Of the `token_ids` [M] that the model puts after rows, which count, committed. `depth` (D) is the most that a
+    sequence of the step can emit."""
+    slots, stop_token_ids = layout.rows.slots, states.stop_token_ids
+    if states.is_readable and (kernels := decision_kernels()):
+        token_ids, path, num_emitted, num_accepted, finished = kernels.decide(
+            states.kept,
+            stop_token_ids,
+            slots=slots,
+            token_ids=token_ids,
+            cells=layout.cells,
+            drafts=layout.drafts,
+            parents=layout.parents,
+            num_drafts=layout.num_drafts,
+            depth=depth,
+        )
+        return Decision(token_ids, path, num_emitted, num_accepted, layout.num_drafts, finished)
+    verdict = verify(
+        token_ids[layout.cells],
+        layout.drafts,
+        layout.parents,
+        layout.on_path,
+        num_drafts=layout.num_drafts,
+        num_tokens=states.num_tokens[slots],
+        max_num_tokens=states.max_num_tokens[slots],
+        stop_token_ids=stop_token_ids[slots],
+    )
+    token_ids, path = verdict.token_ids[:, :depth], verdict.path[:, :depth]
+    states.append(slots, token_ids, verdict.num_emitted, verdict.finished)
+    return Decision(
+        token_ids, path, verdict.num_emitted, verdict.num_accepted, layout.num_drafts, verdict.finished.long()
+    )
 
 
 def send(group: TPGroup, tensors: list[Tensor]) -> None:

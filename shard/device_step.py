@@ -18,7 +18,7 @@ from torch import Tensor
 
 from shard.clock import Timer
 from shard.cuda.kernels import attention_for
-from shard.decision import Decision, receive, send
+from shard.decision import Decision, decide, receive, send
 from shard.distributed import TPGroup
 from shard.forward_batch import ForwardBatch
 from shard.kv_cache import KVCache
@@ -28,7 +28,6 @@ from shard.sampler import SamplingRows, choose_tokens
 from shard.speculation import Candidates, DraftTree, Proposal
 from shard.speculation.drafter import Drafter
 from shard.speculation.prices import Prices
-from shard.speculation.verify import verify
 from shard.states import SequenceStates
 
 
@@ -125,7 +124,7 @@ class DeviceStep:
             with timer.running():
                 self._draft_with_heads(layout, inputs.prices, decision, hidden)
         logprobs = None if chosen.logprobs is None else chosen.logprobs[layout.cells.gather(1, decision.path)]
-        return Outcome(decision, self.states.num_tokens[layout.rows.slots], logprobs, counts)
+        return Outcome(decision, self.states.num_tokens.index_select(0, layout.rows.slots), logprobs, counts)
 
     def _batch(self, rows: StepRows, layout: StepLayout) -> ForwardBatch:
         states, cache = self.states, self.cache
@@ -160,37 +159,15 @@ class DeviceStep:
     def _decide(
         self, layout: StepLayout, token_ids: Tensor, prices: Prices | None, timer: Timer
     ) -> tuple[Decision, Tensor | None]:
-        """Rank 0: the decision, committed and sent, and the counts of drafts by method (see Drafter.counts). With
+        """Rank 0: the decision, committed and sent, and the counts of drafts by method (see Drafter.learn). With
         `prices` lookup is asked for drafts."""
-        states, slots = self.states, layout.rows.slots
-        verdict = verify(
-            token_ids[layout.cells],
-            layout.drafts,
-            layout.parents,
-            layout.on_path,
-            num_drafts=layout.num_drafts,
-            num_tokens=states.num_tokens[slots],
-            max_num_tokens=states.max_num_tokens[slots],
-            stop_token_ids=states.stop_token_ids[slots],
-        )
-        depth = self._depth(layout)
-        decision = Decision(
-            token_ids=verdict.token_ids[:, :depth],
-            path=verdict.path[:, :depth],
-            num_emitted=verdict.num_emitted,
-            num_accepted=verdict.num_accepted,
-            num_checked=layout.num_drafts,
-            finished=verdict.finished.long(),
-        )
-        states.append(slots, decision.token_ids, decision.num_emitted, verdict.finished)
+        decision = decide(self.states, layout, token_ids, self._depth(layout))
         counts, message = None, [*decision]
         if self.drafter is not None:
             counts = self._learn(self.drafter, layout, decision)
             if prices is not None:
                 with timer.running():
-                    tree = self._draft(self.drafter, layout, prices, None)
-                    states.set_drafts(slots[layout.rows.proposing], tree)
-                message += tree
+                    message += self._draft(self.drafter, layout, prices, None)
         send(self.group, message)
         return decision, counts
 
@@ -214,17 +191,15 @@ class DeviceStep:
         return min(layout.cells.shape[1], 1 + deepest)
 
     def _learn(self, drafter: Drafter, layout: StepLayout, decision: Decision) -> Tensor | None:
-        slots, decoding = layout.rows.slots, layout.rows.slots[: layout.num_decoding]
-        if drafter.has_pending:
-            drafter.observe(
-                decoding, decision.token_ids[: layout.num_decoding], decision.num_emitted[: layout.num_decoding]
-            )
-        if layout.on_path is None:
+        if layout.on_path is None and not drafter.has_pending:
             return None
-        return drafter.counts(
-            slots,
-            layout.parents,
-            layout.on_path,
+        return drafter.learn(
+            layout.rows.slots,
+            layout.num_decoding,
+            token_ids=decision.token_ids,
+            num_emitted=decision.num_emitted,
+            parents=layout.parents,
+            on_path=layout.on_path,
             path=decision.path,
             num_accepted=decision.num_accepted,
             num_checked=decision.num_checked,
@@ -244,18 +219,24 @@ class DeviceStep:
         else:
             shapes = DraftTree.shapes(len(proposing), sizes.tree_size)
             tree = DraftTree(*receive(self.group, shapes, self.states.device))
-        self.states.set_drafts(layout.rows.slots[proposing], tree)
+            self.states.set_drafts(layout.rows.slots[proposing], tree)
 
     def _draft(self, drafter: Drafter, layout: StepLayout, prices: Prices, candidates: Candidates | None) -> DraftTree:
-        """Rank 0: trees for the sequences that propose."""
-        states, slots = self.states, layout.rows.slots[layout.rows.proposing]
-        num_tokens, max_drafts, max_depth = states.bound_drafts(slots, layout.rows.max_drafts, layout.rows.max_depth)
-        longest = None
-        if states.is_readable:
-            if not max_drafts.any():
-                return DraftTree.empty(len(slots), drafter.sizes.tree_size, states.device)
-            longest = int(num_tokens.max())
-        return drafter.draft(
+        """Rank 0: trees for the sequences that propose, made pending."""
+        states, rows = self.states, layout.rows
+        bounds = {"max_drafts": rows.max_drafts, "max_depth": rows.max_depth}
+        if candidates is None:
+            tree = drafter.look_up(states.kept, prices, slots=rows.slots, proposing=rows.proposing, **bounds)
+            if tree is not None:
+                return tree
+        slots = rows.slots[rows.proposing]
+        num_tokens, max_drafts, max_depth = states.bound_drafts(slots, **bounds)
+        if states.is_readable and not max_drafts.any():
+            tree = DraftTree.empty(len(slots), drafter.sizes.tree_size, states.device)
+            states.set_drafts(slots, tree)
+            return tree
+        longest = int(num_tokens.max()) if states.is_readable else None
+        tree = drafter.draft(
             states.token_ids[slots, :longest],
             candidates,
             slots=slots,
@@ -265,6 +246,8 @@ class DeviceStep:
             prices=prices,
             is_asked=None if states.is_readable else layout.rows.max_drafts > 0,
         )
+        states.set_drafts(slots, tree)
+        return tree
 
     def _commit_cache(self, layout: StepLayout, batch: ForwardBatch, decision: Decision) -> None:
         """Moves keys and values of the rows whose input was right from the step buffer to their blocks.

@@ -18,7 +18,7 @@ class Outcome(NamedTuple):
     """Of S sequences, or more, what rank 0 decided and how many tokens each has now, num_tokens [S].
 
     logprobs [S, D] are of the decision's tokens, None if nobody asked; counts [S, 2, methods, K] as from
-    Drafter.counts, None if there were no drafts or this is another rank; `proposing` [2] int64 nanoseconds by the
+    Drafter.learn, None if there were no drafts or this is another rank; `proposing` [2] int64 nanoseconds by the
     device's clock, from when to when drafts were made, None if the host measured that.
     """
 

@@ -1,18 +1,10 @@
-// What proposals teach, and what came of them: the same as shard/speculation/calibration.py and Drafter.counts in torch
+// What proposals teach, and what came of them: the same as shard/speculation/calibration.py and Drafter.learn in torch
 // operations, of which each takes longer than all of this.
 
 #include <stdlib.h>
 
+#include "calibrate.h"
 #include "vectors.h"
-
-// A ratio of two sums by place, that forgets: `kept` of each step's evidence is left after the next, and what is forgotten
-// is replaced by `prior`, which weighs as much as `weight` observations.
-typedef struct {
-    float *above, *below;
-    const float *prior;
-    long size;
-    float kept, weight;
-} Ratio;
 
 static void add_evidence(const Ratio *ratio, const float *above, const float *below) {
     for (long i = 0; i < ratio->size; i++) {
@@ -21,14 +13,7 @@ static void add_evidence(const Ratio *ratio, const float *above, const float *be
     }
 }
 
-// n proposals: ids [n, depth, width] were guesses of the tokens [n, …], rows `stride` apart, of which the first known[s] are
-// true ones.
-typedef struct {
-    const int64_t *ids, *tokens, *known;
-    long n, depth, width, stride;
-} Outcome;
-
-// probabilities [n, depth, width] are what the heads said of each id; the ratio is [depth, width].
+// ids and probabilities [n, depth, width] are what the heads said; the ratio is [depth, width].
 void observe_heads(const Ratio *ratio, const Outcome *outcome, const float *probabilities) {
     float *right = calloc((size_t)ratio->size * 2, sizeof(float)), *said = right + ratio->size;
     for (long s = 0; s < outcome->n; s++)
@@ -42,19 +27,13 @@ void observe_heads(const Ratio *ratio, const Outcome *outcome, const float *prob
     free(right);
 }
 
-// A sequence's first tokens, by slot: those that were right and what all sequences said of them.
-typedef struct {
-    float *right, *said;
-    float kept, weight;
-} Own;
-
-// Continuations behind matches [n] of sequences in slots [n], a single id for each place; the ratio is [matches, depth].
+// Of sequences in slots [n], whose continuations, ids [slots, depth], stood behind matches [slots]; the ratio is [matches, depth].
 void observe_lookup(const Ratio *ratio, const Outcome *outcome, const int64_t *matches, const int64_t *slots, const Own *own) {
     float *right = calloc((size_t)ratio->size * 2, sizeof(float)), *tested = right + ratio->size;
     for (long s = 0; s < outcome->n; s++) {
-        const int64_t *ids = outcome->ids + s * outcome->depth, *tokens = outcome->tokens + s * outcome->stride;
-        const long place = matches[s] * outcome->depth;
-        if (matches[s] <= 0 || outcome->known[s] <= 0) continue;
+        const int64_t *ids = outcome->ids + slots[s] * outcome->depth, *tokens = outcome->tokens + s * outcome->stride;
+        const long match = matches[slots[s]], place = match * outcome->depth;
+        if (match <= 0 || outcome->known[s] <= 0) continue;
         float *own_right = own->right + slots[s], *own_said = own->said + slots[s];
         *own_right = own->weight + (*own_right - own->weight) * own->kept + (ids[0] == tokens[0]);
         *own_said = own->weight + (*own_said - own->weight) * own->kept + ratio->above[place] / ratio->below[place];
@@ -79,13 +58,6 @@ void estimate_lookup(const Ratio *ratio, const Own *own, const int64_t *matches,
             out[s * depth + d] = p < most ? p : most;
         }
 }
-
-// n trees of up to `rows` rows: parents [n, rows - 1]; path [n, …], rows `stride` apart, and how many drafts on it were
-// accepted [n], of so many checked [n].
-typedef struct {
-    const int64_t *parents, *path, *accepted, *checked;
-    long n, rows, stride;
-} Checks;
 
 // Checked and accepted drafts by method and depth, counts [n, 2, methods, deepest], which are 0 before. methods [slots,
 // tree_size] are those of the drafts, from 1.

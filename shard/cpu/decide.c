@@ -65,7 +65,7 @@ static int is_stop(const Checked *in, long s, int64_t token) {
 }
 
 // depth: room for `rows` numbers.
-void verify(const Checked *in, const Verdicts *out, int64_t *depth) {
+static void verify(const Checked *in, const Verdicts *out, int64_t *depth) {
     for (long s = 0; s < in->n; s++) {
         const int64_t *target = in->target + s * in->rows, *drafts = in->drafts + s * (in->rows - 1), *parents = in->parents + s * (in->rows - 1);
         int64_t *path = out->path + s * in->rows, *token_ids = out->token_ids + s * in->rows;
@@ -122,5 +122,38 @@ void bound_drafts(const Slots *kept, const int64_t *slots, const int64_t *wanted
         lengths[i] = kept->num_tokens[slot];
         depths[i] = kept->finished[slot] || left < 0 ? 0 : left < deepest[i] ? left : deepest[i];
         drafts[i] = depths[i] > 0 ? wanted[i] : 0;
+    }
+}
+
+// Of n sequences in slots [n]: the tokens that the model puts after rows, by cells [n, rows], with drafts, parents and num_drafts
+// as in Checked; stops [slots, num_stops].
+typedef struct {
+    const int64_t *slots, *tokens, *cells, *drafts, *parents, *num_drafts, *stops;
+    long n, rows, num_stops;
+} Put;
+
+// As in Decision: token_ids and path [n, depth], the others [n].
+typedef struct {
+    int64_t *token_ids, *path, *num_emitted, *num_accepted, *finished;
+    long depth;
+} Decided;
+
+// Verifies, and appends what comes of it.
+void decide(const Slots *kept, const Put *put, const Decided *out) {
+    const long rows = put->rows;
+    int64_t target[rows], token_ids[rows], path[rows], depth[rows];
+    for (long s = 0; s < put->n; s++) {
+        const int64_t slot = put->slots[s];
+        for (long row = 0; row < rows; row++) target[row] = put->tokens[put->cells[s * rows + row]];
+        uint8_t finished;
+        const Checked checked = {
+            target, put->drafts + s * (rows - 1), put->parents + s * (rows - 1), put->num_drafts + s, kept->num_tokens + slot,
+            kept->max_num_tokens + slot, put->stops + slot * put->num_stops, 1, rows, put->num_stops,
+        };
+        verify(&checked, &(Verdicts){token_ids, path, out->num_emitted + s, out->num_accepted + s, &finished}, depth);
+        memcpy(out->token_ids + s * out->depth, token_ids, sizeof(int64_t) * (size_t)out->depth);
+        memcpy(out->path + s * out->depth, path, sizeof(int64_t) * (size_t)out->depth);
+        append(kept, &slot, token_ids, out->num_emitted + s, &finished, 1, rows);
+        out->finished[s] = finished;
     }
 }

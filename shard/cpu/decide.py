@@ -15,27 +15,27 @@ from shard.cpu.slots import SlotsStruct
 _long, _pointer = ctypes.c_long, ctypes.c_void_p
 
 
-class _Checked(ctypes.Structure):
+class _Put(ctypes.Structure):
     _fields_ = [
-        *(
-            (name, _pointer)
-            for name in ("target", "drafts", "parents", "num_drafts", "num_tokens", "max_num_tokens", "stops")
-        ),
+        *((name, _pointer) for name in ("slots", "tokens", "cells", "drafts", "parents", "num_drafts", "stops")),
         *((name, _long) for name in ("n", "rows", "num_stops")),
     ]
 
 
-class _Verdicts(ctypes.Structure):
-    _fields_ = [(name, _pointer) for name in ("token_ids", "path", "num_emitted", "num_accepted", "finished")]
+class _Decided(ctypes.Structure):
+    _fields_ = [
+        *((name, _pointer) for name in ("token_ids", "path", "num_emitted", "num_accepted", "finished")),
+        ("depth", _long),
+    ]
 
 
 class DecisionKernels:
     def __init__(self, library: ctypes.CDLL) -> None:
         self._first_max = library.first_max
         self._first_max.argtypes = [_pointer] * 3 + [_long] * 3
-        self._verify = library.verify
-        self._verify.argtypes = [ctypes.POINTER(_Checked), ctypes.POINTER(_Verdicts), _pointer]
         kept = ctypes.POINTER(SlotsStruct)
+        self._decide = library.decide
+        self._decide.argtypes = [kept, ctypes.POINTER(_Put), ctypes.POINTER(_Decided)]
         self._append = library.append
         self._append.argtypes = [kept, *[_pointer] * 4, *[_long] * 2]
         self._set_drafts = library.set_drafts
@@ -50,35 +50,36 @@ class DecisionKernels:
         self._first_max(scores.data_ptr(), best.data_ptr(), places.data_ptr(), num_rows, num_columns, scores.stride(0))
         return best, places
 
-    def verify(
+    def decide(
         self,
-        target: Tensor,
+        kept: SlotsStruct,
+        stop_token_ids: Tensor,
+        *,
+        slots: Tensor,
+        token_ids: Tensor,
+        cells: Tensor,
         drafts: Tensor,
         parents: Tensor,
-        *,
         num_drafts: Tensor,
-        num_tokens: Tensor,
-        max_num_tokens: Tensor,
-        stop_token_ids: Tensor,
+        depth: int,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """What a Verdict holds, in its order."""
-        num_sequences, num_rows = target.shape
+        """Verifies as verify.py does, with token_ids [M] put after rows by cells [S, R], and appends; the other tensors
+        are named as there, stop_token_ids [slots, E]. Returns what a Decision of `depth` begins with, then
+        `finished`."""
         # Kept alive until the call is over.
         held = [
-            tensor.contiguous()
-            for tensor in (target, drafts, parents, num_drafts, num_tokens, max_num_tokens, stop_token_ids)
+            tensor.contiguous() for tensor in (slots, token_ids, cells, drafts, parents, num_drafts, stop_token_ids)
         ]
-        token_ids, path = torch.empty(2, num_sequences, num_rows, dtype=torch.int64)
-        num_emitted, num_accepted = torch.empty(2, num_sequences, dtype=torch.int64)
-        finished = torch.empty(num_sequences, dtype=torch.bool)
-        verdict = token_ids, path, num_emitted, num_accepted, finished
-        depth = torch.empty(num_rows, dtype=torch.int64)
-        self._verify(
-            _Checked(*(tensor.data_ptr() for tensor in held), num_sequences, num_rows, stop_token_ids.shape[1]),
-            _Verdicts(*(tensor.data_ptr() for tensor in verdict)),
-            depth.data_ptr(),
+        num_sequences = len(slots)
+        tokens, path = torch.empty(2, num_sequences, depth, dtype=torch.int64)
+        num_emitted, num_accepted, finished = torch.empty(3, num_sequences, dtype=torch.int64)
+        decided = tokens, path, num_emitted, num_accepted, finished
+        self._decide(
+            kept,
+            _Put(*(tensor.data_ptr() for tensor in held), *cells.shape, stop_token_ids.shape[1]),
+            _Decided(*(tensor.data_ptr() for tensor in decided), depth),
         )
-        return verdict
+        return decided
 
     def append(
         self, kept: SlotsStruct, slots: Tensor, token_ids: Tensor, num_emitted: Tensor, finished: Tensor

@@ -4,13 +4,12 @@
 #include <math.h>
 #include <stdlib.h>
 
+#include "draft.h"
 #include "vectors.h"
 
 // As in tree.py: a child is less probable than its parent by at least this in logarithms, and no guess is impossible.
 #define LESS 1e-3f
 #define LEAST_PROBABILITY 1e-9f
-
-enum { NGRAM = 1, MEDUSA = 2 };
 
 // tokens [n, stride], of which the first lengths[s] count -> guesses [n, ahead] and the length of the match, 0 below `least`.
 void look_up(const int64_t *tokens, const int64_t *lengths, int64_t *guesses, int64_t *matches, long n, long stride, long least, long most,
@@ -145,9 +144,12 @@ static int by_probability(const void *left, const void *right) {
 }
 
 // How many of the first counts[s] drafts of each tree [n, size] are taken: over all trees so many of the most probable ones
-// that what they bring, less what they cost, is most. Drafts cost prices[i] from number firsts[i] on.
-void worth_most(const float *log_ps, const int64_t *counts, int64_t *taken, const int64_t *firsts, const double *prices, long n, long size,
-                long num_prices) {
+// that what they bring, less what they cost, is most. Where all cost the same those that are there are taken.
+void worth_most(const float *log_ps, const int64_t *counts, int64_t *taken, const Prices *prices, long n, long size) {
+    if (prices->count < 2) {
+        memcpy(taken, counts, sizeof(int64_t) * (size_t)n);
+        return;
+    }
     Draft *drafts = malloc(sizeof(Draft) * (size_t)(n * size + 1));
     long count = 0, best = 0;
     for (long s = 0; s < n; s++) {
@@ -157,8 +159,8 @@ void worth_most(const float *log_ps, const int64_t *counts, int64_t *taken, cons
     qsort(drafts, (size_t)count, sizeof(Draft), by_probability);
     double total = 0, most = 0;
     for (long i = 0, price = 0; i < count; i++) {
-        while (price + 1 < num_prices && firsts[price + 1] <= i) price++;
-        total += exp(drafts[i].log_p) - prices[price];
+        while (price + 1 < prices->count && prices->firsts[price + 1] <= i) price++;
+        total += exp(drafts[i].log_p) - prices->prices[price];
         if (total > most) most = total, best = i + 1;
     }
     for (long i = 0; i < best; i++) taken[drafts[i].place / size]++;

@@ -27,16 +27,31 @@ class _Trees(ctypes.Structure):
     ]
 
 
+class PricesStruct(ctypes.Structure):
+    """`Prices` of draft.h."""
+
+    _fields_ = [
+        ("firsts", ctypes.POINTER(ctypes.c_int64)),
+        ("prices", ctypes.POINTER(ctypes.c_double)),
+        ("count", _long),
+        ("least", _float),
+    ]
+
+    @classmethod
+    def of(cls, firsts: list[int], prices: list[float], least: float) -> "PricesStruct":
+        """Holds the numbers, too."""
+        count = len(prices)
+        return cls((ctypes.c_int64 * count)(*firsts), (ctypes.c_double * count)(*prices), count, least)
+
+
 class DraftKernels:
     def __init__(self, library: ctypes.CDLL) -> None:
         self._look_up = library.look_up
         self._look_up.argtypes = [*[_pointer] * 4, *[_long] * 5]
         self._best_trees = library.best_trees
         self._best_trees.argtypes = [ctypes.POINTER(_Said), ctypes.POINTER(_Trees)]
-        self._chains = library.chains
-        self._chains.argtypes = [*[_pointer] * 8, *[_long] * 3, _float]
         self._worth_most = library.worth_most
-        self._worth_most.argtypes = [*[_pointer] * 5, *[_long] * 3]
+        self._worth_most.argtypes = [*[_pointer] * 3, ctypes.POINTER(PricesStruct), *[_long] * 2]
 
     def look_up(
         self, token_ids: Tensor, num_tokens: Tensor, *, min_match: int, max_match: int, ahead: int
@@ -84,38 +99,12 @@ class DraftKernels:
         )
         return token_ids, parents, methods, counts, log_ps
 
-    def chains(
-        self,
-        guesses: Tensor,
-        matches: Tensor,
-        probabilities: Tensor,
-        *,
-        size: int,
-        max_drafts: Tensor,
-        least_probability: float,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """guesses and probabilities [S, K], matches and max_drafts [S] -> token ids and parents [S, size], the number
-        of drafts [S], and logarithms of their probabilities [S, size], as tree.chain does."""
-        n, depth = guesses.shape
-        held = [guesses.contiguous(), probabilities.float().contiguous(), matches.contiguous(), max_drafts.contiguous()]
-        token_ids, parents = torch.empty(2, n, size, dtype=torch.int64)
-        counts, log_ps = torch.empty(n, dtype=torch.int64), torch.empty(n, size)
-        outputs = token_ids, parents, counts, log_ps
-        self._chains(*(tensor.data_ptr() for tensor in (*held, *outputs)), n, depth, size, least_probability)
-        return outputs
-
-    def worth_most(self, log_ps: Tensor, counts: Tensor, firsts: list[int], prices: list[float]) -> Tensor:
+    def worth_most(self, log_ps: Tensor, counts: Tensor, prices: PricesStruct) -> Tensor:
         """log_ps [S, N] of the first counts [S] drafts -> how many of each are taken [S], as prices.worth_most does."""
         log_ps, counts = log_ps.float().contiguous(), counts.contiguous()
         taken = torch.empty_like(counts)
-        num_prices = len(prices)
-        self._worth_most(
-            *(tensor.data_ptr() for tensor in (log_ps, counts, taken)),
-            (ctypes.c_int64 * num_prices)(*firsts),
-            (ctypes.c_double * num_prices)(*prices),
-            *log_ps.shape,
-            num_prices,
-        )
+        pointers = (tensor.data_ptr() for tensor in (log_ps, counts, taken))
+        self._worth_most(*pointers, prices, *log_ps.shape)
         return taken
 
 

@@ -18,7 +18,7 @@ _PRIOR_WEIGHT = 4.0
 _OWN_KEPT = 0.95
 _OWN_PRIOR_WEIGHT = 2.0
 # No lookup is believed more.
-_MOST_SURE = 0.99
+MOST_SURE = 0.99
 
 
 class _Ratio:
@@ -98,7 +98,13 @@ class LookupCalibration:
         self._own_said = self._own_right.clone()
 
     @property
-    def _own(self) -> OwnSums:
+    def sums(self) -> Sums:
+        """Those of all sequences; they stay where they are."""
+        return self._right.sums
+
+    @property
+    def own(self) -> OwnSums:
+        """Those of each, likewise."""
         return OwnSums(self._own_right, self._own_said, _OWN_KEPT, _OWN_PRIOR_WEIGHT)
 
     def reset(self) -> None:
@@ -113,10 +119,10 @@ class LookupCalibration:
     def estimate(self, match_length: Tensor, slots: Tensor) -> Tensor:
         """[S], [S] -> [S, K]."""
         if slots.device.type == "cpu" and (kernels := calibration_kernels()):
-            return kernels.estimate_lookup(self._right.sums, self._own, match_length, slots, most=_MOST_SURE)
+            return kernels.estimate_lookup(self.sums, self.own, match_length, slots, most=MOST_SURE)
         estimate = self._right.value[match_length]
         estimate[:, 0] *= self._own_right[slots] / self._own_said[slots]
-        return estimate.clamp_max_(_MOST_SURE)
+        return estimate.clamp_max_(MOST_SURE)
 
     def observe(
         self,
@@ -128,9 +134,6 @@ class LookupCalibration:
     ) -> None:
         """The continuation was a guess of `token_ids` [S, R], of which the first `num_known` [S] are true. `was_asked`
         [] float32 is 0 where nothing was asked for; None: it was."""
-        if token_ids.device.type == "cpu" and (kernels := calibration_kernels()):
-            kernels.observe_lookup(self._right.sums, self._own, *continuation, slots, token_ids, num_known)
-            return
         truth, is_known = _truth(token_ids, num_known, continuation.token_ids.shape[1])
         is_right = continuation.token_ids == truth
         before = torch.nn.functional.pad(is_right.long().cumprod(1)[:, :-1], (1, 0), value=1)

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shard.cpu.calibrate import calibration_kernels
+from shard.cpu.lookup import Proposed, lookup_kernels
+from shard.cpu.slots import SlotsStruct
 from shard.host_copy import integers, is_readable
 from shard.speculation import Candidates, Continuation, DraftTree, Method
-from shard.speculation.calibration import HeadCalibration, LookupCalibration
+from shard.speculation.calibration import MOST_SURE, HeadCalibration, LookupCalibration
 from shard.speculation.ngram import NgramLookup
-from shard.speculation.prices import Prices
+from shard.speculation.prices import HostPrices, Prices
 from shard.speculation.tree import best_tree, chain
 
 
@@ -66,6 +67,16 @@ class Drafter:
             num_slots=num_slots,
             device=device,
         )
+        self._compiled = None
+        if self._is_readable:
+            self._compiled = lookup_kernels(
+                Proposed(*self._pending_continuation, self._pending_methods),
+                self._lookup_calibration.sums,
+                self._lookup_calibration.own,
+                least_match=lookup.min_match if lookup else 0,
+                most_match=lookup.max_match if lookup else 0,
+                most_sure=MOST_SURE,
+            )
         self.reset()
 
     def reset(self) -> None:
@@ -74,19 +85,66 @@ class Drafter:
         self._lookup_calibration.reset()
         self._forget()
 
-    def observe(self, slots: Tensor, token_ids: Tensor, num_emitted: Tensor) -> None:
-        """A step yielded the first `num_emitted` [S] of `token_ids` [S, R] for sequences that decode in `slots` [S].
-        What was proposed in the step before is compared with them, checked or not."""
+    def learn(
+        self,
+        slots: Tensor,
+        num_decoding: int,
+        *,
+        token_ids: Tensor,
+        num_emitted: Tensor,
+        parents: Tensor,
+        on_path: Tensor | None,
+        path: Tensor,
+        num_accepted: Tensor,
+        num_checked: Tensor,
+    ) -> Tensor | None:
+        """A step yielded the first `num_emitted` [S] of `token_ids` [S, D] for sequences in `slots` [S], of which the
+        first `num_decoding` went on. What was proposed for those in the step before is compared with them, checked or
+        not.
+
+        Returns drafts by method and depth, checked and accepted: [S, 2, methods, K]. Of trees of `parents` [S, R - 1]
+        with `on_path` [S, R, R] (see verify; None: there are no drafts, nor counts) the first `num_checked` [S] drafts
+        count, and the first `num_accepted` [S] behind the root on `path` [S, D] were right.
+        """
+        counts = None
+        if on_path is not None:
+            shape = len(slots), 2, len(Method), self.sizes.num_speculative_tokens
+            counts = torch.zeros(shape, dtype=torch.int64, device=slots.device)
+        if self.has_pending and (self._has_candidates or self._compiled is None):
+            self._observe(slots[:num_decoding], token_ids[:num_decoding], num_emitted[:num_decoding])
+        if self._compiled is not None:
+            self._compiled.learn(
+                slots,
+                num_decoding,
+                token_ids=token_ids,
+                num_emitted=num_emitted,
+                parents=parents,
+                path=path,
+                num_accepted=num_accepted,
+                num_checked=num_checked,
+                counts=counts,
+                is_pending=self.has_pending and self._lookup is not None,
+            )
+        elif counts is not None and on_path is not None:
+            self._count(counts, slots, parents, on_path, path, num_accepted, num_checked)
+        if self.has_pending:
+            self._learned()
+        return counts
+
+    def _observe(self, slots: Tensor, token_ids: Tensor, num_emitted: Tensor) -> None:
+        """Of lookups where that is not compiled."""
         if self._has_candidates:
             ids, probabilities = self._pending_candidates
             said = Candidates(ids[slots], probabilities[slots])
             was_asked = None if self._is_readable else self._asked_heads
             self._head_calibration.observe(said, token_ids, num_emitted, was_asked)
-        if self._lookup is not None:
+        if self._lookup is not None and self._compiled is None:
             ids, match_length = self._pending_continuation
             guess = Continuation(ids[slots], match_length[slots])
             was_asked = None if self._is_readable else self._asked_lookup
             self._lookup_calibration.observe(guess, slots, token_ids, num_emitted, was_asked)
+
+    def _learned(self) -> None:
         if self._is_readable:
             # Whoever drafts next forgets what there is.
             self.has_pending = False
@@ -111,6 +169,28 @@ class Drafter:
     def _forget_candidates(self) -> None:
         self._pending_candidates.token_ids.fill_(-1)
         self._pending_candidates.probabilities.zero_()
+
+    def look_up(
+        self,
+        kept: SlotsStruct,
+        prices: Prices,
+        *,
+        slots: Tensor,
+        proposing: Tensor,
+        max_drafts: Tensor,
+        max_depth: Tensor,
+    ) -> DraftTree | None:
+        """As `draft` without candidates, for those of `slots` [S] at `proposing` [P]: bounded, and made pending, in one
+        compiled function. None where there is none."""
+        if self._compiled is None or not isinstance(prices, HostPrices):
+            return None
+        assert self._lookup is not None, "a drafter without lookup needs heads"
+        tree, is_any = self._compiled.propose(
+            kept, prices.struct, slots=slots, proposing=proposing, max_drafts=max_drafts, max_depth=max_depth
+        )
+        if is_any:
+            self.has_pending, self._has_candidates = True, False
+        return DraftTree(*tree)
 
     def draft(
         self,
@@ -185,26 +265,17 @@ class Drafter:
         pad = torch.nn.functional.pad
         return Candidates(pad(candidates.token_ids, missing), pad(probabilities, missing))
 
-    def counts(
+    def _count(
         self,
+        counts: Tensor,
         slots: Tensor,
         parents: Tensor,
         on_path: Tensor,
-        *,
         path: Tensor,
         num_accepted: Tensor,
         num_checked: Tensor,
-    ) -> Tensor:
-        """Drafts of the slots [S] by method and depth, checked and accepted: [S, 2, methods, K].
-
-        Of trees of `parents` [S, R - 1] with `on_path` [S, R, R] (see verify) the first `num_checked` [S] drafts count,
-        and the first `num_accepted` [S] behind the root on `path` [S, D] were right.
-        """
-        num_drafts, num_methods, deepest = parents.shape[1], len(Method), self.sizes.num_speculative_tokens
-        counts = torch.zeros(len(slots), 2, num_methods, deepest, dtype=torch.int64, device=slots.device)
-        if slots.device.type == "cpu" and (kernels := calibration_kernels()):
-            kernels.count_drafts(self._pending_methods, slots, parents, path, num_accepted, num_checked, counts)
-            return counts
+    ) -> None:
+        num_drafts, deepest = parents.shape[1], self.sizes.num_speculative_tokens
         # Where nothing was accepted the mark falls on the root.
         accepted_rows = torch.where(torch.arange(path.shape[1], device=path.device) <= num_accepted[:, None], path, 0)
         is_accepted = torch.zeros_like(on_path[:, 0]).scatter_(1, accepted_rows, True)[:, 1:]
@@ -216,4 +287,3 @@ class Drafter:
         flat = counts.view(len(slots), 2, -1)
         flat[:, 0].scatter_add_(1, cell, is_checked.long())
         flat[:, 1].scatter_add_(1, cell, (is_checked & is_accepted).long())
-        return counts

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from shard.cpu.draft import draft_kernels
+from shard.cpu.draft import PricesStruct, draft_kernels
 from shard.speculation import DraftPrice
 
 
@@ -36,16 +36,22 @@ class HostPrices:
         self._prices = prices
         self.least_probability = min((price.probability for price in prices), default=0.0)
 
+    @property
+    def struct(self) -> PricesStruct:
+        """For the compiled functions."""
+        firsts, probabilities = [p.first for p in self._prices], [p.probability for p in self._prices]
+        return PricesStruct.of(firsts, probabilities, self.least_probability)
+
     def num_taken(self, log_p: Tensor, num_drafts: Tensor) -> Tensor:
         """Of trees without drafts below `least_probability`."""
         if len(self._prices) < 2:
             return num_drafts
-        firsts, probabilities = [p.first for p in self._prices], [p.probability for p in self._prices]
         if log_p.device.type == "cpu" and (kernels := draft_kernels()):
-            return kernels.worth_most(log_p, num_drafts, firsts, probabilities)
+            return kernels.worth_most(log_p, num_drafts, self.struct)
         of_place = torch.zeros(log_p.numel(), dtype=log_p.dtype, device=log_p.device)
-        for first, end, probability in zip(firsts, [*firsts[1:], log_p.numel()], probabilities, strict=True):
-            of_place[first:end] = probability
+        ends = [*(price.first for price in self._prices[1:]), log_p.numel()]
+        for price, end in zip(self._prices, ends, strict=True):
+            of_place[price.first : end] = price.probability
         return _worth_most(log_p, num_drafts, of_place)
 
 

@@ -34,12 +34,6 @@ def chain(
     `probabilities` [S, K] are each given that the path so far is right; `max_drafts` [S] bounds drafts and depth, which
     are the same. `size`, at least K, is that of the tree's tensors.
     """
-    if max_drafts.device.type == "cpu" and (kernels := draft_kernels()):
-        token_ids, parents, num_drafts, log_p = kernels.chains(
-            *continuation, probabilities, size=size, max_drafts=max_drafts, least_probability=least_probability
-        )
-        methods = torch.full_like(token_ids, Method.NGRAM)
-        return MarkedTree(DraftTree(token_ids, parents, num_drafts), methods, log_p)
     token_ids = torch.nn.functional.pad(continuation.token_ids, (0, size - continuation.token_ids.shape[1]))
     path_probabilities = probabilities.cumprod(1)
     num_worth = (path_probabilities >= least_probability).sum(1)

@@ -8,8 +8,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from shard.cpu.decide import decision_kernels
-
 
 class Verdict(NamedTuple):
     """What S sequences emit: token_ids [S, R] and path [S, R], the row after which the model put each token, of which
@@ -65,18 +63,6 @@ def verify(
         emitted  = min(a + 1, max_num_tokens - num_tokens, 1 + index of the first stop token)
         accepted = min(a, emitted)
     """
-    if target.device.type == "cpu" and (kernels := decision_kernels()):
-        return Verdict(
-            *kernels.verify(
-                target,
-                drafts,
-                parents,
-                num_drafts=num_drafts,
-                num_tokens=num_tokens,
-                max_num_tokens=max_num_tokens,
-                stop_token_ids=stop_token_ids,
-            )
-        )
     num_rows = target.shape[1]
     rows = torch.arange(num_rows, device=target.device)
     present = num_drafts >= 0

@@ -19,9 +19,10 @@ from shard.cuda.spans import FIRST_ROW, TABLE, DeviceSpans
 from shard.report import Outcome
 
 _COMPILED = {
-    "decision_kernels": ("shard.states", "shard.sampler", "shard.speculation.verify"),
+    "decision_kernels": ("shard.states", "shard.sampler", "shard.decision"),
     "draft_kernels": ("shard.speculation.ngram", "shard.speculation.tree", "shard.speculation.prices"),
-    "calibration_kernels": ("shard.speculation.calibration", "shard.speculation.drafter"),
+    "calibration_kernels": ("shard.speculation.calibration",),
+    "lookup_kernels": ("shard.speculation.drafter",),
     "layout_kernels": ("shard.layout",),
 }
 

@@ -99,7 +99,7 @@ def test_a_sequence_that_copies_is_believed_more_than_the_others_until_another_h
     num_rows=st.integers(1, 6),
 )
 @settings(deadline=None)
-def test_the_compiled_observations_teach_the_same(
+def test_the_compiled_observations_of_heads_teach_the_same(
     seed: int, num_sequences: int, depth: int, width: int, num_rows: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -107,10 +107,9 @@ def test_the_compiled_observations_teach_the_same(
     def draw(least: int, past: int, *shape: int) -> torch.Tensor:
         return torch.randint(least, past, shape, generator=generator)
 
-    def taught(kernels: CalibrationKernels | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def taught(kernels: CalibrationKernels | None) -> torch.Tensor:
         generator.manual_seed(seed)
         heads = HeadCalibration(torch.rand(depth, width, generator=generator))
-        lookup = LookupCalibration(max_match=4, num_speculative_tokens=depth, num_slots=5, device=torch.device("cpu"))
         with mock.patch.object(calibration_module, "calibration_kernels", return_value=kernels):
             for _ in range(3):
                 # Few token ids, so that guesses are often right; tokens with a row of another tensor between them.
@@ -120,16 +119,11 @@ def test_the_compiled_observations_teach_the_same(
                 )
                 probabilities = torch.rand(num_sequences, depth, width, generator=generator)
                 heads.observe(Candidates(draw(0, 2, num_sequences, depth, width), probabilities), token_ids, num_known)
-                continuation = Continuation(draw(0, 2, num_sequences, depth), draw(0, 5, num_sequences))
-                slots = torch.randperm(5, generator=generator)[:num_sequences]
-                lookup.observe(continuation, slots, token_ids, num_known)
-            everywhere = lookup.estimate(torch.arange(5), torch.arange(5))
-        return heads.estimate(torch.full((1, depth, width), 0.3)), everywhere
+        return heads.estimate(torch.full((1, depth, width), 0.3))
 
     compiled = calibration_module.calibration_kernels()
     assert compiled is not None
-    for learned, expected in zip(taught(compiled), taught(None), strict=True):
-        torch.testing.assert_close(learned, expected)
+    torch.testing.assert_close(taught(compiled), taught(None))
 
 
 def make_lookup_calibration() -> LookupCalibration:
@@ -167,14 +161,19 @@ def test_a_draft_that_both_propose_is_one_draft_and_counted_as_such() -> None:
     assert int(tree.num_drafts) == 6
     assert tree.token_ids[0].tolist().count(3) == 1
     right = 1 + tree.token_ids[0].tolist().index(3)
-    drafted, accepted = drafter.counts(
+    counts = drafter.learn(
         slots,
-        tree.parents,
-        ancestors(tree.parents),
+        1,
+        token_ids=torch.tensor([[3, 4, 0, 0]]),
+        num_emitted=torch.tensor([2]),
+        parents=tree.parents,
+        on_path=ancestors(tree.parents),
         path=torch.tensor([[0, right, 0, 0]]),
         num_accepted=torch.tensor([1]),
         num_checked=tree.num_drafts,
-    )[0]
+    )
+    assert counts is not None
+    drafted, accepted = counts[0]
     assert int(drafted.sum()) == 6
     assert accepted.tolist()[Method.NGRAM_AND_MEDUSA - 1] == [1, 0, 0]
     assert int(accepted.sum()) == 1
@@ -200,7 +199,10 @@ def test_checked_and_accepted_drafts_are_counted_by_method_and_depth(
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     drafter, deepest = make_drafter(), 3
+    with mock.patch.object(drafter_module, "lookup_kernels", return_value=None):
+        plain = make_drafter()
     drafter._pending_methods.random_(1, len(Method) + 1, generator=generator)
+    plain._pending_methods.copy_(drafter._pending_methods)
     slots = torch.randperm(4, generator=generator)[:num_trees]
     parents = _random_trees(num_trees, num_drafts, deepest, generator)
     num_checked = torch.randint(0, num_drafts + 1, (num_trees,), generator=generator)
@@ -217,16 +219,19 @@ def test_checked_and_accepted_drafts_are_counted_by_method_and_depth(
             method = int(drafter._pending_methods[slots[s], row - 1])
             expected[s, 0, method - 1, len(ways[row]) - 2] += 1
             expected[s, 1, method - 1, len(ways[row]) - 2] += row in accepted
-    for kernels in (drafter_module.calibration_kernels(), None):
-        with mock.patch.object(drafter_module, "calibration_kernels", return_value=kernels):
-            counts = drafter.counts(
-                slots,
-                parents,
-                ancestors(parents),
-                path=path,
-                num_accepted=num_accepted,
-                num_checked=num_checked,
-            )
+    for one in (drafter, plain):
+        counts = one.learn(
+            slots,
+            num_trees,
+            token_ids=torch.zeros_like(path),
+            num_emitted=num_accepted + 1,
+            parents=parents,
+            on_path=ancestors(parents),
+            path=path,
+            num_accepted=num_accepted,
+            num_checked=num_checked,
+        )
+        assert counts is not None
         assert torch.equal(counts, expected)
 
 
@@ -242,6 +247,21 @@ def draft_five(drafter: Drafter, slot: int) -> None:
     )
 
 
+def see_six(drafter: Drafter, slot: int) -> None:
+    one, none = torch.ones(1, dtype=torch.int64), torch.zeros(1, 0, dtype=torch.int64)
+    drafter.learn(
+        torch.tensor([slot]),
+        1,
+        token_ids=torch.tensor([[6]]),
+        num_emitted=one,
+        parents=none,
+        on_path=None,
+        path=torch.tensor([[0]]),
+        num_accepted=one - 1,
+        num_checked=one - 1,
+    )
+
+
 def test_only_what_was_proposed_in_the_step_before_teaches() -> None:
     drafter = make_drafter(lookup=False, heads=1, width=1)
     estimate = float(drafter._head_calibration.estimate(torch.tensor([[[0.5]]])))
@@ -249,10 +269,10 @@ def test_only_what_was_proposed_in_the_step_before_teaches() -> None:
         draft_five(drafter, slot=1)
         draft_five(drafter, slot=2)
         # The guess for slot 1 is two proposals old: it was of another place.
-        drafter.observe(torch.tensor([1]), torch.tensor([[6]]), torch.tensor([1]))
+        see_six(drafter, slot=1)
         assert not drafter.has_pending
     assert float(drafter._head_calibration.estimate(torch.tensor([[[0.5]]]))) == pytest.approx(estimate)
     draft_five(drafter, slot=1)
     assert drafter.has_pending
-    drafter.observe(torch.tensor([1]), torch.tensor([[6]]), torch.tensor([1]))
+    see_six(drafter, slot=1)
     assert float(drafter._head_calibration.estimate(torch.tensor([[[0.5]]]))) < estimate

@@ -148,21 +148,17 @@ def test_one_candidate_a_head_is_a_chain() -> None:
     assert paths_of(marked, 0) == [(7,), (7, 8), (7, 8, 9)]
 
 
-@pytest.mark.parametrize("compiled", [True, False])
-def test_a_lookup_alone_is_a_chain_within_its_bounds(compiled: bool) -> None:
+def test_a_lookup_alone_is_a_chain_within_its_bounds() -> None:
     continuation = Continuation(torch.tensor([[4, 5, 6]] * 3), torch.tensor([2, 0, 8]))
     sure = torch.full((3, 3), 0.9)
-    with nullcontext() if compiled else patch.object(tree_module, "draft_kernels", lambda: None):
-        marked = chain(continuation, sure, size=4, max_drafts=torch.tensor([2, 2, 9]), least_probability=0.0)
+    marked = chain(continuation, sure, size=4, max_drafts=torch.tensor([2, 2, 9]), least_probability=0.0)
     assert [paths_of(marked, s) for s in range(3)] == [[(4,), (4, 5)], [], [(4,), (4, 5), (4, 5, 6)]]
 
 
-@pytest.mark.parametrize("compiled", [True, False])
-def test_a_chain_ends_where_its_drafts_are_no_longer_worth_their_rows(compiled: bool) -> None:
+def test_a_chain_ends_where_its_drafts_are_no_longer_worth_their_rows() -> None:
     continuation = Continuation(torch.tensor([[4, 5, 6]] * 2), torch.tensor([2, 3]))
     sure = torch.tensor([[0.9, 0.5, 0.9], [0.9, 0.9, 0.9]])
-    with nullcontext() if compiled else patch.object(tree_module, "draft_kernels", lambda: None):
-        marked = chain(continuation, sure, size=3, max_drafts=torch.tensor([3, 3]), least_probability=0.6)
+    marked = chain(continuation, sure, size=3, max_drafts=torch.tensor([3, 3]), least_probability=0.6)
     assert [paths_of(marked, s) for s in range(2)] == [[(4,)], [(4,), (4, 5), (4, 5, 6)]]
 
 

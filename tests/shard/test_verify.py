@@ -1,19 +1,54 @@
-from contextlib import nullcontext
-from unittest import mock
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shard.cpu.decide import decision_kernels
 from shard.gumbel import gumbel
-from shard.speculation import verify as verify_module
 from shard.speculation.verify import Verdict, ancestors, verify
+from shard.states import SequenceStates
 
 
-def _verify(compiled: bool, *args: torch.Tensor | None, **bounds: torch.Tensor) -> Verdict:
-    with nullcontext() if compiled else mock.patch.object(verify_module, "decision_kernels", return_value=None):
-        return verify(*args, **bounds)  # type: ignore[arg-type]
+def _verify(
+    compiled: bool,
+    target: torch.Tensor,
+    drafts: torch.Tensor,
+    parents: torch.Tensor,
+    on_path: torch.Tensor | None,
+    *,
+    num_drafts: torch.Tensor,
+    num_tokens: torch.Tensor,
+    max_num_tokens: torch.Tensor,
+    stop_token_ids: torch.Tensor,
+) -> Verdict:
+    """Compiled: of sequences whose slots, and whose rows, are in the opposite order."""
+    if not compiled:
+        bounds = {"num_tokens": num_tokens, "max_num_tokens": max_num_tokens, "stop_token_ids": stop_token_ids}
+        return verify(target, drafts, parents, on_path, num_drafts=num_drafts, **bounds)
+    kernels, (n, num_rows) = decision_kernels(), target.shape
+    assert kernels is not None
+    states = SequenceStates(
+        num_slots=n, max_total_tokens=LENGTH, tree_size=1, block_size=16, device=torch.device("cpu")
+    )
+    slots = torch.arange(n).flip(0)
+    states.num_tokens[slots], states.max_num_tokens[slots] = num_tokens, max_num_tokens
+    token_ids, path, emitted, accepted, finished = kernels.decide(
+        states.kept,
+        stop_token_ids.flip(0),
+        slots=slots,
+        token_ids=target.flatten().flip(0),
+        cells=torch.arange(n * num_rows).flip(0).view(n, num_rows),
+        drafts=drafts,
+        parents=parents,
+        num_drafts=num_drafts,
+        depth=num_rows,
+    )
+    assert torch.equal(states.num_tokens[slots], num_tokens + emitted)
+    assert torch.equal(states.finished[slots], finished.bool())
+    for s in range(n):
+        appended = states.token_ids[slots[s], num_tokens[s] :][: emitted[s]]
+        assert torch.equal(appended, token_ids[s, : emitted[s]])
+    return Verdict(token_ids, path, emitted, accepted, finished.bool())
 
 
 def _reference(
