@@ -132,7 +132,7 @@ class Drafter:
         return counts
 
     def _observe(self, slots: Tensor, token_ids: Tensor, num_emitted: Tensor) -> None:
-        """Of lookups where that is not compiled."""
+        """What heads guessed, and lookups where that is not compiled."""
         if self._has_candidates:
             ids, probabilities = self._pending_candidates
             said = Candidates(ids[slots], probabilities[slots])

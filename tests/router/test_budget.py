@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.acceptance import Acceptance
+from router.attempts import REVIEW_EVERY
 from router.budget import BudgetConfig, BudgetController, StepBudget
 from router.current_costs import TakenStep
 from router.plan import DraftCounts, DraftPrice
@@ -258,6 +259,28 @@ def test_a_text_on_which_nothing_is_accepted_is_tried_rarely_and_a_copy_in_it_is
     for number in range(1000, 1300):
         simulation._step(number)
     assert (simulation.num_tokens - before) / 300 > 2.5
+
+
+def test_while_nobody_is_asked_prices_are_weighed_anew_at_reviews_only_or_when_somebody_comes_or_goes() -> None:
+    simulation = Simulation(LOOKUP, CPU, 4, lookup=lambda _: 0.0).run(200)
+    weighed = sum(after is not before for before, after in pairwise(simulation.budgets[100:]))
+    # A review, the outcome of what it asked for, and the step after that.
+    assert 100 / REVIEW_EVERY <= weighed <= 3 * 100 / REVIEW_EVERY + 2
+    controller, sequences = simulation.controller, simulation.sequences
+    newcomer = Sequence(10_000, [1, 2], 2, 50, num_speculative_tokens=K)
+
+    def quiet() -> StepBudget:
+        while controller._step % REVIEW_EVERY != 5:
+            simulation._step(200)
+        budget = controller.budget
+        assert controller.begin_step(sequences) is budget
+        return budget
+
+    before = quiet()
+    assert controller.begin_step([*sequences, newcomer]) is not before
+    before = quiet()
+    controller.forget(newcomer)
+    assert controller.begin_step(sequences) is not before
 
 
 def test_heads_run_where_they_bring_more_than_they_take() -> None:
