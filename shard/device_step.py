@@ -225,16 +225,11 @@ class DeviceStep:
         """Rank 0: trees for the sequences that propose, made pending."""
         states, rows = self.states, layout.rows
         bounds = {"max_drafts": rows.max_drafts, "max_depth": rows.max_depth}
-        if candidates is None:
-            tree = drafter.look_up(states.kept, prices, slots=rows.slots, proposing=rows.proposing, **bounds)
-            if tree is not None:
-                return tree
+        tree = drafter.propose(states.kept, candidates, prices, slots=rows.slots, proposing=rows.proposing, **bounds)
+        if tree is not None:
+            return tree
         slots = rows.slots[rows.proposing]
         num_tokens, max_drafts, max_depth = states.bound_drafts(slots, **bounds)
-        if states.is_readable and not max_drafts.any():
-            tree = DraftTree.empty(len(slots), drafter.sizes.tree_size, states.device)
-            states.set_drafts(slots, tree)
-            return tree
         longest = int(num_tokens.max()) if states.is_readable else None
         tree = drafter.draft(
             states.token_ids[slots, :longest],

@@ -136,8 +136,6 @@ class SequenceStates:
     def bound_drafts(self, slots: Tensor, max_drafts: Tensor, max_depth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of sequences in `slots` [S] how many tokens they have, and what is left of the drafts that are wanted and of
         their depth, both [S]: nothing of a sequence that ended."""
-        if self.device.type == "cpu" and (kernels := decision_kernels()):
-            return kernels.bound_drafts(self.kept, slots, max_drafts, max_depth)
         num_tokens = self.num_tokens[slots]
         # Of the tokens still wanted, the last one is never a draft's: a step always brings one of its own.
         room = (self.max_num_tokens[slots] - num_tokens - 1).clamp_min(0)

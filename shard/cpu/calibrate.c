@@ -13,13 +13,13 @@ static void add_evidence(const Ratio *ratio, const float *above, const float *be
     }
 }
 
-// ids and probabilities [n, depth, width] are what the heads said; the ratio is [depth, width].
-void observe_heads(const Ratio *ratio, const Outcome *outcome, const float *probabilities) {
+// Of sequences in slots [n], of which heads said ids and probabilities [slots, depth, width]; the ratio is [depth, width].
+void observe_heads(const Ratio *ratio, const Outcome *outcome, const float *probabilities, const int64_t *slots) {
     float *right = calloc((size_t)ratio->size * 2, sizeof(float)), *said = right + ratio->size;
     for (long s = 0; s < outcome->n; s++)
         for (long d = 0; d < outcome->depth && d < outcome->known[s]; d++)
             for (long w = 0; w < outcome->width; w++) {
-                const long place = d * outcome->width + w, i = s * ratio->size + place;
+                const long place = d * outcome->width + w, i = slots[s] * ratio->size + place;
                 right[place] += outcome->ids[i] == outcome->tokens[s * outcome->stride + d];
                 said[place] += probabilities[i];
             }

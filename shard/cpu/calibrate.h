@@ -32,6 +32,7 @@ typedef struct {
 } Checks;
 
 // calibrate.c says what these do.
+void observe_heads(const Ratio *ratio, const Outcome *outcome, const float *probabilities, const int64_t *slots);
 void observe_lookup(const Ratio *ratio, const Outcome *outcome, const int64_t *matches, const int64_t *slots, const Own *own);
 void estimate_lookup(const Ratio *ratio, const Own *own, const int64_t *matches, const int64_t *slots, float *out, long n, long depth,
                      float most);

@@ -40,8 +40,6 @@ class DecisionKernels:
         self._append.argtypes = [kept, *[_pointer] * 4, *[_long] * 2]
         self._set_drafts = library.set_drafts
         self._set_drafts.argtypes = [kept, *[_pointer] * 4, _long]
-        self._bound_drafts = library.bound_drafts
-        self._bound_drafts.argtypes = [kept, *[_pointer] * 6, _long]
 
     def first_max(self, scores: Tensor) -> tuple[Tensor, Tensor]:
         """float32 [M, N], whose rows are contiguous -> the greatest of each row and its place, the first of equals."""
@@ -94,16 +92,6 @@ class DecisionKernels:
         assert tree[0].shape == tree[1].shape == (len(slots), kept.tree_size)
         held = [tensor.contiguous() for tensor in (slots, *tree)]
         self._set_drafts(kept, *(tensor.data_ptr() for tensor in held), len(slots))
-
-    def bound_drafts(
-        self, kept: SlotsStruct, slots: Tensor, max_drafts: Tensor, max_depth: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """As SequenceStates.bound_drafts."""
-        held = [slots.contiguous(), max_drafts.contiguous(), max_depth.contiguous()]
-        num_tokens, drafts, depths = torch.empty(3, len(slots), dtype=torch.int64)
-        pointers = (tensor.data_ptr() for tensor in (*held, num_tokens, drafts, depths))
-        self._bound_drafts(kept, *pointers, len(slots))
-        return num_tokens, drafts, depths
 
 
 @cache

@@ -31,26 +31,6 @@ void look_up(const int64_t *tokens, const int64_t *lengths, int64_t *guesses, in
     }
 }
 
-// What heads and lookup say of n sequences. ids and probabilities [n, depth, width]; guesses and believed [n, depth];
-// matches [n]. Where a probability is 0 there is no candidate. matches may be null: no lookup.
-typedef struct {
-    const int64_t *ids;
-    const float *probabilities;
-    const int64_t *guesses;
-    const float *believed;
-    const int64_t *matches;
-    long n, depth, width;
-} Said;
-
-// Bounds by sequence, and drafts [n, size] as in DraftTree.
-typedef struct {
-    const int64_t *max_drafts, *max_depth;
-    int64_t *ids, *parents, *methods, *counts;
-    float *log_ps;
-    long size;
-    float least_log_p;
-} Trees;
-
 typedef struct {
     int64_t id;
     float log_p;

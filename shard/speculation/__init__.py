@@ -7,7 +7,6 @@ Must not know of models, slots or collectives.
 from enum import IntEnum
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 
@@ -66,9 +65,3 @@ class DraftTree(NamedTuple):
     @staticmethod
     def shapes(num_sequences: int, size: int) -> list[tuple[int, ...]]:
         return [(num_sequences, size)] * 2 + [(num_sequences,)]
-
-    @classmethod
-    def empty(cls, num_sequences: int, size: int, device: torch.device) -> "DraftTree":
-        """Trees without drafts."""
-        nothing = torch.zeros(num_sequences, size, dtype=torch.int64, device=device)
-        return cls(nothing, nothing, nothing.new_zeros(num_sequences))

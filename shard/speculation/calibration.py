@@ -7,7 +7,7 @@ of it was checked or not.
 import torch
 from torch import Tensor
 
-from shard.cpu.calibrate import OwnSums, Sums, calibration_kernels
+from shard.cpu.drafter import OwnSums, Sums
 from shard.speculation import Candidates, Continuation
 
 # Of each step's evidence so much is left after the next: a memory of some two thousand steps.
@@ -17,8 +17,8 @@ _PRIOR_WEIGHT = 4.0
 # The same of one sequence: a memory of some twenty matches, and what it begins with.
 _OWN_KEPT = 0.95
 _OWN_PRIOR_WEIGHT = 2.0
-# No lookup is believed more.
-MOST_SURE = 0.99
+# No lookup is believed more, and no head.
+SUREST_LOOKUP, SUREST_HEAD = 0.99, 0.999
 
 
 class _Ratio:
@@ -61,21 +61,23 @@ class HeadCalibration:
         """`factors` [H, W] float32 are what is believed at first, ones where nothing is known."""
         self._factors = _Ratio(factors)
 
+    @property
+    def sums(self) -> Sums:
+        """They stay where they are."""
+        return self._factors.sums
+
     def reset(self) -> None:
         self._factors.reset()
 
     def estimate(self, probabilities: Tensor) -> Tensor:
         """[S, H, W] by the heads' softmax -> probabilities of being right."""
-        return (probabilities * self._factors.value).clamp_max(0.999)
+        return (probabilities * self._factors.value).clamp_max(SUREST_HEAD)
 
     def observe(
         self, candidates: Candidates, token_ids: Tensor, num_known: Tensor, was_asked: Tensor | None = None
     ) -> None:
         """The candidates were guesses of `token_ids` [S, R], of which the first `num_known` [S] are true. `was_asked`
         [] float32 is 0 where nothing was asked for; None: it was."""
-        if token_ids.device.type == "cpu" and (kernels := calibration_kernels()):
-            kernels.observe_heads(self._factors.sums, *candidates, token_ids, num_known)
-            return
         truth, is_known = _truth(token_ids, num_known, candidates.token_ids.shape[1])
         known = is_known[:, :, None]
         right = (candidates.token_ids == truth[:, :, None]) & known
@@ -118,11 +120,9 @@ class LookupCalibration:
 
     def estimate(self, match_length: Tensor, slots: Tensor) -> Tensor:
         """[S], [S] -> [S, K]."""
-        if slots.device.type == "cpu" and (kernels := calibration_kernels()):
-            return kernels.estimate_lookup(self.sums, self.own, match_length, slots, most=MOST_SURE)
         estimate = self._right.value[match_length]
         estimate[:, 0] *= self._own_right[slots] / self._own_said[slots]
-        return estimate.clamp_max_(MOST_SURE)
+        return estimate.clamp_max_(SUREST_LOOKUP)
 
     def observe(
         self,

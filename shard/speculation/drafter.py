@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shard.cpu.lookup import Proposed, lookup_kernels
+from shard.cpu.drafter import DrafterKernels, Proposed, drafter_library
 from shard.cpu.slots import SlotsStruct
 from shard.host_copy import integers, is_readable
 from shard.speculation import Candidates, Continuation, DraftTree, Method
-from shard.speculation.calibration import MOST_SURE, HeadCalibration, LookupCalibration
+from shard.speculation.calibration import SUREST_HEAD, SUREST_LOOKUP, HeadCalibration, LookupCalibration
 from shard.speculation.ngram import NgramLookup
 from shard.speculation.prices import HostPrices, Prices
 from shard.speculation.tree import best_tree, chain
@@ -68,14 +68,17 @@ class Drafter:
             device=device,
         )
         self._compiled = None
-        if self._is_readable:
-            self._compiled = lookup_kernels(
-                Proposed(*self._pending_continuation, self._pending_methods),
-                self._lookup_calibration.sums,
-                self._lookup_calibration.own,
+        if self._is_readable and (library := drafter_library()):
+            self._compiled = DrafterKernels(
+                library,
+                Proposed(*self._pending_continuation, *self._pending_candidates, self._pending_methods),
+                lookups=self._lookup_calibration.sums,
+                own=self._lookup_calibration.own,
+                heads=self._head_calibration.sums,
                 least_match=lookup.min_match if lookup else 0,
                 most_match=lookup.max_match if lookup else 0,
-                most_sure=MOST_SURE,
+                surest_lookup=SUREST_LOOKUP,
+                surest_head=SUREST_HEAD,
             )
         self.reset()
 
@@ -110,8 +113,6 @@ class Drafter:
         if on_path is not None:
             shape = len(slots), 2, len(Method), self.sizes.num_speculative_tokens
             counts = torch.zeros(shape, dtype=torch.int64, device=slots.device)
-        if self.has_pending and (self._has_candidates or self._compiled is None):
-            self._observe(slots[:num_decoding], token_ids[:num_decoding], num_emitted[:num_decoding])
         if self._compiled is not None:
             self._compiled.learn(
                 slots,
@@ -123,33 +124,32 @@ class Drafter:
                 num_accepted=num_accepted,
                 num_checked=num_checked,
                 counts=counts,
-                is_pending=self.has_pending and self._lookup is not None,
+                from_lookups=self.has_pending and self._lookup is not None,
+                from_heads=self.has_pending and self._has_candidates,
             )
-        elif counts is not None and on_path is not None:
-            self._count(counts, slots, parents, on_path, path, num_accepted, num_checked)
-        if self.has_pending:
-            self._learned()
+        else:
+            if self.has_pending:
+                self._observe(slots[:num_decoding], token_ids[:num_decoding], num_emitted[:num_decoding])
+            if counts is not None and on_path is not None:
+                self._count(counts, slots, parents, on_path, path, num_accepted, num_checked)
+        if self._is_readable:
+            # Whoever drafts next forgets what there is.
+            self.has_pending = False
+        elif self.has_pending:
+            self._forget()
         return counts
 
     def _observe(self, slots: Tensor, token_ids: Tensor, num_emitted: Tensor) -> None:
-        """What heads guessed, and lookups where that is not compiled."""
         if self._has_candidates:
             ids, probabilities = self._pending_candidates
             said = Candidates(ids[slots], probabilities[slots])
             was_asked = None if self._is_readable else self._asked_heads
             self._head_calibration.observe(said, token_ids, num_emitted, was_asked)
-        if self._lookup is not None and self._compiled is None:
+        if self._lookup is not None:
             ids, match_length = self._pending_continuation
             guess = Continuation(ids[slots], match_length[slots])
             was_asked = None if self._is_readable else self._asked_lookup
             self._lookup_calibration.observe(guess, slots, token_ids, num_emitted, was_asked)
-
-    def _learned(self) -> None:
-        if self._is_readable:
-            # Whoever drafts next forgets what there is.
-            self.has_pending = False
-        else:
-            self._forget()
 
     def begin(self, slots: list[int]) -> None:
         """Other sequences are in these slots now."""
@@ -170,9 +170,10 @@ class Drafter:
         self._pending_candidates.token_ids.fill_(-1)
         self._pending_candidates.probabilities.zero_()
 
-    def look_up(
+    def propose(
         self,
         kept: SlotsStruct,
+        candidates: Candidates | None,
         prices: Prices,
         *,
         slots: Tensor,
@@ -180,16 +181,22 @@ class Drafter:
         max_drafts: Tensor,
         max_depth: Tensor,
     ) -> DraftTree | None:
-        """As `draft` without candidates, for those of `slots` [S] at `proposing` [P]: bounded, and made pending, in one
-        compiled function. None where there is none."""
-        if self._compiled is None or not isinstance(prices, HostPrices):
+        """As `draft`, for those of `slots` [S] at `proposing` [P]: bounded, and made pending, in one compiled function.
+        None where there is none."""
+        if self._compiled is None:
             return None
-        assert self._lookup is not None, "a drafter without lookup needs heads"
-        tree, is_any = self._compiled.propose(
-            kept, prices.struct, slots=slots, proposing=proposing, max_drafts=max_drafts, max_depth=max_depth
+        assert isinstance(prices, HostPrices)
+        assert candidates is not None or self._lookup is not None, "a drafter without lookup needs heads"
+        tree = self._compiled.propose(
+            kept,
+            candidates,
+            prices.struct,
+            slots=slots,
+            proposing=proposing,
+            max_drafts=max_drafts,
+            max_depth=max_depth,
         )
-        if is_any:
-            self.has_pending, self._has_candidates = True, False
+        self.has_pending, self._has_candidates = True, candidates is not None
         return DraftTree(*tree)
 
     def draft(

@@ -6,7 +6,6 @@ Pure tensor arithmetic over all sequences at once, on their device. Must not kno
 import torch
 from torch import Tensor
 
-from shard.cpu.draft import draft_kernels
 from shard.speculation import Continuation
 
 
@@ -32,15 +31,6 @@ class NgramLookup:
 
         Linear in L * max_match, without a look at the values on the host.
         """
-        if token_ids.device.type == "cpu" and (kernels := draft_kernels()):
-            found = kernels.look_up(
-                token_ids,
-                num_tokens,
-                min_match=self.min_match,
-                max_match=self.max_match,
-                ahead=self.num_speculative_tokens,
-            )
-            return Continuation(*found)
         length = token_ids.shape[1]
         device = token_ids.device
         columns = torch.arange(length, device=device)

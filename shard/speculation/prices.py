@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from shard.cpu.draft import PricesStruct, draft_kernels
+from shard.cpu.drafter import PricesStruct
 from shard.speculation import DraftPrice
 
 
@@ -46,8 +46,6 @@ class HostPrices:
         """Of trees without drafts below `least_probability`."""
         if len(self._prices) < 2:
             return num_drafts
-        if log_p.device.type == "cpu" and (kernels := draft_kernels()):
-            return kernels.worth_most(log_p, num_drafts, self.struct)
         of_place = torch.zeros(log_p.numel(), dtype=log_p.dtype, device=log_p.device)
         ends = [*(price.first for price in self._prices[1:]), log_p.numel()]
         for price, end in zip(self._prices, ends, strict=True):

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from shard.cpu.draft import draft_kernels
 from shard.speculation import Candidates, Continuation, DraftTree, Method
 
 # A child is less probable than its parent by at least this much in logarithms, so that sorting never puts it first.
@@ -70,19 +69,6 @@ def best_tree(
     probabilities [S, H], each given that the path so far is right. Where it agrees with a head the two are one draft;
     where not, it is believed first and the heads share what is left. Drafts below `least_probability` are left out.
     """
-    if max_drafts.device.type == "cpu" and (kernels := draft_kernels()):
-        looked_up = None
-        if continuation is not None and continuation_probabilities is not None:
-            looked_up = continuation.token_ids, continuation_probabilities, continuation.match_length
-        token_ids, parents, methods, num_drafts, log_p = kernels.best_trees(
-            *candidates,
-            looked_up,
-            size=size,
-            max_drafts=max_drafts,
-            max_depth=max_depth,
-            least_probability=least_probability,
-        )
-        return MarkedTree(DraftTree(token_ids, parents, num_drafts), methods, log_p)
     least_log_p = math.log(least_probability) if least_probability > 0 else -math.inf
     levels: list[_Level] = []
     for depth in range(candidates.token_ids.shape[1]):

@@ -20,9 +20,7 @@ from shard.report import Outcome
 
 _COMPILED = {
     "decision_kernels": ("shard.states", "shard.sampler", "shard.decision"),
-    "draft_kernels": ("shard.speculation.ngram", "shard.speculation.tree", "shard.speculation.prices"),
-    "calibration_kernels": ("shard.speculation.calibration",),
-    "lookup_kernels": ("shard.speculation.drafter",),
+    "drafter_library": ("shard.speculation.drafter",),
     "layout_kernels": ("shard.layout",),
 }
 

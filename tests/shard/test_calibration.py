@@ -7,9 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shard.cpu.calibrate import CalibrationKernels
 from shard.speculation import Candidates, Continuation, Method
-from shard.speculation import calibration as calibration_module
 from shard.speculation import drafter as drafter_module
 from shard.speculation.calibration import HeadCalibration, LookupCalibration
 from shard.speculation.drafter import Drafter, SpeculationSizes
@@ -91,41 +89,6 @@ def test_a_sequence_that_copies_is_believed_more_than_the_others_until_another_h
     assert again == pytest.approx([unknown] * 3)
 
 
-@given(
-    seed=st.integers(0, 10_000),
-    num_sequences=st.integers(1, 4),
-    depth=st.integers(1, 4),
-    width=st.integers(1, 3),
-    num_rows=st.integers(1, 6),
-)
-@settings(deadline=None)
-def test_the_compiled_observations_of_heads_teach_the_same(
-    seed: int, num_sequences: int, depth: int, width: int, num_rows: int
-) -> None:
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(least: int, past: int, *shape: int) -> torch.Tensor:
-        return torch.randint(least, past, shape, generator=generator)
-
-    def taught(kernels: CalibrationKernels | None) -> torch.Tensor:
-        generator.manual_seed(seed)
-        heads = HeadCalibration(torch.rand(depth, width, generator=generator))
-        with mock.patch.object(calibration_module, "calibration_kernels", return_value=kernels):
-            for _ in range(3):
-                # Few token ids, so that guesses are often right; tokens with a row of another tensor between them.
-                token_ids, num_known = (
-                    draw(0, 2, num_sequences, num_rows + 1)[:, :num_rows],
-                    draw(0, num_rows + 1, num_sequences),
-                )
-                probabilities = torch.rand(num_sequences, depth, width, generator=generator)
-                heads.observe(Candidates(draw(0, 2, num_sequences, depth, width), probabilities), token_ids, num_known)
-        return heads.estimate(torch.full((1, depth, width), 0.3))
-
-    compiled = calibration_module.calibration_kernels()
-    assert compiled is not None
-    torch.testing.assert_close(taught(compiled), taught(None))
-
-
 def make_lookup_calibration() -> LookupCalibration:
     return LookupCalibration(max_match=4, num_speculative_tokens=3, num_slots=3, device=torch.device("cpu"))
 
@@ -199,7 +162,7 @@ def test_checked_and_accepted_drafts_are_counted_by_method_and_depth(
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     drafter, deepest = make_drafter(), 3
-    with mock.patch.object(drafter_module, "lookup_kernels", return_value=None):
+    with mock.patch.object(drafter_module, "drafter_library", return_value=None):
         plain = make_drafter()
     drafter._pending_methods.random_(1, len(Method) + 1, generator=generator)
     plain._pending_methods.copy_(drafter._pending_methods)

@@ -1,12 +1,8 @@
-from contextlib import nullcontext
-from unittest.mock import patch
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shard.speculation import ngram
 from shard.speculation.ngram import NgramLookup
 
 
@@ -35,16 +31,14 @@ def _look_up(lookup: NgramLookup, rows: list[list[int]], garbage: int = 0) -> li
 _histories = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=24), min_size=1, max_size=4)
 
 
-@pytest.mark.parametrize("compiled", [True, False])
 @given(_histories, st.integers(1, 6), st.integers(1, 3), st.integers(0, 4), st.integers(0, 2))
 def test_drafts_equal_a_plain_search_whatever_lies_beyond_the_tokens(
-    compiled: bool, rows: list[list[int]], num_speculative: int, min_match: int, extra: int, garbage: int
+    rows: list[list[int]], num_speculative: int, min_match: int, extra: int, garbage: int
 ) -> None:
     max_match = min_match + extra
     lookup = NgramLookup(num_speculative_tokens=num_speculative, min_match=min_match, max_match=max_match)
     expected = [_reference(row, num_speculative, min_match, max_match) for row in rows]
-    with nullcontext() if compiled else patch.object(ngram, "draft_kernels", lambda: None):
-        assert _look_up(lookup, rows, garbage) == expected
+    assert _look_up(lookup, rows, garbage) == expected
 
 
 def test_the_longest_match_wins_over_a_more_recent_one() -> None:

@@ -1,39 +1,30 @@
 """How many drafts are taken at given prices, against trying every number of them."""
 
-from contextlib import nullcontext
-from unittest import mock
-
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shard.speculation import DraftPrice
-from shard.speculation import prices as prices_module
 from shard.speculation.prices import DevicePrices, HostPrices
 
 SIZE = 6
 PROBABILITY = st.sampled_from([0.01, 0.1, 0.25, 0.5, 0.75, 1.0])
 
 
-@pytest.mark.parametrize("compiled", [True, False])
 @settings(deadline=None)
 @given(
     trees=st.lists(st.lists(PROBABILITY, max_size=SIZE), min_size=1, max_size=5),
     prices=st.lists(st.sampled_from([0.0, 0.05, 0.3, 0.7, 2.0]), min_size=1, max_size=4),
     stretch=st.integers(1, 5),
 )
-def test_what_is_taken_brings_most(compiled: bool, trees: list[list[float]], prices: list[float], stretch: int) -> None:
+def test_what_is_taken_brings_most(trees: list[list[float]], prices: list[float], stretch: int) -> None:
     trees = [sorted(tree, reverse=True) for tree in trees]
     # What lies behind the drafts may be anything.
     log_p = torch.full((len(trees), SIZE), 0.0)
     for row, tree in zip(log_p, trees, strict=True):
         row[: len(tree)] = torch.tensor(tree).log()
     num_drafts = torch.tensor([len(tree) for tree in trees])
-    with nullcontext() if compiled else mock.patch.object(prices_module, "draft_kernels", return_value=None):
-        taken = HostPrices([DraftPrice(i * stretch, price) for i, price in enumerate(prices)]).num_taken(
-            log_p, num_drafts
-        )
+    taken = HostPrices([DraftPrice(i * stretch, price) for i, price in enumerate(prices)]).num_taken(log_p, num_drafts)
 
     everything = sorted((p for tree in trees for p in tree), reverse=True)
 

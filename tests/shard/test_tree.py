@@ -1,8 +1,6 @@
 """Draft trees against a plain enumeration of all paths, and their verification against a plain walk."""
 
 import math
-from contextlib import nullcontext
-from unittest.mock import patch
 
 import pytest
 import torch
@@ -10,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shard.speculation import Candidates, Continuation, Method
-from shard.speculation import tree as tree_module
 from shard.speculation.tree import MarkedTree, best_tree, chain
 from shard.speculation.verify import ancestors
 
@@ -59,8 +56,6 @@ def paths_of(marked: MarkedTree, sequence: int) -> list[tuple[int, ...]]:
     return paths[1:]
 
 
-@pytest.mark.parametrize("compiled", [True, False])
-# The kernels may have to be compiled first.
 @settings(deadline=None)
 @given(
     seed=st.integers(0, 10_000),
@@ -71,7 +66,7 @@ def paths_of(marked: MarkedTree, sequence: int) -> list[tuple[int, ...]]:
     least=st.sampled_from([0.0, 0.05, 0.3]),
 )
 def test_the_tree_holds_the_most_probable_paths(
-    compiled: bool, seed: int, heads: int, width: int, size: int, has_guess: list[bool], least: float
+    seed: int, heads: int, width: int, size: int, has_guess: list[bool], least: float
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     sequences = len(has_guess)
@@ -83,16 +78,15 @@ def test_the_tree_holds_the_most_probable_paths(
     believed = torch.rand(sequences, heads, generator=generator) * 0.9 + 0.05
     max_drafts = torch.randint(0, size + 1, (sequences,), generator=generator)
     max_depth = torch.randint(0, heads + 1, (sequences,), generator=generator)
-    with nullcontext() if compiled else patch.object(tree_module, "draft_kernels", lambda: None):
-        marked = best_tree(
-            candidates,
-            Continuation(guess, torch.tensor(has_guess).long() * 3),
-            believed,
-            size=size,
-            max_drafts=max_drafts,
-            max_depth=max_depth,
-            least_probability=least,
-        )
+    marked = best_tree(
+        candidates,
+        Continuation(guess, torch.tensor(has_guess).long() * 3),
+        believed,
+        size=size,
+        max_drafts=max_drafts,
+        max_depth=max_depth,
+        least_probability=least,
+    )
     assert marked.tree.token_ids.shape == marked.tree.parents.shape == marked.methods.shape == (sequences, size)
     for s in range(sequences):
         every = enumerate_paths(
