@@ -1,49 +1,10 @@
-// What follows the model in a step: the best of each row's logits, which drafts are right, tokens appended, the next drafts
-// kept. The same as shard/sampler.py, shard/speculation/verify.py and shard/states.py in torch operations, of which each takes
-// longer than all of this. Integers are int64 and arrays contiguous where nothing else is said.
+// What follows the choice of tokens in a step: which drafts are right, tokens appended, the next drafts kept. The same as
+// shard/speculation/verify.py and shard/states.py in torch operations, of which each takes longer than all of this. Integers are
+// int64 and arrays contiguous where nothing else is said.
 
-#include <math.h>
+#include <string.h>
 
 #include "slots.h"
-#include "vectors.h"
-
-// Columns of a row whose maximum is taken before the next ones are looked at.
-#define BLOCK (16 * LANES)
-
-static float maximum(const float *x, long size) {
-    Floats most = *(const Floats *)x;
-    for (long i = LANES; i + LANES <= size; i += LANES) {
-        const Floats next = *(const Floats *)(x + i);
-        const Ints is_more = next > most;
-        most = (Floats)(((Ints)next & is_more) | ((Ints)most & ~is_more));
-    }
-    float best = -INFINITY;
-    for (long lane = 0; lane < LANES; lane++) best = most[lane] > best ? most[lane] : best;
-    for (long i = size / LANES * LANES; i < size; i++) best = x[i] > best ? x[i] : best;
-    return best;
-}
-
-// The greatest of each row of scores [n, size], rows `stride` apart, and its place, the first of equals.
-void first_max(const float *scores, float *best, int64_t *places, long n, long size, long stride) {
-    #pragma omp parallel for if (n > 1)
-    for (long row = 0; row < n; row++) {
-        const float *x = scores + row * stride;
-        float most = -INFINITY;
-        long block = 0;
-        for (long start = 0; start < size; start += BLOCK) {
-            const long width = size - start < BLOCK ? size - start : BLOCK;
-            float here = -INFINITY;
-            if (width >= LANES) here = maximum(x + start, width);
-            else
-                for (long i = 0; i < width; i++) here = x[start + i] > here ? x[start + i] : here;
-            if (here > most) most = here, block = start;
-        }
-        long place = block;
-        while (place + 1 < size && x[place] != most) place++;
-        best[row] = most;
-        places[row] = place;
-    }
-}
 
 // Trees of n sequences with up to `rows` rows: target [n, rows], drafts and parents [n, rows - 1], the others [n]; stops
 // [n, num_stops].

@@ -1,4 +1,4 @@
-"""The compiled functions of decide.c as functions of tensors: what sampler.py, verify.py and states.py compute, on CPU.
+"""The compiled functions of decide.c as functions of tensors: what verify.py and states.py compute, on CPU.
 
 Integers are int64.
 """
@@ -31,8 +31,6 @@ class _Decided(ctypes.Structure):
 
 class DecisionKernels:
     def __init__(self, library: ctypes.CDLL) -> None:
-        self._first_max = library.first_max
-        self._first_max.argtypes = [_pointer] * 3 + [_long] * 3
         kept = ctypes.POINTER(SlotsStruct)
         self._decide = library.decide
         self._decide.argtypes = [kept, ctypes.POINTER(_Put), ctypes.POINTER(_Decided)]
@@ -40,13 +38,6 @@ class DecisionKernels:
         self._append.argtypes = [kept, *[_pointer] * 4, *[_long] * 2]
         self._set_drafts = library.set_drafts
         self._set_drafts.argtypes = [kept, *[_pointer] * 4, _long]
-
-    def first_max(self, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """float32 [M, N], whose rows are contiguous -> the greatest of each row and its place, the first of equals."""
-        num_rows, num_columns = scores.shape
-        best, places = torch.empty(num_rows), torch.empty(num_rows, dtype=torch.int64)
-        self._first_max(scores.data_ptr(), best.data_ptr(), places.data_ptr(), num_rows, num_columns, scores.stride(0))
-        return best, places
 
     def decide(
         self,

@@ -1,10 +1,30 @@
 """Owns finding the best few columns of wide rows, equals by rule. Knows no ranks and no heads."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
+from shard.cpu.best import best_kernels
+
 # Columns that one maximum stands for.
 _BLOCK = 128
+
+
+class Best(NamedTuple):
+    """Of M rows the best columns [M, W] int64, best first, and their values; the log-sum-exp [M] of all columns."""
+
+    columns: Tensor
+    values: Tensor
+    log_sums: Tensor
+
+
+def best_of(scores: Tensor, width: int) -> Best:
+    """The min(width, C) highest of each row of scores [M, C], which is contiguous; equals by the lower column."""
+    if scores.device.type == "cpu" and scores.dtype == torch.float32 and (kernels := best_kernels()):
+        return Best(*kernels.best(scores, width))
+    columns = best_columns(scores, width)
+    return Best(columns, scores.gather(1, columns), log_sum_exp(scores, columns[:, :1])[:, 0])
 
 
 def best_columns(scores: Tensor, width: int) -> Tensor:

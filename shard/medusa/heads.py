@@ -11,7 +11,7 @@ from shard.layers.embedding import ParallelLMHead
 from shard.layers.matmul import Product
 from shard.layers.quantize import Quantization
 from shard.layers.sharded import Module, Piece, ShardedModule
-from shard.medusa.best import best_columns, log_sum_exp
+from shard.medusa.best import best_of
 from shard.medusa.figures import HeadFigures
 from shard.partition import whole
 from shard.speculation import Candidates
@@ -84,12 +84,11 @@ class MedusaHeads(Module):
         Of equals the lowest id is the better.
         """
         logits = self._logits(hidden)
-        num_columns = logits.shape[1]
-        columns = best_columns(logits, width)
+        columns, values, log_sums = best_of(logits, width)
         shape = (self.num_heads, len(hidden), -1)
-        values, rows = logits.gather(1, columns).view(shape), (columns + self.group.rank * num_columns).view(shape)
-        normalizer = log_sum_exp(logits, columns[:, :1]).view(shape)
+        values, rows, normalizer = values.view(shape), columns.view(shape), log_sums.view(shape)
         if self.group.size > 1:
+            rows = rows + self.group.rank * logits.shape[1]
             parts = self.group.all_gather(torch.cat([values.double(), rows.double(), normalizer.double()], 2))
             normalizer = parts[..., -1:].logsumexp(0)
             by_rank = parts[..., :-1].movedim(0, 2)
@@ -97,10 +96,11 @@ class MedusaHeads(Module):
             # Slices are in the order of their ids.
             values, order = all_values.flatten(2).sort(dim=2, descending=True, stable=True)
             values, rows = values[..., :width], all_rows.flatten(2).gather(2, order[..., :width]).long()
-        missing = width - values.shape[2]
-        probabilities = F.pad((values - normalizer).exp().float(), (0, missing))
+        probabilities = (values - normalizer).exp().float()
         # Columns that are no token come last, with a probability of 0.
-        token_ids = F.pad(rows.clamp_max(self._num_rows - 1), (0, missing))
+        token_ids = rows.clamp_max(self._num_rows - 1)
+        if missing := width - values.shape[2]:
+            probabilities, token_ids = F.pad(probabilities, (0, missing)), F.pad(token_ids, (0, missing))
         if self._token_ids is not None:
             token_ids = self._token_ids[token_ids]
         return Candidates(token_ids.transpose(0, 1), probabilities.transpose(0, 1))

@@ -19,7 +19,8 @@ from shard.cuda.spans import FIRST_ROW, TABLE, DeviceSpans
 from shard.report import Outcome
 
 _COMPILED = {
-    "decision_kernels": ("shard.states", "shard.sampler", "shard.decision"),
+    "decision_kernels": ("shard.states", "shard.decision"),
+    "best_kernels": ("shard.sampler", "shard.medusa.best"),
     "drafter_library": ("shard.speculation.drafter",),
     "layout_kernels": ("shard.layout",),
 }

@@ -2,50 +2,15 @@
 
 from unittest import mock
 
-import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from shard import sampler, states
-from shard.cpu.decide import DecisionKernels, decision_kernels
-from shard.sampler import first_max
+from shard import states
 from shard.speculation import DraftTree
 from shard.states import SequenceStates
 
 SLOTS, LENGTH = 5, 12
-
-
-@pytest.fixture(scope="module")
-def kernels() -> DecisionKernels:
-    found = decision_kernels()
-    assert found is not None
-    return found
-
-
-@given(
-    values=st.lists(st.sampled_from([-torch.inf, -2.0, 0.0, 1.0, 1.5]), min_size=1, max_size=600),
-    num_rows=st.integers(1, 3),
-    num_unused=st.integers(0, 3),
-)
-@settings(deadline=None)
-def test_the_first_of_the_greatest_is_found(values: list[float], num_rows: int, num_unused: int) -> None:
-    # Rows of a wider tensor, as the logits of a padded vocabulary are.
-    wide = torch.full((num_rows, len(values) + num_unused), 9.0)
-    scores = wide[:, : len(values)]
-    for row in range(num_rows):
-        scores[row] = torch.tensor(values).roll(row)
-    best, places = first_max(scores)
-    with mock.patch.object(sampler, "decision_kernels", return_value=None):
-        expected = first_max(scores.contiguous())
-    assert torch.equal(best, expected[0])
-    assert torch.equal(places, expected[1])
-
-
-def test_a_whole_vocabulary_of_large_negative_scores(kernels: DecisionKernels) -> None:
-    scores = -1e30 - torch.rand(4, 49152, generator=torch.Generator().manual_seed(0)) * 1e30
-    scores[2] = -torch.inf
-    assert torch.equal(kernels.first_max(scores)[1], scores.argmax(1))
 
 
 def _states(seed: int) -> SequenceStates:
