@@ -116,7 +116,11 @@ class CurrentCosts:
         more_s = self._more_s(step, found)
         found.pace += (1 - _KEPT) * bounded(more_s - (found.pace - 1) * measured_s) / measured_s
         if last is not None and last.num_sequences == step.num_sequences:
-            found.draft.observe(step.num_drafts - last.num_drafts, bounded(more_s - self._more_s(last, found)))
+            more_drafts = step.num_drafts - last.num_drafts
+            # While every step has as many drafts nothing tells what they cost: to forget it then, and believe the
+            # machine slow instead, would have them cheap for good.
+            if more_drafts or not step.num_drafts:
+                found.draft.observe(more_drafts, bounded(more_s - self._more_s(last, found)))
 
     def _more_s(self, step: TakenStep, found: _OfAlike) -> float:
         """What the step took more than expected at the measured pace."""

@@ -238,6 +238,15 @@ def test_never_slower_where_rows_cost_something_else_than_at_the_start(
         assert simulation.speed >= 0.98 * simulation.speed_without
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_heads_that_all_but_pay_are_given_up_though_every_step_asks_them(seed: int) -> None:
+    # Nothing tells dear drafts from a slow machine then; at first they were free.
+    simulation = Simulation(
+        HYBRID, FAST_MEMORY, 2, lookup=lambda _: 0.1, heads=0.6, measured=FREE_AT_FIRST, seed=seed
+    ).run(1000)
+    assert simulation.speed >= 0.98 * simulation.speed_without
+
+
 def test_drafts_are_taken_where_they_pay_and_none_where_they_cannot() -> None:
     copies: Callable[[int], float] = lambda _: 0.95  # noqa: E731
     assert Simulation(LOOKUP, CPU, 1, lookup=copies).run(300).speed > 2 * 1e3 / CPU[1]
