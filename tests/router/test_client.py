@@ -68,6 +68,8 @@ def test_a_wrong_number_names_its_flag(arguments: list[str], capsys: pytest.Capt
 def test_an_interrupt_cancels_the_request() -> None:
     async def use(served: Served) -> None:
         served.engine.hang = True
+        # A shell's background job ignores SIGINT, and so would the child.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "router.client", "--address", served.address, "--raw", "abc"),
             cwd=ROOT,
@@ -77,7 +79,7 @@ def test_an_interrupt_cancels_the_request() -> None:
         )
         await eventually(lambda: served.engine.num_open == 1)
         process.send_signal(signal.SIGINT)
-        _, errors = await process.communicate()
+        _, errors = await asyncio.wait_for(process.communicate(), 60)
         assert (process.returncode, errors) == (130, b"\ncancelled\n")
         await eventually(lambda: served.engine.num_open == 0)
 
