@@ -4,7 +4,6 @@
 #include <stdlib.h>
 
 #include "calibrate.h"
-#include "vectors.h"
 
 static void add_evidence(const Ratio *ratio, const float *above, const float *below) {
     for (long i = 0; i < ratio->size; i++) {

@@ -3,9 +3,9 @@
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "draft.h"
-#include "vectors.h"
 
 // As in tree.py: a child is less probable than its parent by at least this in logarithms, and no guess is impossible.
 #define LESS 1e-3f
