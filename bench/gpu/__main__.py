@@ -14,9 +14,10 @@ import torch
 from bench.gpu.attention import CASES, Case, difference, layer_seconds
 from bench.gpu.ceilings import copy_bandwidth, product_speed
 from bench.gpu.marked_tests import run_marked_tests
+from bench.gpu.prompts import PROMPT_CASES, PromptCase, PromptTime, time_prompt
 from bench.gpu.report import Figures, Measured, to_json, to_text
-from bench.gpu.service import ServiceSpeed, service_speeds
-from bench.gpu.step_times import PEER_CASES, STEP_CASES, StepCase, StepTime
+from bench.gpu.service_speed import ServiceSpeed
+from bench.gpu.step_times import PEER_CASES, PROMPT_LENGTHS, STEP_CASES, PromptStepTime, StepCase, StepTime
 from shard.attention import kernel_name
 
 _WRONG, _NO_GPU = 1, 2
@@ -50,7 +51,9 @@ def _measure(device: torch.device) -> Figures:
         tests=tests,
         tests_passed=passed,
         attention=[_measure_attention(case, device) for case in CASES],
+        prompts=[_measure_prompt(case, device) for case in PROMPT_CASES],
         steps=list(_measure_steps(device)),
+        prompt_steps=list(_measure_prompt_steps(device)),
         peer_s=dict(_measure_peer()),
         service=_measure_service(),
     )
@@ -67,11 +70,23 @@ def _measure_steps(device: torch.device) -> Iterator[StepTime]:
         yield time
 
 
+def _measure_prompt_steps(device: torch.device) -> Iterator[PromptStepTime]:
+    if find_spec("safetensors") is None:
+        return
+    from bench.gpu.steps import LLAMA_8B, time_prompt_steps
+
+    for time in time_prompt_steps(LLAMA_8B, PROMPT_LENGTHS, dtype=torch.bfloat16, device=device):
+        _say(f"a prompt of {time.length}: {1e3 * time.step_s:.1f} ms")
+        yield time
+
+
 def _measure_peer() -> Iterator[tuple[StepCase, float]]:
     if find_spec("safetensors") is None or find_spec("transformers") is None:
         return
     from bench.gpu.peer import peer_seconds
 
+    # Others take what memory there is.
+    torch.cuda.empty_cache()
     for case in PEER_CASES:
         _say(f"transformers: {case}")
         step_s = peer_seconds(case.batch, case.context)
@@ -82,8 +97,13 @@ def _measure_peer() -> Iterator[tuple[StepCase, float]]:
 def _measure_service() -> list[ServiceSpeed]:
     if find_spec("safetensors") is None:
         return []
-    _say("the service, a model of 7B with Medusa heads")
-    # It takes what memory there is.
+    try:
+        from bench.gpu.service import service_speeds
+    except (ImportError, RuntimeError) as error:
+        # RuntimeError: a gRPC older than what the code was generated for.
+        _say(f"the service was not measured: {error}")
+        return []
+    _say("the service")
     torch.cuda.empty_cache()
     return service_speeds(_say)
 
@@ -91,6 +111,11 @@ def _measure_service() -> list[ServiceSpeed]:
 def _measure_attention(case: Case, device: torch.device) -> Measured:
     _say(f"attention: {case}")
     return Measured(case, difference(case, device), layer_seconds(case, device))
+
+
+def _measure_prompt(case: PromptCase, device: torch.device) -> PromptTime:
+    _say(f"attention: {case}")
+    return time_prompt(case, device)
 
 
 def _say(text: str) -> None:

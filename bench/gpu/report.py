@@ -4,9 +4,15 @@ import json
 from dataclasses import asdict, dataclass, replace
 
 from bench.gpu.attention import TOLERANCE, Case
-from bench.gpu.service import ServiceSpeed
-from bench.gpu.step_times import StepCase, StepTime
+from bench.gpu.prompts import PromptTime
+from bench.gpu.service_speed import ServiceSpeed
+from bench.gpu.step_times import PromptStepTime, StepCase, StepTime
 from bench.statistic import table
+
+
+def is_small(difference: float) -> bool:
+    # Of NaN this is false.
+    return difference <= TOLERANCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,10 +22,6 @@ class Measured:
     case: Case
     difference: float
     layer_s: float
-
-    @property
-    def is_right(self) -> bool:
-        return self.difference <= TOLERANCE
 
     @property
     def bandwidth(self) -> float:
@@ -39,8 +41,10 @@ class Figures:
     tests: str
     tests_passed: bool
     attention: list[Measured]
+    prompts: list[PromptTime]
     # Empty where the package that the model's code needs is missing.
     steps: list[StepTime]
+    prompt_steps: list[PromptStepTime]
     # A step of transformers by case; without those that did not work.
     peer_s: dict[StepCase, float]
     # Empty where it does not run.
@@ -48,7 +52,8 @@ class Figures:
 
     @property
     def is_right(self) -> bool:
-        return self.tests_passed and all(measured.is_right for measured in self.attention)
+        differences = [m.difference for m in self.attention] + [p.difference for p in self.prompts]
+        return self.tests_passed and all(map(is_small, differences))
 
 
 def to_json(figures: Figures) -> str:
@@ -60,9 +65,11 @@ def to_json(figures: Figures) -> str:
         {**asdict(s.case), "step_ms": 1e3 * s.step_s, "read_bytes": s.read_bytes, "bandwidth": s.bandwidth}
         for s in figures.steps
     ]
+    prompts = [{**asdict(p), "speed": p.speed} for p in figures.prompts]
+    prompt_steps = [{**asdict(p), "speed": p.speed} for p in figures.prompt_steps]
     peer = [{**asdict(case), "step_ms": 1e3 * step_s} for case, step_s in figures.peer_s.items()]
     whole = {**asdict(replace(figures, peer_s={})), "is_right": figures.is_right}
-    whole |= {"attention": attention, "steps": steps, "peer_s": peer}
+    whole |= {"attention": attention, "prompts": prompts, "steps": steps, "prompt_steps": prompt_steps, "peer_s": peer}
     return json.dumps(whole, indent=2)
 
 
@@ -76,7 +83,7 @@ def to_text(figures: Figures) -> str:
             f"{1e6 * m.layer_s:.1f}",
             f"{m.bandwidth / 1e12:.2f}",
             f"{m.bandwidth / figures.copy_bandwidth:.0%}",
-            f"{m.difference:.4f}" + ("" if m.is_right else " WRONG"),
+            _difference(m.difference),
         ]
         for m in figures.attention
     ]
@@ -87,11 +94,46 @@ def to_text(figures: Figures) -> str:
             f"copy {figures.copy_bandwidth / 1e12:.2f} TB/s, bf16 product {figures.product_speed / 1e12:.0f} TFLOP/s",
             f"tests: {figures.tests}",
             table(header, rows),
+            *_prompt_table(figures),
             *_step_table(figures),
+            *_prompt_step_table(figures),
             *_service_table(figures),
             "all right" if figures.is_right else "NOT RIGHT",
         ]
     )
+
+
+def _difference(difference: float) -> str:
+    return f"{difference:.4f}" + ("" if is_small(difference) else " WRONG")
+
+
+def _prompt_table(figures: Figures) -> list[str]:
+    rows = [
+        [
+            str(p.case.context),
+            str(p.case.length),
+            f"{1e6 * p.layer_s:.0f}",
+            f"{p.speed / 1e12:.0f}",
+            "" if p.flash_s is None else f"{1e6 * p.flash_s:.0f}",
+            _difference(p.difference),
+        ]
+        for p in figures.prompts
+    ]
+    return [table(["context", "prompt", "us/layer", "TFLOP/s", "torch's flash, us", "difference"], rows)]
+
+
+def _prompt_step_table(figures: Figures) -> list[str]:
+    rows = [
+        [
+            str(p.length),
+            f"{1e3 * p.step_s:.1f}",
+            f"{p.length / p.step_s:.0f}",
+            f"{p.speed / 1e12:.0f}",
+            f"{p.speed / figures.product_speed:.0%}",
+        ]
+        for p in figures.prompt_steps
+    ]
+    return [table(["whole prompt", "ms", "tokens/s", "TFLOP/s", "of product"], rows)] if rows else []
 
 
 def _step_table(figures: Figures) -> list[str]:
@@ -117,7 +159,15 @@ def _service_table(figures: Figures) -> list[str]:
     if not figures.service:
         return ["service: not measured"]
     rows = [
-        [str(s.at_once), f"{s.off:.0f}", f"{s.on:.0f}", f"{s.on / s.off:.2f}", f"{s.drafts_per_step:.1f}"]
+        [
+            s.model,
+            s.workload,
+            str(s.at_once),
+            f"{s.off:.0f}",
+            f"{s.on:.0f}",
+            f"{s.ratio:.3f}",
+            f"{s.drafts_per_step:.1f}",
+        ]
         for s in figures.service
     ]
-    return [table(["at once", "off, tokens/s", "on", "on / off", "drafts/step"], rows)]
+    return [table(["model", "text", "at once", "off, tokens/s", "on", "on / off", "drafts/step"], rows)]

@@ -1,4 +1,5 @@
-"""The whole service on the GPU, with and without speculation, and a model of 7B's size with good Medusa heads."""
+"""The whole service on the GPU, with and without speculation: a model of 7B's size with Medusa heads that know, and the
+default model if it is here."""
 
 import asyncio
 import statistics
@@ -6,63 +7,63 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
+from bench.errors import BenchError
+from bench.gpu.service_speed import ServiceSpeed
+from bench.never_slower.config import NeverSlowerConfig
+from bench.never_slower.report import AUTO, OFF, speed_ups
+from bench.never_slower.run import measure
+from bench.prompts import RANDOM
+from launcher.default_model import DEFAULT_MODEL_ID, present_gguf
+
+Say = Callable[[str], None]
 _ROOT = Path(__file__).parents[2]
 _CONCURRENCY = (1, 8, 32, 128)
-_PAIRS, _NEW_TOKENS = 2, 96
+_PAIRS, _NEW_TOKENS = 4, 96
 _THREADS = 4
 
 
-@dataclass(frozen=True, slots=True)
-class ServiceSpeed:
-    """Tokens per second of all requests together, medians of the runs, and drafts checked per step of a request."""
-
-    at_once: int
-    off: float
-    on: float
-    drafts_per_step: float
-
-
-def service_speeds(say: Callable[[str], None]) -> list[ServiceSpeed]:
-    """None, and why on `say`, if the service does not run with the packages that are installed."""
-    try:
-        from bench.errors import BenchError
-        from bench.never_slower.config import NeverSlowerConfig
-        from bench.never_slower.report import AUTO, OFF
-        from bench.never_slower.run import measure
-        from bench.prompts import RANDOM
-    except (ImportError, RuntimeError) as error:
-        say(f"the service was not measured: {error}")
-        return []
+def service_speeds(say: Say) -> list[ServiceSpeed]:
+    """What does not run is left out, and why said."""
     with tempfile.TemporaryDirectory() as folder:
         _write_model(folder)
-        config = NeverSlowerConfig(
-            model_id=folder,
-            threads=_THREADS,
-            speculate=None,
-            pairs=_PAIRS,
-            most_pairs=_PAIRS,
-            concurrency=_CONCURRENCY,
-            workloads=(RANDOM,),
-            new_tokens=_NEW_TOKENS,
-            flags=(),
-            fixed=(),
-        )
-        try:
-            points = asyncio.run(measure(config, say))
-        except BenchError as error:
-            say(f"the service was not measured: {error}")
-            return []
+        speeds = _measure("7B", folder, (RANDOM,), say)
+    if present_gguf() is None:
+        say(f"{DEFAULT_MODEL_ID} was not measured: it is not here")
+        return speeds
+    return speeds + _measure(DEFAULT_MODEL_ID, None, ("chat",), say)
+
+
+def _measure(name: str, model_id: str | None, workloads: tuple[str, ...], say: Say) -> list[ServiceSpeed]:
+    config = NeverSlowerConfig(
+        model_id=model_id,
+        threads=_THREADS,
+        speculate=None,
+        pairs=_PAIRS,
+        most_pairs=_PAIRS,
+        concurrency=_CONCURRENCY,
+        workloads=workloads,
+        new_tokens=_NEW_TOKENS,
+        flags=(),
+        fixed=(),
+    )
+    try:
+        points = asyncio.run(measure(config, say))
+    except BenchError as error:
+        say(f"the service was not measured with {name}: {error}")
+        return []
     return [
         ServiceSpeed(
+            name,
+            workload,
             at_once,
-            off=statistics.median(ways[OFF].speeds),
-            on=statistics.median(ways[AUTO].speeds),
-            drafts_per_step=statistics.fmean(ways[AUTO].drafts_per_step),
+            off=statistics.median(points[workload, at_once][OFF].speeds),
+            on=statistics.median(points[workload, at_once][AUTO].speeds),
+            ratio=ratio.value,
+            drafts_per_step=statistics.fmean(points[workload, at_once][AUTO].drafts_per_step),
         )
-        for (_, at_once), ways in points.items()
+        for (workload, at_once), ratio in speed_ups(points).items()
     ]
 
 

@@ -26,6 +26,7 @@ STEP_CASES = (
         for batch, drafts in ((1, 0), (1, 15), (32, 0))
     ),
 )
+PROMPT_LENGTHS = (128, 1024, 4096)
 # Of transformers; each compiles for a minute.
 PEER_CASES = (StepCase(1, 1024, 0),)
 
@@ -41,3 +42,18 @@ class StepTime:
     @property
     def bandwidth(self) -> float:
         return self.read_bytes / self.step_s
+
+
+@dataclass(frozen=True, slots=True)
+class PromptStepTime:
+    """A prompt of `length` tokens in one step; `operations` are those of its products with the weights, a multiply-add
+    counted as two."""
+
+    length: int
+    step_s: float
+    operations: int
+
+    @property
+    def speed(self) -> float:
+        """Operations per second."""
+        return self.operations / self.step_s

@@ -1,7 +1,7 @@
 """Whole steps of a model of a given shape with random weights: forward, choice, verification, commit, as the service
 runs them, by the device's own clock.
 
-Contexts are made up. The first steps of a case are warm-up: the second captures it.
+Contexts of sequences that decode are made up. The first steps of a case are warm-up: the second captures it.
 """
 
 import statistics
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from bench.gpu.step_times import StepCase, StepTime
+from bench.gpu.step_times import PromptStepTime, StepCase, StepTime
 from shard.config import parse_args
 from shard.cuda.kernels import capture_for
 from shard.device_step import DeviceStep
@@ -42,6 +42,7 @@ LLAMA_8B = {
 }
 _BLOCK_SIZE = 16
 _WARM_UPS, _REPEATS = 4, 15
+_PROMPT_REPEATS = 4
 
 
 def time_steps(
@@ -63,16 +64,16 @@ def _time_alike(
     model, weight_bytes = _random_model(config, quantize, dtype=dtype, device=device)
     # Tokens that the steps of a case bring, and room for the drafts of one.
     room = _WARM_UPS + _REPEATS + 2 + max(case.drafts for case in cases)
-    num_blocks = max(case.batch * (-(-(case.context + room) // _BLOCK_SIZE) + 1) for case in cases)
-    cache = KVCache(
-        num_layers=config.num_layers,
-        num_blocks=num_blocks,
-        block_size=_BLOCK_SIZE,
-        num_kv_heads=config.num_kv_heads,
-        head_dim=config.head_dim,
+    steps = _made_up_steps(
+        config,
+        model,
+        num_blocks=max(case.batch * (-(-(case.context + room) // _BLOCK_SIZE) + 1) for case in cases),
+        num_slots=max(case.batch for case in cases),
+        max_step_rows=max(case.batch * (1 + case.drafts) for case in cases),
+        max_total_tokens=max(case.context for case in cases) + room,
+        tree_size=max(1, *(case.drafts for case in cases)),
         dtype=dtype,
         device=device,
-        max_step_rows=max(case.batch * (1 + case.drafts) for case in cases),
     )
     token_bytes = KVCache.bytes_per_block(
         num_layers=config.num_layers,
@@ -81,14 +82,69 @@ def _time_alike(
         head_dim=config.head_dim,
         dtype=dtype,
     )
-    max_total_tokens = max(case.context for case in cases) + room
-    sizes = SpeculationSizes(
-        num_speculative_tokens=0, tree_size=max(1, *(case.drafts for case in cases)), num_heads=0, tree_width=1
+    for case in cases:
+        steps.enter(case.batch, context=case.context, room=room)
+        times = _times(steps, [case.drafts] * case.batch)
+        steps.forget()
+        read_bytes = weight_bytes + case.batch * case.context * token_bytes
+        yield StepTime(case, statistics.median(times[_WARM_UPS:]), read_bytes)
+
+
+def time_prompt_steps(
+    shape: dict[str, Any], lengths: tuple[int, ...], *, dtype: torch.dtype, device: torch.device
+) -> Iterator[PromptStepTime]:
+    """Whole prompts of one sequence in one step each, on weights of 16 bits."""
+    config = ModelConfig.from_dict(shape)
+    model, weight_bytes = _random_model(config, None, dtype=dtype, device=device)
+    steps = _made_up_steps(
+        config,
+        model,
+        num_blocks=-(-max(lengths) // _BLOCK_SIZE) + 1,
+        num_slots=1,
+        max_step_rows=2,
+        max_total_tokens=max(lengths) + 1,
+        tree_size=1,
+        dtype=dtype,
+        device=device,
     )
+    # The output projection is for the last row alone.
+    head = config.vocab_size * config.hidden_size
+    for length in lengths:
+        times = []
+        for _ in range(_PROMPT_REPEATS):
+            times.append(steps.prefill(context=0, length=length).duration_ns * 1e-9)
+            steps.forget()
+        operations = 2 * (weight_bytes // dtype.itemsize - head) * length
+        yield PromptStepTime(length, statistics.median(times[1:]), operations)
+
+
+def _made_up_steps(
+    config: ModelConfig,
+    model: Decoder,
+    *,
+    num_blocks: int,
+    num_slots: int,
+    max_step_rows: int,
+    max_total_tokens: int,
+    tree_size: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> MadeUpSteps:
+    cache = KVCache(
+        num_layers=config.num_layers,
+        num_blocks=num_blocks,
+        block_size=_BLOCK_SIZE,
+        num_kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        dtype=dtype,
+        device=device,
+        max_step_rows=max_step_rows,
+    )
+    sizes = SpeculationSizes(num_speculative_tokens=0, tree_size=tree_size, num_heads=0, tree_width=1)
     states = SequenceStates(
-        num_slots=max(case.batch for case in cases),
+        num_slots=num_slots,
         max_total_tokens=max_total_tokens,
-        tree_size=sizes.tree_size,
+        tree_size=tree_size,
         block_size=_BLOCK_SIZE,
         device=device,
     )
@@ -102,13 +158,7 @@ def _time_alike(
             *(f"--max-total-tokens={max_total_tokens}", f"--block-size={_BLOCK_SIZE}"),
         ]
     )
-    steps = MadeUpSteps(runner, limits, num_blocks=num_blocks, vocab_size=config.vocab_size, sizes=sizes)
-    for case in cases:
-        steps.enter(case.batch, context=case.context, room=room)
-        times = _times(steps, [case.drafts] * case.batch)
-        steps.forget()
-        read_bytes = weight_bytes + case.batch * case.context * token_bytes
-        yield StepTime(case, statistics.median(times[_WARM_UPS:]), read_bytes)
+    return MadeUpSteps(runner, limits, num_blocks=num_blocks, vocab_size=config.vocab_size, sizes=sizes)
 
 
 def _times(steps: MadeUpSteps, drafts: list[int]) -> list[float]:

@@ -14,10 +14,11 @@ import torch
 from bench.gpu import marked_tests, service
 from bench.gpu.attention import Case
 from bench.gpu.oracle_model import VICUNA_7B, write_oracle_model
-from bench.gpu.report import Figures, Measured, to_json, to_text
-from bench.gpu.service import ServiceSpeed
-from bench.gpu.step_times import StepCase, StepTime
-from bench.gpu.steps import LLAMA_8B, time_steps
+from bench.gpu.prompts import PromptCase, PromptTime, time_prompt
+from bench.gpu.report import Figures, Measured, is_small, to_json, to_text
+from bench.gpu.service_speed import ServiceSpeed
+from bench.gpu.step_times import PromptStepTime, StepCase, StepTime
+from bench.gpu.steps import LLAMA_8B, time_prompt_steps, time_steps
 from shard.states import SequenceStates
 
 FIGURES = Figures(
@@ -29,9 +30,11 @@ FIGURES = Figures(
     tests="40 passed",
     tests_passed=True,
     attention=[Measured(Case(1, 1024, 1), 0.001, 2e-6), Measured(Case(8, 8192, 64), 0.004, 1.5e-4)],
+    prompts=[PromptTime(PromptCase(0, 4096), 5e-4, 0.002, 4e-4), PromptTime(PromptCase(4096, 4096), 1e-3, 0.002, None)],
     steps=[StepTime(StepCase(1, 1024, 15), 8e-3, 16 * 10**9)],
+    prompt_steps=[PromptStepTime(4096, 0.1, 6 * 10**13)],
     peer_s={StepCase(1, 1024, 15): 9e-3},
-    service=[ServiceSpeed(8, off=1000.0, on=1500.0, drafts_per_step=3.25)],
+    service=[ServiceSpeed("7B", "random", 8, off=1000.0, on=1500.0, ratio=1.502, drafts_per_step=3.25)],
 )
 
 
@@ -54,7 +57,10 @@ def test_the_table_gives_bandwidths_and_ends_with_a_verdict() -> None:
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
     assert ["8", "8192", "64", "150.0", "1.79", "60%", "0.0040"] in rows
     assert ["1", "1024", "15", "16 bit", "8.00", "2.00", "67%", "9.00"] in rows
-    assert rows[-2] == ["8", "1000", "1500", "1.50", "3.2"]
+    assert ["0", "4096", "500", "275", "400", "0.0020"] in rows
+    assert ["4096", "4096", "1000", "412", "", "0.0020"] in rows
+    assert ["4096", "100.0", "40960", "600", "80%"] in rows
+    assert rows[-2] == ["7B", "random", "8", "1000", "1500", "1.502", "3.2"]
     assert lines[-1] == "all right"
 
 
@@ -63,8 +69,10 @@ def test_a_difference_or_a_failed_test_is_not_right() -> None:
     assert "0.5000 WRONG" in to_text(wrong)
     assert to_text(wrong).endswith("NOT RIGHT")
     assert to_text(replace(FIGURES, tests_passed=False)).endswith("NOT RIGHT")
+    wrong = replace(FIGURES, prompts=[replace(FIGURES.prompts[0], difference=0.5)])
+    assert to_text(wrong).endswith("NOT RIGHT")
     # A comparison with NaN is false.
-    assert not replace(FIGURES.attention[0], difference=float("nan")).is_right
+    assert not is_small(float("nan"))
 
 
 def test_json_has_a_line_for_each_case() -> None:
@@ -114,6 +122,28 @@ def test_whole_steps_are_timed_over_what_they_read(is_readable: bool, monkeypatc
     ]
 
 
+def test_whole_prompts_are_timed_over_their_products() -> None:
+    small = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "head_dim": 16, "vocab_size": 80}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    times = list(time_prompt_steps(LLAMA_8B | small | heads, (5, 40), dtype=torch.float32, device=torch.device("cpu")))
+    assert [time.length for time in times] == [5, 40]
+    assert all(time.step_s > 0 for time in times)
+    # Factors of norms are counted with the matrices.
+    layer = 64 * (64 + 2 * 32) + 64 * 64 + 3 * 64 * 96 + 2 * 64
+    assert [time.operations for time in times] == [2 * (2 * layer + 64) * length for length in (5, 40)]
+
+
+@pytest.mark.parametrize("context", [0, 33])
+def test_attention_of_a_prompt_is_compared(context: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the path for CPU; how the kernel fares is told on a GPU."""
+    monkeypatch.setattr("bench.gpu.prompts.captured", lambda run: run)
+    monkeypatch.setattr("bench.gpu.timing.torch.cuda.synchronize", lambda: None)
+    found = time_prompt(PromptCase(context, 50), torch.device("cpu"))
+    assert found.layer_s > 0
+    assert (found.flash_s is None) == (context > 0)
+    assert found.difference < 0.02
+
+
 def test_the_service_is_faster_with_heads_that_know(monkeypatch: pytest.MonkeyPatch) -> None:
     """On CPU, with a small model; how much faster is not asserted, that heads were asked and drafts checked is."""
     small = {"hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 2, "vocab_size": 300}
@@ -126,8 +156,11 @@ def test_the_service_is_faster_with_heads_that_know(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(service, "_write_model", write)
     monkeypatch.setattr(service, "_CONCURRENCY", (1, 2))
     monkeypatch.setattr(service, "_THREADS", 1)
+    monkeypatch.setattr(service, "_PAIRS", 1)
+    monkeypatch.setattr(service, "present_gguf", lambda: None)
     said: list[str] = []
     speeds = service.service_speeds(said.append)
-    assert [speed.at_once for speed in speeds] == [1, 2], said
+    assert [(speed.model, speed.at_once) for speed in speeds] == [("7B", 1), ("7B", 2)], said
+    assert said[-1] == "SmolLM2-135M-Instruct was not measured: it is not here"
     assert all(speed.on > 0 and speed.off > 0 for speed in speeds)
     assert speeds[0].drafts_per_step > 0

@@ -19,6 +19,7 @@ _VOCAB = 32000
 
 
 @pytest.mark.gpu
+@pytest.mark.alone
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_the_largest_steps_fit_beside_the_kv_cache(tmp_path: Path) -> None:
     model = make_checkpoint(
