@@ -7,6 +7,8 @@ when it comes again. What changes from step to step is in tensors that are writt
 step computes.
 """
 
+import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -22,10 +24,14 @@ from shard.report import Outcome
 from shard.speculation import DraftPrice, Proposal
 from shard.speculation.prices import DevicePrices
 
+log = logging.getLogger(__name__)
+
 # The time at which a shape is captured.
 CAPTURED_AT = 2
 # Numbers of sequences: from two on the next is at most half as many more.
 _BATCHES = (1, 2, 3, 4, 6, *(2**i * part for i in range(2, 15) for part in (2, 3)))
+# Numbers of rows: the next is twice as many, but at most so many more, which a step of many sequences pays for.
+_MOST_MORE_ROWS = 64
 
 
 class CapturedTimer(Timer, Protocol):
@@ -92,7 +98,10 @@ class CapturedSteps:
         if is_new:
             return step.run()
         if step.replay is None:
+            begin_s = time.perf_counter()
             step.outcome, step.replay = self._capture(step.run)
+            taken_ms = 1e3 * (time.perf_counter() - begin_s)
+            log.debug("captured in %.0f ms: %d sequences, %d rows, %s", taken_ms, shape.batch, shape.num_rows, kind)
         step.replay()
         return step.outcome
 
@@ -119,7 +128,7 @@ class CapturedSteps:
     def _next_num_rows(self, least: int, batch: int, width: int) -> int:
         num_rows = batch
         while num_rows < least:
-            num_rows = min(2 * num_rows, batch * width, self._step.cache.max_step_rows)
+            num_rows = min(2 * num_rows, num_rows + _MOST_MORE_ROWS, batch * width, self._step.cache.max_step_rows)
         return num_rows
 
     def _prepare(self, rows: StepRows, kind: StepKind, sizes: list[int]) -> _Step:

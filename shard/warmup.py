@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 _MOST_SWEEPS, _FEWER_SWEEPS, _LEAST_SWEEPS = 7, 5, 3
 # Committed tokens of each sequence, where the model allows so many.
 _SHORT, _LONG = 64, 1024
+# Sequences.
+_FEW = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +58,15 @@ def warm_up(
 ) -> list[StepCost]:
     """What steps cost, on every rank; empty if nothing is ever drafted. `proposals`: who can be asked for drafts."""
     steps = MadeUpSteps(runner, config, num_blocks=num_blocks, vocab_size=vocab_size, sizes=sizes)
-    # The longest chunk there can be.
-    steps.prefill(context=0, length=min(config.max_batch_prefill_tokens, config.max_total_tokens - 1))
-    steps.forget()
+    # The longest chunk there can be, and such as have kernels of their own where kernels are compiled.
+    longest = min(config.max_batch_prefill_tokens, config.max_total_tokens - 1)
+    for length in sorted({min(length, longest) for length in (1, _SHORT, longest)}):
+        steps.prefill(context=0, length=length)
+        steps.forget()
     sweeper = _Sweeps(steps, config, sizes)
     kinds = list(_kinds(config, sizes, proposals)) if sizes.num_speculative_tokens else [_Kind(1)]
-    # Before anything is measured, and so that the most frequent shapes are not captured while requests wait.
-    frequent = [_Kind(batch, proposal=who) for batch in runner.captured_batches for who in (Proposal.NONE, *proposals)]
+    # Before anything is measured, and so that few shapes are captured while requests wait, and no kernel compiled.
+    frequent = list(_captured_kinds(runner.captured_batches, config, sizes, proposals))
     for number in range(CAPTURED_AT if frequent else 0):
         log.info("capturing steps, %d of %d", number + 1, CAPTURED_AT)
         list(sweeper.sweep([*kinds, *frequent]))
@@ -120,6 +124,18 @@ def _kinds(config: ShardConfig, sizes: SpeculationSizes, proposals: list[Proposa
         yield _Kind(1, sizes.num_speculative_tokens, proposal=proposal)
         if most > 1:
             yield _Kind(min(8, most), proposal=proposal)
+
+
+def _captured_kinds(
+    batches: list[int], config: ShardConfig, sizes: SpeculationSizes, proposals: list[Proposal]
+) -> Iterator[_Kind]:
+    """Of every number of rows; with asking those of few sequences, for which drafts pay most."""
+    for batch in batches:
+        yield from (_Kind(batch, proposal=proposal) for proposal in (Proposal.NONE, *proposals))
+        asked = proposals if batch <= _FEW else []
+        most = min(sizes.tree_size, config.max_batch_draft_tokens // batch)
+        for drafts in sorted({min(2**i - 1, most) for i in range(1, most.bit_length() + 1)}):
+            yield from (_Kind(batch, drafts, proposal=proposal) for proposal in (Proposal.NONE, *asked))
 
 
 class _Sweeps:

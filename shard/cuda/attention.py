@@ -43,7 +43,7 @@ class Tiles:
 
     @classmethod
     def of(cls, *, num_rows: int, dim: int, dtype: torch.dtype, is_roomy: bool) -> "Tiles":
-        """For spans of up to `num_rows` folded rows."""
+        """For spans of about `num_rows` folded rows."""
         padded = power_of_two(dim, least=_LEAST_TILE)
         # Without tensor cores the factors of a product lie in registers too.
         most_rows = _LEAST_TILE if dtype == torch.float32 else min(_MOST_ROWS, _MOST_SUMS // padded)
@@ -58,11 +58,13 @@ class Tiles:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """`count` spans from the `first` on, of up to `most_rows` rows each: all step spans, or all direct ones."""
+    """`count` spans from the `first` on, of up to `most_rows` rows each and of about `typical_rows`: all step spans, or
+    all direct ones."""
 
     first: int
     count: int
     most_rows: int
+    typical_rows: int
     is_step: bool
 
 
@@ -80,8 +82,11 @@ def attend(
     """As `shard.cuda.kernels.Attend` says."""
     assert qkv.stride()[1:] == (qkv.shape[2], 1)
     assert rotation is None or spans.num_spans == spans.num_steps
-    steps = Part(0, spans.num_steps, spans.most_step_rows, is_step=True)
-    chunks = Part(spans.num_steps, spans.num_spans - spans.num_steps, spans.most_direct_rows, is_step=False)
+    num_steps, num_chunks = spans.num_steps, spans.num_spans - spans.num_steps
+    # What is known without looking at values: a step has few drafts for each of many sequences.
+    mean = -(-len(qkv) // num_steps) if num_steps and not num_chunks else spans.most_step_rows
+    steps = Part(0, num_steps, spans.most_step_rows, min(mean, spans.most_step_rows), is_step=True)
+    chunks = Part(num_steps, num_chunks, spans.most_direct_rows, spans.most_direct_rows, is_step=False)
     for part in (steps, chunks):
         if part.count:
             _attend_part(part, qkv, pages, spans, out, step_rows, block_size, spec, rotation)
@@ -102,10 +107,16 @@ def _attend_part(
     count, most_rows = part.count, part.most_rows
     kv_heads = (qkv.shape[1] - num_heads) // 2
     group = num_heads // kv_heads
-    tiles = Tiles.of(num_rows=most_rows * group, dim=dim, dtype=qkv.dtype, is_roomy=is_roomy(qkv.device))
+    folded = part.typical_rows * group
+    if not part.is_step and folded > _LEAST_TILE:
+        # Prompts have any number of rows: each kernel more would be compiled while some request waits.
+        folded = _MOST_ROWS
+    tiles = Tiles.of(num_rows=folded, dim=dim, dtype=qkv.dtype, is_roomy=is_roomy(qkv.device))
+    # Programs beyond a span's rows end at once.
     num_tiles = -(-most_rows * group // tiles.rows)
+    num_busy = -(-part.typical_rows * group // tiles.rows) * kv_heads * count
     most_keys = min(spans.most_blocks * block_size, spec.window or 1 << 30)
-    num_splits = _num_splits(num_tiles * kv_heads * count, most_keys, qkv.device)
+    num_splits = _num_splits(num_busy, most_keys, qkv.device)
     mixes = log_sums = None
     if num_splits > 1:
         mixes = out.new_empty((num_splits, count * most_rows, num_heads, dim), dtype=torch.float32)

@@ -2,8 +2,7 @@
 
 A step of few rows takes as long as reading the weights. In 16 bits the library reads them as fast as the device can,
 but for those of a single row: the kernel begins to read them before the step has come to it. In 8 bits there is no
-kernel but ours. Sizes are chosen from a sweep on an H200 over the matrices of Llama-3.1-8B (bench/RESULTS.md), taken
-before the kernel of a row read ahead.
+kernel but ours. Sizes are chosen from sweeps on an H200 and an H100 over the matrices of Llama-3.1-8B (bench/RESULTS.md).
 """
 
 from dataclasses import dataclass
@@ -31,16 +30,20 @@ _MANY_ROWS = 256
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """What a program takes at once; `stages` tiles of inputs are on their way, within its shared memory."""
+    """What a program takes at once; `stages` tiles of inputs are on their way, within its shared memory.
+    `are_weights_left`: of the product, which Hopper's tensor cores take from registers, where weights are widened."""
 
     rows: int
     outputs: int
     inputs: int
     stages: int
+    are_weights_left: bool = False
 
     @classmethod
     def of(cls, num_rows: int, dtype: torch.dtype, weights: torch.dtype, *, is_roomy: bool) -> "Tiles":
         rows = min(_MOST_ROWS, power_of_two(num_rows, least=_LEAST_ROWS))
+        if rows == 2 * _LEAST_ROWS and is_roomy:
+            return cls(rows, 64, 128, stages=4, are_weights_left=True)
         if rows > _LEAST_ROWS:
             return cls(rows, 128, 128, stages=3 if is_roomy and dtype.itemsize == 2 else 2)
         return cls(rows, 32, 256, stages=3) if weights == torch.int8 else cls(rows, 32, 128, stages=5)
@@ -55,8 +58,7 @@ def multiply(
     gate: Gate | None = None,
 ) -> Tensor:
     """As `shard.cuda.kernels.Multiply` says."""
-    # In the sweep integers were a tenth slower so than by tiles.
-    if len(x) == 1 and weight.dtype != torch.int8:
+    if len(x) == 1:
         return _multiply_row(x, weight, scales, bias, dtype, gate)
     if scales is None:
         out = _by_library(x, weight, bias, dtype)
@@ -124,6 +126,7 @@ def _multiply_tiles(x: Tensor, weight: Tensor, scales: Tensor, bias: Tensor | No
         TILE_ROWS=tiles.rows,
         TILE_OUTPUTS=tiles.outputs,
         TILE_INPUTS=tiles.inputs,
+        ARE_WEIGHTS_LEFT=tiles.are_weights_left,
         num_warps=4,
         num_stages=tiles.stages,
     )

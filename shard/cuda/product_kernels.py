@@ -87,18 +87,22 @@ def multiply_tiles(
     TILE_ROWS: tl.constexpr,
     TILE_OUTPUTS: tl.constexpr,
     TILE_INPUTS: tl.constexpr,
+    ARE_WEIGHTS_LEFT: tl.constexpr,
 ):
     """Grid (tiles of outputs, tiles of rows, splits): TILE_ROWS rows of x, TILE_OUTPUTS outputs, a part of the inputs,
-    by tensor cores in x's type. With one split the product goes to out [N, outputs]; else its
-    parts go to `sums` [splits, N, outputs] float32, without scale and bias. `sums` or `bias` is None where there is
-    none."""
+    by tensor cores in x's type, the weights being the left factor or the right one. With one split the product goes to
+    out [N, outputs]; else its parts go to `sums` [splits, N, outputs] float32, without scale and bias. `sums` or `bias`
+    is None where there is none."""
     output = tl.program_id(0) * TILE_OUTPUTS + tl.arange(0, TILE_OUTPUTS)
     row = tl.program_id(1) * TILE_ROWS + tl.arange(0, TILE_ROWS)
     split = tl.program_id(2)
     is_output, is_row = output < num_outputs, row < num_rows
     weight_at = weight + output.to(tl.int64)[:, None] * num_inputs
     x_at = x + row.to(tl.int64)[:, None] * x_stride
-    total = tl.zeros([TILE_ROWS, TILE_OUTPUTS], tl.float32)
+    if ARE_WEIGHTS_LEFT:
+        total = tl.zeros([TILE_OUTPUTS, TILE_ROWS], tl.float32)
+    else:
+        total = tl.zeros([TILE_ROWS, TILE_OUTPUTS], tl.float32)
     # The compiler sees that tiles begin at multiples of their size, and reads 16 bytes at once.
     begin = split * tiles_per_split * TILE_INPUTS
     for start in range(begin, tl.minimum(begin + tiles_per_split * TILE_INPUTS, num_inputs), TILE_INPUTS):
@@ -106,7 +110,13 @@ def multiply_tiles(
         is_input = place < num_inputs
         rows = tl.load(x_at + place[None, :], mask=is_row[:, None] & is_input[None, :], other=0.0)
         weights = tl.load(weight_at + place[None, :], mask=is_output[:, None] & is_input[None, :], other=0.0)
-        total += tl.dot(rows, tl.trans(weights.to(rows.dtype)), input_precision="ieee")
+        weights = weights.to(rows.dtype)
+        if ARE_WEIGHTS_LEFT:
+            total += tl.dot(weights, tl.trans(rows), input_precision="ieee")
+        else:
+            total += tl.dot(rows, tl.trans(weights), input_precision="ieee")
+    if ARE_WEIGHTS_LEFT:
+        total = tl.trans(total)
     is_there = is_row[:, None] & is_output[None, :]
     at = row.to(tl.int64)[:, None] * num_outputs + output[None, :]
     if sums is None:

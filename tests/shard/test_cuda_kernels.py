@@ -171,7 +171,7 @@ def test_merging_compiles_without_a_gpu(compile_for_device: Any) -> None:
     assert compiled.metadata.shared <= SHARED_MEMORY[False]
 
 
-@pytest.mark.parametrize("num_rows", [1, 64])
+@pytest.mark.parametrize("num_rows", [2, 32, 64])
 @pytest.mark.parametrize("splits", [True, False])
 @pytest.mark.parametrize("weight", ["*i8", "*fp8e4nv"])
 @pytest.mark.parametrize("is_roomy", [False, True])
@@ -185,6 +185,7 @@ def test_products_compile_without_a_gpu(
         num_rows, torch.bfloat16, torch.int8 if weight == "*i8" else torch.float8_e4m3fn, is_roomy=is_roomy
     )
     constants = {"TILE_ROWS": tiles.rows, "TILE_OUTPUTS": tiles.outputs, "TILE_INPUTS": tiles.inputs}
+    constants |= {"ARE_WEIGHTS_LEFT": tiles.are_weights_left}
     constants |= {"bias": None} if splits else {"bias": None, "sums": None}
     options = {"num_warps": 4, "num_stages": tiles.stages}
     call = partial(compile_for_device, multiply_tiles, constants, {"weight": weight}, **options)

@@ -17,11 +17,12 @@ pytestmark = [] if INTERPRETED else [pytest.mark.gpu, needs_gpu]
 TOLERANCE = {torch.bfloat16: 2**-8, torch.float16: 2**-11, torch.float32: 1e-5}
 
 
-@pytest.fixture(params=[1, 132], ids=["few processors", "many"])
+@pytest.fixture(params=[1, 132], ids=["small device", "large one"])
 def multiply(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Multiply:
     from shard.cuda import product
 
     monkeypatch.setattr(product, "num_processors", lambda device: request.param)
+    monkeypatch.setattr(product, "is_roomy", lambda device: request.param > 1)
     return product.multiply
 
 
@@ -33,7 +34,7 @@ def draw(*shape: int, seed: int) -> torch.Tensor:
 @pytest.mark.parametrize("quantization", ["int8", "fp8"])
 @pytest.mark.parametrize(
     ("num_rows", "num_outputs", "num_inputs", "has_bias"),
-    [(1, 64, 128, False), (3, 70, 1500, True), (17, 9, 33, True), (65, 200, 1024, False), (300, 40, 130, True)],
+    [(1, 64, 128, False), (3, 70, 1500, True), (17, 9, 33, True), (32, 70, 1500, True), (65, 200, 1024, False), (300, 40, 130, True)],
 )
 def test_products_are_those_of_the_numbers_that_are_kept(
     multiply: Multiply,
@@ -63,7 +64,7 @@ def test_products_are_those_of_the_numbers_that_are_kept(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("quantization", [None, "fp8"])
+@pytest.mark.parametrize("quantization", [None, "int8", "fp8"])
 @pytest.mark.parametrize("gate", [None, "silu", "gelu_tanh"])
 @pytest.mark.parametrize(("num_outputs", "num_inputs", "has_bias"), [(64, 1024, False), (7, 1500, True), (5, 33, True)])
 def test_a_single_row_has_a_kernel_of_its_own(
