@@ -36,6 +36,9 @@ log = logging.getLogger(__name__)
 
 # One step runs while the next is on its way; more would only waste rows of sequences that ended.
 _MAX_OUTSTANDING_STEPS = 2
+# A stream gets a message after so long for each stream there is, with all its tokens since: a message takes the router
+# about as long as a sequence's part of a step, and on a GPU the steps of many sequences are as short.
+_MESSAGE_S = 0.0002
 _RECONNECT_INTERVAL_S = 0.25
 # What a client that was turned away is told to wait.
 _RETRY_AFTER_S = 1.0
@@ -107,14 +110,15 @@ class Engine:
         stream = self._submit(request)
         try:
             while True:
-                output = await stream.outputs.get()
-                if isinstance(output, RequestError):
-                    raise output
+                output = await stream.next_output(self._message_interval_s)
                 yield output
                 if output.finish_reason is not None:
                     return
         finally:
             self._end(stream, None)
+
+    def _message_interval_s(self) -> float:
+        return len(self._streams) * _MESSAGE_S
 
     async def drain(self, timeout_s: float) -> None:
         """Takes no more requests and waits for those that run; what is left after the timeout is ended."""

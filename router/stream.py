@@ -4,12 +4,14 @@ Every stream ends with exactly one terminal event: an output with a finish reaso
 """
 
 import asyncio
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from router.detokenizer import Detokenizer
 from router.errors import RequestError
 from router.plan import SequenceResult
-from router.request import GenerationOutput, GenerationRequest
+from router.request import GenerationOutput, GenerationRequest, joined
 from router.sequence import FinishReason, Sequence
 
 
@@ -28,6 +30,28 @@ class Stream:
     deadline: asyncio.TimerHandle | None = None
     is_ended: bool = False
     outputs: asyncio.Queue[GenerationOutput | RequestError] = field(default_factory=asyncio.Queue)
+    last_message_s: float | None = None
+
+    async def next_output(self, interval_s: Callable[[], float]) -> GenerationOutput:
+        """All that came since the last call as one, when there is something. What is neither the first nor the last
+        waits until `interval_s`, asked then, has passed since that call. Raises the error that ends the stream."""
+        output = await self.outputs.get()
+        if self.last_message_s is not None and not _is_last(output):
+            wait_s = self.last_message_s + interval_s() - time.monotonic()
+            if wait_s > 0:
+                await asyncio.sleep(wait_s)
+        self.last_message_s = time.monotonic()
+        parts = list[GenerationOutput]()
+        while isinstance(output, GenerationOutput):
+            parts.append(output)
+            if self.outputs.empty():
+                return joined(parts)
+            output = self.outputs.get_nowait()
+        if not parts:
+            raise output
+        # After the tokens that came before it.
+        self.outputs.put_nowait(output)
+        return joined(parts)
 
     def take(self, result: SequenceResult) -> tuple[GenerationOutput, int]:
         """The output of one result, and how many of its tokens are kept. A stop string ends the text before it."""
@@ -54,3 +78,7 @@ class Stream:
             ),
             kept,
         )
+
+
+def _is_last(output: GenerationOutput | RequestError) -> bool:
+    return isinstance(output, RequestError) or output.finish_reason is not None

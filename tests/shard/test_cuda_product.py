@@ -34,7 +34,14 @@ def draw(*shape: int, seed: int) -> torch.Tensor:
 @pytest.mark.parametrize("quantization", ["int8", "fp8"])
 @pytest.mark.parametrize(
     ("num_rows", "num_outputs", "num_inputs", "has_bias"),
-    [(1, 64, 128, False), (3, 70, 1500, True), (17, 9, 33, True), (32, 70, 1500, True), (65, 200, 1024, False), (300, 40, 130, True)],
+    [
+        (1, 64, 128, False),
+        (3, 70, 1500, True),
+        (17, 9, 33, True),
+        (32, 70, 1500, True),
+        (65, 200, 1024, False),
+        (300, 40, 130, True),
+    ],
 )
 def test_products_are_those_of_the_numbers_that_are_kept(
     multiply: Multiply,
