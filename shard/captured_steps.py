@@ -1,10 +1,13 @@
-"""Steps without prompts, captured once for each shape and replayed: a GPU is then told a whole step at once, instead of
+"""Steps of few rows, captured once for each shape and replayed: a GPU is then told a whole step at once, instead of
 hundreds of kernels one by one, each of which takes the host some microseconds.
 
 Owns the shapes: a step is filled up to the next one that is captured, with rows that are masked and with the spare
 slot, whose sequence has ended. A shape is run as it is when it first comes, which has kernels compiled, and captured
 when it comes again. What changes from step to step is in tensors that are written before a replay. Must not know what a
 step computes.
+
+    decodes | of so many sequences and the spare one, their rows                    |
+    chunks  | of some prompts, of the spare sequence what is missing of their rows  |
 """
 
 import logging
@@ -17,6 +20,7 @@ import torch
 from torch import Tensor
 
 from shard.clock import Timer
+from shard.cuda.device import power_of_two
 from shard.device_step import DeviceStep, StepInputs, StepKind
 from shard.layout import RowNumbers, StepRows, pack, unpack
 from shard.plan import SequenceStep
@@ -26,10 +30,14 @@ from shard.speculation.prices import DevicePrices
 
 log = logging.getLogger(__name__)
 
-# The time at which a shape is captured.
-CAPTURED_AT = 2
+# The time at which a shape is captured. Those with prompts are many, and some come never again.
+CAPTURED_AT, _WITH_PROMPTS_AT = 2, 3
 # Numbers of sequences: from two on the next is at most half as many more.
 _BATCHES = (1, 2, 3, 4, 6, *(2**i * part for i in range(2, 15) for part in (2, 3)))
+# Rows of prompts: with more the device takes longer than the host.
+_LEAST_CHUNK_ROWS, _MOST_CHUNK_ROWS = 16, 512
+# A graph takes memory, 1 MB or so.
+_MOST_CAPTURED = 1024
 # Numbers of rows: the next is twice as many, but at most so many more, which a step of many sequences pays for.
 _MOST_MORE_ROWS = 64
 
@@ -59,6 +67,8 @@ class _Shape:
     num_rows: int
     kind: StepKind
     num_stop_tokens: int
+    num_chunks: int
+    most_chunk_rows: int
 
 
 @dataclass(slots=True)
@@ -67,6 +77,7 @@ class _Step:
 
     numbers: Tensor
     run: Callable[[], Outcome]
+    num_runs: int = 0
     outcome: Outcome | None = None
     replay: Callable[[], None] | None = None
 
@@ -78,52 +89,87 @@ class CapturedSteps:
         self.batches = sorted({min(batch, self._states.spare_slot) for batch in _BATCHES})
         self._capture = capture
         self._prices = torch.zeros(len(DevicePrices.pack(())), dtype=torch.float64, device=self._states.device)
+        self._most_chunk_rows = min(_MOST_CHUNK_ROWS, self._states.token_ids.shape[1])
         self._steps: dict[_Shape, _Step] = {}
+        self._num_captured = 0
 
-    def run(self, rows: StepRows, kind: StepKind, prices: Sequence[DraftPrice]) -> Outcome | None:
-        """Of the rows' sequences, and of some behind them that are not there; None: no such step is captured."""
-        if rows.chunks or len(prices) > DevicePrices.MOST:
+    def fill_up(self, rows: StepRows, num_prices: int) -> StepRows | None:
+        """The rows of a step that is captured, with those of `rows` among them, its sequences in the same order; None:
+        there is no such step."""
+        num_chunk_rows = sum(chunk.chunk_length for chunk, _ in rows.chunks)
+        if num_prices > DevicePrices.MOST or num_chunk_rows > self._most_chunk_rows:
             return None
-        rows = self._fill_up(rows)
+        width = 1 if rows.width == 1 else 1 + self._states.draft_token_ids.shape[1]
+        chunks, most_direct_rows = self._fill_up_chunks(rows, num_chunk_rows) if rows.chunks else ([], 0)
+        return StepRows(self._fill_up_decodes(rows, width), width, chunks, most_direct_rows)
+
+    def run(self, rows: StepRows, kind: StepKind, prices: Sequence[DraftPrice]) -> Outcome:
+        """A step that is filled up."""
         is_asked = kind.proposal is not Proposal.NONE
         numbers = self._numbers(rows, is_asked)
-        shape = _Shape(len(rows.decodes), rows.width, rows.num_step_rows, kind, self._states.stop_token_ids.shape[1])
-        is_new = shape not in self._steps
-        if is_new:
+        shape = _Shape(
+            len(rows.decodes),
+            rows.width,
+            rows.num_step_rows,
+            kind,
+            self._states.stop_token_ids.shape[1],
+            len(rows.chunks),
+            rows.most_direct_rows,
+        )
+        if shape not in self._steps:
             self._steps[shape] = self._prepare(rows, kind, list(map(len, numbers)))
         step = self._steps[shape]
         step.numbers.copy_(torch.tensor(pack(numbers)), non_blocking=True)
         if is_asked:
             self._prices.copy_(torch.tensor(DevicePrices.pack(prices), dtype=torch.float64), non_blocking=True)
-        if is_new:
+        step.num_runs += 1
+        if step.replay is None and not self._is_to_be_captured(shape, step):
             return step.run()
         if step.replay is None:
+            self._num_captured += 1
             begin_s = time.perf_counter()
             step.outcome, step.replay = self._capture(step.run)
-            taken_ms = 1e3 * (time.perf_counter() - begin_s)
-            log.debug("captured in %.0f ms: %d sequences, %d rows, %s", taken_ms, shape.batch, shape.num_rows, kind)
+            log.debug("captured in %.0f ms: %s", 1e3 * (time.perf_counter() - begin_s), shape)
         step.replay()
+        assert step.outcome is not None
         return step.outcome
 
-    def _fill_up(self, rows: StepRows) -> StepRows:
-        width = 1 if rows.width == 1 else 1 + self._states.draft_token_ids.shape[1]
+    def _is_to_be_captured(self, shape: _Shape, step: _Step) -> bool:
+        is_often = step.num_runs >= (_WITH_PROMPTS_AT if shape.num_chunks else CAPTURED_AT)
+        return is_often and self._num_captured < _MOST_CAPTURED
+
+    def _fill_up_decodes(self, rows: StepRows, width: int) -> list[tuple[SequenceStep, int]]:
+        if not rows.decodes:
+            return []
         batch = next(batch for batch in self.batches if batch >= len(rows.decodes))
-        spare = SequenceStep(
-            self._states.spare_slot, [], chunk_start=0, chunk_length=0, verify=0, propose=0, propose_depth=0
-        )
-        decodes = [*rows.decodes, *[(spare, 1)] * (batch - len(rows.decodes))]
+        decodes = [*rows.decodes, *[(self._spare(0), 1)] * (batch - len(rows.decodes))]
         num_rows = sum(count for _, count in decodes)
         missing = self._next_num_rows(num_rows, batch, width) - num_rows
         for i, (step, count) in enumerate(decodes):
             more = min(missing, width - count)
             decodes[i] = step, count + more
             missing -= more
-        return StepRows(decodes, width, [], [])
+        return decodes
+
+    def _fill_up_chunks(
+        self, rows: StepRows, num_rows: int
+    ) -> tuple[list[tuple[SequenceStep, SequenceStep | None]], int]:
+        """And their rows together, which is the most that one of them has in a step of that shape."""
+        most = min(power_of_two(num_rows, least=_LEAST_CHUNK_ROWS), self._most_chunk_rows)
+        # Of the spare ones the first has the rows that are missing.
+        num_spare = power_of_two(len(rows.chunks) + 1, least=2) - len(rows.chunks)
+        spare = [self._spare(most - num_rows), *[self._spare(0)] * (num_spare - 1)]
+        real = [(chunk, self._spare(0) if yielding is None else yielding) for chunk, yielding in rows.chunks]
+        return [*real, *((chunk, chunk) for chunk in spare)], most
+
+    def _spare(self, chunk_length: int) -> SequenceStep:
+        slot = self._states.spare_slot
+        return SequenceStep(slot, [], chunk_start=0, chunk_length=chunk_length, verify=0, propose=0, propose_depth=0)
 
     @staticmethod
     def _numbers(rows: StepRows, is_asked: bool) -> RowNumbers[list[int]]:
         """All are asked or nobody, though some may want no drafts: the lengths follow from the shape."""
-        return rows.numbers(asked=list(range(len(rows.decodes))) if is_asked else [])
+        return rows.numbers(asked=list(range(len(rows.yielding))) if is_asked else [])
 
     def _next_num_rows(self, least: int, batch: int, width: int) -> int:
         num_rows = batch
@@ -133,9 +179,10 @@ class CapturedSteps:
 
     def _prepare(self, rows: StepRows, kind: StepKind, sizes: list[int]) -> _Step:
         device = self._states.device
-        numbers = torch.zeros(sum(sizes), dtype=torch.int64, device=device)
-        filtered = torch.arange(rows.num_step_rows, device=device) if kind.any_filtered else None
-        inputs = StepInputs(unpack(numbers, sizes), filtered, DevicePrices(self._prices))
+        packed = torch.zeros(sum(sizes), dtype=torch.int64, device=device)
+        numbers = unpack(packed, sizes)
+        filtered = torch.arange(len(numbers.logit_rows), device=device) if kind.any_filtered else None
+        inputs = StepInputs(numbers, filtered, DevicePrices(self._prices))
         # Without self: a graph's memory goes at once with whoever holds it, not when the collector comes by.
         step, timer = self._step, self._capture.timer()
 
@@ -144,7 +191,7 @@ class CapturedSteps:
             assert outcome is not None
             return outcome._replace(proposing=None if kind.proposal is Proposal.NONE else timer.marks)
 
-        return _Step(numbers, run)
+        return _Step(packed, run)
 
 
 def _nothing() -> None:

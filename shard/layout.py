@@ -52,41 +52,38 @@ class RowNumbers(NamedTuple, Generic[Numbers]):
 
 @dataclass(frozen=True, slots=True)
 class StepRows:
-    """Decodes with the number of rows that each gets, `width` (R) at most; then chunks, of which `last_chunks` finish
-    their prompts."""
+    """Decodes with the number of rows that each gets, `width` (R) at most; then chunks of up to `most_direct_rows`,
+    each with who gets a token after it: nobody, if it does not finish its prompt."""
 
     decodes: list[tuple[SequenceStep, int]]
     width: int
-    chunks: list[SequenceStep]
-    last_chunks: list[SequenceStep]
+    chunks: list[tuple[SequenceStep, SequenceStep | None]]
+    most_direct_rows: int
 
     @property
     def yielding(self) -> list[SequenceStep]:
         """The S sequences that get tokens."""
-        return [step for step, _ in self.decodes] + self.last_chunks
+        return [step for step, _ in self.decodes] + [step for _, step in self.chunks if step is not None]
 
     @property
     def num_step_rows(self) -> int:
         return sum(count for _, count in self.decodes)
 
-    @property
-    def most_direct_rows(self) -> int:
-        return max((step.chunk_length for step in self.chunks), default=0)
-
     def spans(self, states: SequenceStates) -> list[Span]:
         spans = [Span(count, states.host[step.slot].block_table, direct=False) for step, count in self.decodes]
         return spans + [
-            Span(step.chunk_length, states.host[step.slot].block_table, direct=True) for step in self.chunks
+            Span(step.chunk_length, states.host[step.slot].block_table, direct=True) for step, _ in self.chunks
         ]
 
     def numbers(self, *, asked: list[int] | None = None) -> RowNumbers[list[int]]:
         """`asked`: which of the S sequences propose; None: those for which drafts are wanted."""
         yielding, width = self.yielding, self.width
+        chunks = [chunk for chunk, _ in self.chunks]
         decode_rows = [count for _, count in self.decodes]
-        counts = decode_rows + [1] * len(self.last_chunks)
+        counts = decode_rows + [1] * (len(yielding) - len(decode_rows))
         if asked is None:
             asked = [s for s, step in enumerate(yielding) if step.propose]
-        num_rows = decode_rows + [step.chunk_length for step in self.chunks]
+        num_rows = decode_rows + [chunk.chunk_length for chunk in chunks]
         is_even = decode_rows == [width] * len(decode_rows)
         return RowNumbers(
             slots=[step.slot for step in yielding],
@@ -99,11 +96,11 @@ class StepRows:
             max_depth=[yielding[s].propose_depth for s in asked],
             first_rows=list(accumulate(num_rows[:-1], initial=0)),
             num_rows=num_rows,
-            span_slots=[step.slot for step, _ in self.decodes] + [step.slot for step in self.chunks],
+            span_slots=[step.slot for step, _ in self.decodes] + [chunk.slot for chunk in chunks],
             existing=[] if is_even else [s * width + r for s, count in enumerate(decode_rows) for r in range(count)],
-            chunk_slots=[step.slot for step in self.chunks for _ in range(step.chunk_length)],
+            chunk_slots=[chunk.slot for chunk in chunks for _ in range(chunk.chunk_length)],
             chunk_positions=[
-                p for step in self.chunks for p in range(step.chunk_start, step.chunk_start + step.chunk_length)
+                p for chunk in chunks for p in range(chunk.chunk_start, chunk.chunk_start + chunk.chunk_length)
             ],
         )
 
@@ -111,9 +108,9 @@ class StepRows:
         """All rows of decodes and the last of each finished prompt."""
         end = self.num_step_rows
         rows = list(range(end))
-        for step in self.chunks:
-            end += step.chunk_length
-            if step in self.last_chunks:
+        for chunk, yielding in self.chunks:
+            end += chunk.chunk_length
+            if yielding is not None:
                 rows.append(end - 1)
         return rows
 
@@ -174,8 +171,8 @@ def plan_rows(steps: list[SequenceStep], states: SequenceStates) -> StepRows | N
     return StepRows(
         decodes,
         max((count for _, count in decodes), default=1),
-        chunks,
-        [s for s in chunks if s.chunk_start + s.chunk_length == states.host[s.slot].num_known_tokens],
+        [(s, s if s.chunk_start + s.chunk_length == states.host[s.slot].num_known_tokens else None) for s in chunks],
+        max((step.chunk_length for step in chunks), default=0),
     )
 
 

@@ -57,14 +57,16 @@ class ModelRunner:
         # Where nothing is waited for everything is launched at once; else the layers take the time.
         is_asynchronous = not self.states.is_readable
         step_time, proposing_time = Stopwatch(self.states.device), Stopwatch(self.states.device)
-        sequences, outcome = list[HostSlot](), None
+        sequences, outcome = dict[int, HostSlot](), None
         with step_time.running():
             self.states.begin_step(plan.released_slots, plan.new_sequences, plan.sequences)
             if self.step.drafter is not None and plan.new_sequences:
                 self.step.drafter.begin([new.slot for new in plan.new_sequences])
             if rows := plan_rows(plan.sequences, self.states):
-                sequences = [self.states.host[step.slot] for step in rows.yielding]
-                outcome = self._run(rows, sequences, plan, proposing_time, _nothing if is_asynchronous else on_launch)
+                filled = self._captured.fill_up(rows, len(plan.draft_prices)) if self._captured else None
+                sequences = self._yielding(filled or rows)
+                on_layers = _nothing if is_asynchronous else on_launch
+                outcome = self._run(rows, filled, sequences, plan, proposing_time, on_layers)
             if outcome is not None:
                 outcome = outcome.to_host()
         if is_asynchronous:
@@ -74,7 +76,7 @@ class ModelRunner:
     def _finish(
         self,
         step_id: int,
-        sequences: list[HostSlot],
+        sequences: dict[int, HostSlot],
         outcome: Outcome | None,
         step_time: Stopwatch,
         proposing_time: Stopwatch,
@@ -90,25 +92,32 @@ class ModelRunner:
         digest = int.from_bytes(self._digest.digest(), "little")
         return StepResult(step_id, results, digest, duration_ns, proposing_ns)
 
+    def _yielding(self, rows: StepRows) -> dict[int, HostSlot]:
+        """By number, the sequences that get tokens."""
+        spare = self.states.spare_slot
+        return {s: self.states.host[step.slot] for s, step in enumerate(rows.yielding) if step.slot != spare}
+
     def _run(
         self,
         rows: StepRows,
-        sequences: list[HostSlot],
+        filled: StepRows | None,
+        sequences: dict[int, HostSlot],
         plan: StepPlan,
         proposing_time: Stopwatch,
         on_launch: Callable[[], None],
     ) -> Outcome | None:
-        """Of the sequences that yield tokens; None: there are none."""
-        samplings = [sequence.new.sampling for sequence in sequences]
-        is_asked = any(step.propose for step, _ in rows.decodes) or any(step.propose for step in rows.last_chunks)
+        """Of the `sequences` that yield tokens, in a step of `rows`, or of those as they are `filled` up to a captured
+        one; None: there are none."""
+        samplings = [sequence.new.sampling for sequence in sequences.values()]
+        is_asked = any(step.propose for step in rows.yielding)
         kind = StepKind(
             plan.proposal if is_asked else Proposal.NONE,
             any_sampled=any(sampling.is_sampled for sampling in samplings),
             any_filtered=any(sampling.is_filtered for sampling in samplings),
-            any_logprobs=any(sequence.new.logprobs for sequence in sequences),
+            any_logprobs=any(sequence.new.logprobs for sequence in sequences.values()),
         )
-        if self._captured is not None and (outcome := self._captured.run(rows, kind, plan.draft_prices)) is not None:
-            return outcome
+        if self._captured is not None and filled is not None:
+            return self._captured.run(filled, kind, plan.draft_prices)
         device, numbers = self.states.device, rows.numbers()
         filtered = None
         if kind.any_filtered:
@@ -120,6 +129,7 @@ class ModelRunner:
 
 def _filtered_rows(rows: StepRows, samplings: list[Sampling]) -> list[int]:
     """Of the rows with logits those with a filter."""
-    counts = [count for _, count in rows.decodes] + [1] * len(rows.last_chunks)
+    counts = [count for _, count in rows.decodes]
+    counts += [1] * (len(samplings) - len(counts))
     each = [sampling for sampling, count in zip(samplings, counts, strict=True) for _ in range(count)]
     return [row for row, sampling in enumerate(each) if sampling.is_filtered]

@@ -48,8 +48,8 @@ class Outcome(NamedTuple):
         )
 
 
-def report(sequences: list[HostSlot], outcome: Outcome) -> list[SequenceResult]:
-    """One result per sequence that got tokens."""
+def report(sequences: dict[int, HostSlot], outcome: Outcome) -> list[SequenceResult]:
+    """One result per sequence that got tokens; `sequences` by their number in the outcome."""
     decision = outcome.decision
     token_ids, emitted = decision.token_ids.tolist(), decision.num_emitted.tolist()
     accepted, checked = decision.num_accepted.tolist(), decision.num_checked.tolist()
@@ -64,16 +64,16 @@ def report(sequences: list[HostSlot], outcome: Outcome) -> list[SequenceResult]:
             accepted=accepted[s],
             draft_counts=_draft_counts(*by_method[s]) if by_method is not None and checked[s] else [],
         )
-        for s, sequence in enumerate(sequences)
+        for s, sequence in sequences.items()
         if emitted[s]
     ]
 
 
-def update_digest(digest: blake2b, sequences: list[HostSlot], outcome: Outcome) -> None:
+def update_digest(digest: blake2b, sequences: dict[int, HostSlot], outcome: Outcome) -> None:
     """Covers which tokens every sequence committed and how many it has now."""
     emitted = outcome.decision.num_emitted.tolist()
     tokens = [ids[:e] for ids, e in zip(outcome.decision.token_ids.tolist(), emitted, strict=True)]
-    slots = [sequence.new.slot for sequence in sequences]
+    slots = [sequence.new.slot for sequence in sequences.values()]
     digest.update(repr((slots, outcome.num_tokens.tolist(), tokens)).encode())
 
 

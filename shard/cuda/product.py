@@ -2,7 +2,8 @@
 
 A step of few rows takes as long as reading the weights. In 16 bits the library reads them as fast as the device can,
 but for those of a single row: the kernel begins to read them before the step has come to it. In 8 bits there is no
-kernel but ours. Sizes are chosen from sweeps on an H200 and an H100 over the matrices of Llama-3.1-8B (bench/RESULTS.md).
+kernel but ours. Sizes are chosen from sweeps over the matrices of Llama-3.1-8B, on an H200 and an H100
+(bench/RESULTS.md).
 """
 
 from dataclasses import dataclass

@@ -13,6 +13,7 @@ from shard.captured_steps import CapturedSteps
 from shard.layout import StepRows
 from shard.model_runner import ModelRunner
 from shard.plan import SequenceStep
+from shard.speculation.prices import DevicePrices
 from tests.shard.planned_runs import CASE_IDS, CASES, Case
 from tests.shard.recorded import RecordedCapture, as_on_a_gpu
 
@@ -39,6 +40,15 @@ def test_replayed_steps_bring_the_same(case: Case, monkeypatch: pytest.MonkeyPat
     num_captured = capture.num_captured
     assert case.run(runner).results() == expected
     assert capture.num_captured == num_captured
+    # Steps with prompts, of which each run has two, are captured when they have come a few times.
+    for more in (2, 0):
+        runner.reset()
+        num_replayed = capture.num_replayed
+        assert case.run(runner).results() == expected
+        num_captured += more
+        assert capture.num_captured == num_captured
+    # Nothing of that run was not replayed.
+    assert capture.num_replayed == num_replayed + 59
 
 
 def test_the_warm_up_captures_the_most_frequent_shapes_before_it_measures(
@@ -65,6 +75,7 @@ class _Step:
     class states:
         spare_slot = 40
         device = torch.device("cpu")
+        token_ids = torch.zeros(41, 300)
         draft_token_ids = torch.zeros(41, 7)
 
     class cache:
@@ -72,10 +83,15 @@ class _Step:
 
 
 @given(
-    wanted=st.lists(st.tuples(st.integers(0, 7), st.booleans()), min_size=1, max_size=40),
+    wanted=st.lists(st.tuples(st.integers(0, 7), st.booleans()), max_size=40),
+    prompts=st.lists(st.tuples(st.integers(1, 90), st.booleans()), max_size=5),
     room=st.integers(0, 100),
 )
-def test_a_step_is_filled_up_with_rows_that_do_not_matter(wanted: list[tuple[int, bool]], room: int) -> None:
+def test_a_step_is_filled_up_with_rows_that_do_not_matter(
+    wanted: list[tuple[int, bool]], prompts: list[tuple[int, bool]], room: int
+) -> None:
+    if not wanted and not prompts:
+        return
     drafts = [count for count, _ in wanted]
     _Step.cache.max_step_rows = 40 + sum(drafts) + room
     steps: Any = CapturedSteps(cast(Any, _Step), RecordedCapture())
@@ -83,7 +99,14 @@ def test_a_step_is_filled_up_with_rows_that_do_not_matter(wanted: list[tuple[int
         (SequenceStep(slot, [], 0, 0, count, 5 * proposes, 3 * proposes), 1 + count)
         for slot, (count, proposes) in enumerate(wanted)
     ]
-    filled = steps._fill_up(StepRows(decodes, 1 + max(drafts), [], []))
+    whole = [SequenceStep(slot, [], 7, length, 0, 0, 0) for slot, (length, _) in enumerate(prompts)]
+    chunks = [(chunk, chunk if is_last else None) for chunk, (_, is_last) in zip(whole, prompts, strict=True)]
+    rows = StepRows(decodes, 1 + max(drafts, default=0), chunks, max((length for length, _ in prompts), default=0))
+    filled = steps.fill_up(rows, 0)
+    if (num_chunk_rows := sum(length for length, _ in prompts)) > 300:
+        assert filled is None
+        return
+    assert steps.fill_up(rows, DevicePrices.MOST + 1) is None
     real, spare = filled.decodes[: len(drafts)], filled.decodes[len(drafts) :]
     assert [step for step, _ in real] == [step for step, _ in decodes]
     assert all(count >= least for (_, count), (_, least) in zip(real, decodes, strict=True))
@@ -92,15 +115,40 @@ def test_a_step_is_filled_up_with_rows_that_do_not_matter(wanted: list[tuple[int
     assert filled.width == (8 if any(drafts) else 1)
     assert filled.num_step_rows <= _Step.cache.max_step_rows
     # Few shapes, each at most so much larger than what it is for.
-    assert len(filled.decodes) <= max(1.5 * len(drafts), 1)
+    assert len(filled.decodes) <= (max(1.5 * len(drafts), 1) if drafts else 0)
     assert filled.num_step_rows <= 2 * (len(filled.decodes) + sum(drafts))
+    _check_chunks(filled, chunks, num_chunk_rows)
     # Whoever wants drafts: what is written to the device is as long as its shape says.
     batch, num_rows = len(filled.decodes), filled.num_step_rows
     is_even = num_rows == batch * filled.width
+    num_spans, most = batch + len(filled.chunks), filled.most_direct_rows
+    num_logits = num_rows + len(filled.chunks)
     for is_asked in (False, True):
         lengths = [len(numbers) for numbers in steps._numbers(filled, is_asked)]
-        shared = [batch, batch, batch * filled.width, num_rows, num_rows]
-        assert lengths == [*shared, *[batch * is_asked] * 3, *[batch] * 3, 0 if is_even else num_rows, 0, 0]
+        shared = [num_spans, num_spans, num_spans * filled.width, num_logits, num_logits]
+        existing = 0 if is_even else num_rows
+        assert lengths == [*shared, *[num_spans * is_asked] * 3, *[num_spans] * 3, existing, most, most]
+
+
+def _check_chunks(
+    filled: StepRows, chunks: list[tuple[SequenceStep, SequenceStep | None]], num_chunk_rows: int
+) -> None:
+    """The rows of prompts are as many as the shape says; what is missing of them is the spare slot's."""
+    if not chunks:
+        assert (filled.chunks, filled.most_direct_rows) == ([], 0)
+        return
+    real, spare = filled.chunks[: len(chunks)], filled.chunks[len(chunks) :]
+    assert [chunk for chunk, _ in real] == [chunk for chunk, _ in chunks]
+    for (_, yielding), (_, wanted) in zip(real, chunks, strict=True):
+        assert yielding is not None
+        assert yielding == wanted if wanted else yielding.slot == _Step.states.spare_slot
+    # Rows that are nobody's belong to a spare chunk, else they would be written where a sequence has its own.
+    assert spare
+    assert all(chunk.slot == _Step.states.spare_slot and yielding == chunk for chunk, yielding in spare)
+    assert sum(chunk.chunk_length for chunk, _ in filled.chunks) == filled.most_direct_rows
+    assert all(chunk.chunk_length == 0 for chunk, _ in spare[1:])
+    assert filled.most_direct_rows <= max(16, 2 * num_chunk_rows)
+    assert len(filled.chunks) <= 2 * len(chunks)
 
 
 @pytest.mark.gpu
@@ -109,7 +157,7 @@ def test_graphs_bring_what_kernels_one_by_one_bring(case: Case) -> None:
     plain, runner = ModelRunner(case.rank("float32").runner.step), case.rank("float32").runner
     assert runner.captured_batches
     expected = case.run(plain, digits=3).results()
-    for _ in range(2):
+    for _ in range(4):
         run = case.run(runner, digits=3)
         assert run.results() == expected
         assert all(0 < ns < 10**9 for ns in run.proposing_ns[1:3])
