@@ -80,11 +80,22 @@ class Rows(Protocol):
         """act(first half) * second half of gate_up [N, 2 * width]."""
 
 
+class Best(Protocol):
+    """Of wide rows; compared in float32, equals by the lower column, what is not a number as -inf."""
+
+    def first_max(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """The greatest of each row of scores [M, C] and its column, [M]."""
+
+    def best(self, scores: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
+        """What `shard.medusa.best.Best` is made of; the log-sum-exp is float32."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Kernels:
     attend: Attend
     multiply: Multiply
     rows: Rows
+    best: Best
 
 
 def attention_for(dtype: torch.dtype, device: torch.device) -> Attend | None:
@@ -100,6 +111,11 @@ def multiply_for(dtype: torch.dtype, device: torch.device) -> Multiply | None:
 def rows_for(dtype: torch.dtype, device: torch.device) -> Rows | None:
     kernels = _kernels_for(dtype, device)
     return None if kernels is None else kernels.rows
+
+
+def best_for(dtype: torch.dtype, device: torch.device) -> Best | None:
+    kernels = _kernels_for(dtype, device)
+    return None if kernels is None else kernels.best
 
 
 def has_fp8(dtype: torch.dtype, device: torch.device) -> bool:
@@ -130,10 +146,10 @@ def _load(device: torch.device) -> _Kernels | None:
         )
         return None
     try:
-        from shard.cuda import rows
+        from shard.cuda import best, rows
         from shard.cuda.attention import attend
         from shard.cuda.product import multiply
     except ImportError as error:
         log.warning("serving without Triton kernels, which is slower: %s", error)
         return None
-    return _Kernels(attend, multiply, rows)
+    return _Kernels(attend, multiply, rows, best)

@@ -224,6 +224,20 @@ def test_rows_compile_without_a_gpu(compile_for_device: Any, request: pytest.Fix
         compile_for_device(multiply_gated, {"WIDTH": 14336, "GATE": gate, "TILE": 1024, **early}, types)
 
 
+@pytest.mark.parametrize("width", [1, 8])
+def test_the_best_of_rows_compile_without_a_gpu(
+    compile_for_device: Any, width: int, request: pytest.FixtureRequest
+) -> None:
+    from shard.cuda.best_kernels import best_of_parts, best_of_rows
+
+    types = {"scores": "*fp32", "part_values": "*fp32", "part_columns": "*i32", "values": "*fp32", "log_sums": "*fp32"}
+    common = {"WIDTH": width, "IS_EARLY": is_early(request)}
+    unused = {"sums": None} if width == 1 else {}
+    compile_for_device(best_of_parts, common | {"TILE": 1024} | unused, types | {"columns": "*i32"})
+    unused |= {"log_sums": None} if width == 1 else {}
+    compile_for_device(best_of_rows, common | {"PARTS": 256, "TILE": 256 * width} | unused, types | {"columns": "*i64"})
+
+
 @pytest.mark.parametrize("gate", [None, "silu"])
 @pytest.mark.parametrize("weight", ["*bf16", "*fp8e4nv"])
 def test_the_product_of_a_row_begins_early(
