@@ -17,6 +17,7 @@ from shard.gate import Gate
 
 if TYPE_CHECKING:
     from shard.cuda.graphs import GraphCapture
+    from shard.states import SequenceStates
 
 log = logging.getLogger(__name__)
 
@@ -90,12 +91,32 @@ class Best(Protocol):
         """What `shard.medusa.best.Best` is made of; the log-sum-exp is float32."""
 
 
+class Decide(Protocol):
+    def __call__(
+        self,
+        states: "SequenceStates",
+        *,
+        slots: Tensor,
+        token_ids: Tensor,
+        cells: Tensor,
+        drafts: Tensor,
+        parents: Tensor,
+        on_path: Tensor | None,
+        num_drafts: Tensor,
+        depth: int,
+    ) -> Tensor:
+        """Verifies as `shard.speculation.verify` does, with token_ids [M] put after rows by cells [S, R], and appends;
+        the other tensors are named as there. A row for each sequence, [S, 2 * depth + 5], of what a
+        `shard.decision.Committed` consists of, in that order."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Kernels:
     attend: Attend
     multiply: Multiply
     rows: Rows
     best: Best
+    decide: Decide
 
 
 def attention_for(dtype: torch.dtype, device: torch.device) -> Attend | None:
@@ -116,6 +137,11 @@ def rows_for(dtype: torch.dtype, device: torch.device) -> Rows | None:
 def best_for(dtype: torch.dtype, device: torch.device) -> Best | None:
     kernels = _kernels_for(dtype, device)
     return None if kernels is None else kernels.best
+
+
+def decide_for(device: torch.device) -> Decide | None:
+    kernels = _load(device) if device.type == _DEVICE_TYPE else None
+    return None if kernels is None else kernels.decide
 
 
 def has_fp8(dtype: torch.dtype, device: torch.device) -> bool:
@@ -148,8 +174,9 @@ def _load(device: torch.device) -> _Kernels | None:
     try:
         from shard.cuda import best, rows
         from shard.cuda.attention import attend
+        from shard.cuda.decide import decide
         from shard.cuda.product import multiply
     except ImportError as error:
         log.warning("serving without Triton kernels, which is slower: %s", error)
         return None
-    return _Kernels(attend, multiply, rows, best)
+    return _Kernels(attend, multiply, rows, best, decide)

@@ -11,6 +11,7 @@ import torch
 
 from shard.attention_spec import AttentionSpec
 from shard.cuda import kernels
+from shard.cuda.device import power_of_two
 from shard.cuda.kernels import attention_for
 from tests.shard.cuda_steps import Shape, device_spans, random_step, slots_of
 
@@ -236,6 +237,22 @@ def test_the_best_of_rows_compile_without_a_gpu(
     compile_for_device(best_of_parts, common | {"TILE": 1024} | unused, types | {"columns": "*i32"})
     unused |= {"log_sums": None} if width == 1 else {}
     compile_for_device(best_of_rows, common | {"PARTS": 256, "TILE": 256 * width} | unused, types | {"columns": "*i64"})
+
+
+@pytest.mark.parametrize("num_rows", [1, 9, 65])
+def test_deciding_compiles_without_a_gpu(
+    compile_for_device: Any, num_rows: int, request: pytest.FixtureRequest
+) -> None:
+    from shard.cuda.decide import num_warps
+    from shard.cuda.decide_kernels import decide_sequences
+
+    pointers = ("slots", "tokens", "cells", "drafts", "parents", "num_drafts", "texts", "num_tokens", "max_num_tokens")
+    types = dict.fromkeys((*pointers, "num_pending", "stops", "decided"), "*i64")
+    types |= {"on_path": "*u8", "finished": "*u8"}
+    rows = power_of_two(num_rows, least=1)
+    constants = {"ROWS": num_rows, "DEPTH": num_rows, "PADDED_ROWS": rows, "PADDED_DEPTH": rows}
+    constants |= {"IS_EARLY": is_early(request)} | ({"on_path": None} if num_rows == 1 else {})
+    compile_for_device(decide_sequences, constants, types, num_warps=num_warps(rows))
 
 
 @pytest.mark.parametrize("gate", [None, "silu"])
