@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from shard.clock import Timer
@@ -249,8 +248,7 @@ class DeviceStep:
     def _commit_cache(self, layout: StepLayout, batch: ForwardBatch, decision: Decision) -> None:
         """Moves keys and values of the rows whose input was right from the step buffer to their blocks.
 
-        A sequence that emitted e tokens had e right inputs: the rows on its path after which they came. Block 0 takes
-        what is not kept.
+        A sequence that emitted e tokens had e right inputs: the rows on its path after which they came.
         """
         count = layout.num_decoding
         if not count:
@@ -258,10 +256,6 @@ class DeviceStep:
         path, emitted = decision.path[:count], decision.num_emitted[:count]
         if batch.paged is not None:
             self.cache.commit_paths(batch.paged, path, emitted, batch.physical_slots)
-            return
-        # A path of a padded batch may name a row that this sequence does not have.
-        last = layout.rows.num_rows[:count, None] - 1
-        rows = layout.rows.first_rows[:count, None] + torch.minimum(path, last)
-        is_kept = torch.arange(path.shape[1], device=path.device) < emitted[:, None]
-        physical = torch.where(is_kept, batch.physical_slots[rows], 0)
-        self.cache.commit(rows.flatten(), physical.flatten())
+        else:
+            rows = layout.rows
+            self.cache.commit_spans(rows.first_rows[:count], rows.num_rows[:count], path, emitted, batch.physical_slots)

@@ -110,6 +110,20 @@ class Decide(Protocol):
         `shard.decision.Committed` consists of, in that order."""
 
 
+class Commit(Protocol):
+    def __call__(
+        self,
+        steps: Tensor,
+        pages: Tensor,
+        *,
+        first_rows: Tensor,
+        path: Tensor,
+        num_kept: Tensor,
+        physical_slots: Tensor,
+    ) -> None:
+        """As `shard.kv_cache.KVCache.commit_spans`, of its step rows and pages of all layers."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Kernels:
     attend: Attend
@@ -117,6 +131,7 @@ class _Kernels:
     rows: Rows
     best: Best
     decide: Decide
+    commit: Commit
 
 
 def attention_for(dtype: torch.dtype, device: torch.device) -> Attend | None:
@@ -137,6 +152,11 @@ def rows_for(dtype: torch.dtype, device: torch.device) -> Rows | None:
 def best_for(dtype: torch.dtype, device: torch.device) -> Best | None:
     kernels = _kernels_for(dtype, device)
     return None if kernels is None else kernels.best
+
+
+def commit_for(dtype: torch.dtype, device: torch.device) -> Commit | None:
+    kernels = _kernels_for(dtype, device)
+    return None if kernels is None else kernels.commit
 
 
 def decide_for(device: torch.device) -> Decide | None:
@@ -174,9 +194,10 @@ def _load(device: torch.device) -> _Kernels | None:
     try:
         from shard.cuda import best, rows
         from shard.cuda.attention import attend
+        from shard.cuda.commit import commit
         from shard.cuda.decide import decide
         from shard.cuda.product import multiply
     except ImportError as error:
         log.warning("serving without Triton kernels, which is slower: %s", error)
         return None
-    return _Kernels(attend, multiply, rows, best, decide)
+    return _Kernels(attend, multiply, rows, best, decide, commit)

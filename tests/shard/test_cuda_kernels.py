@@ -45,6 +45,9 @@ ALIGNED = (
     "mixes",
     "qkv_stride",
     "values_offset",
+    "steps",
+    "steps_stride",
+    "pages_stride",
 )
 
 
@@ -253,6 +256,24 @@ def test_deciding_compiles_without_a_gpu(
     constants = {"ROWS": num_rows, "DEPTH": num_rows, "PADDED_ROWS": rows, "PADDED_DEPTH": rows}
     constants |= {"IS_EARLY": is_early(request)} | ({"on_path": None} if num_rows == 1 else {})
     compile_for_device(decide_sequences, constants, types, num_warps=num_warps(rows))
+
+
+@pytest.mark.parametrize("pages", ["*bf16", "*fp8e4nv"])
+@pytest.mark.parametrize(("kv_heads", "dim"), [(8, 128), (3, 80)])
+def test_committing_compiles_without_a_gpu(
+    compile_for_device: Any, kv_heads: int, dim: int, pages: str, request: pytest.FixtureRequest
+) -> None:
+    if pages == "*fp8e4nv" and request.node.callspec.params["compile_for_device"] < 89:
+        return
+    from shard.cuda.commit_kernels import commit_paths
+
+    types = dict.fromkeys(("first_rows", "path", "num_kept", "physical_slots"), "*i64")
+    types |= {"steps": "*bf16", "pages": pages, "pages_stride": "i64"}
+    sizes = {"PADDED_HEADS": power_of_two(2 * kv_heads, least=1), "PADDED_DIM": power_of_two(dim, least=1)}
+    constants = {"KV_HEADS": kv_heads, "DIM": dim, "BLOCK_SIZE": 16, "IS_EARLY": is_early(request)} | sizes
+    ptx = compile_for_device(commit_paths, constants, types).asm["ptx"]
+    # Rows are read 16 bytes at a time.
+    assert "ld.global.v4.b32" in ptx
 
 
 @pytest.mark.parametrize("gate", [None, "silu"])
