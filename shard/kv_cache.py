@@ -121,8 +121,8 @@ class KVCache:
     def commit_spans(
         self, first_rows: Tensor, num_rows: Tensor, path: Tensor, num_kept: Tensor, physical_slots: Tensor
     ) -> None:
-        """The same of spans that only the device knows: of S spans, which have `num_rows` [S] rows each from their
-        `first_rows` [S] on. Behind what is kept a path may name rows that its span does not have."""
+        """The same of S spans which have `num_rows` [S] rows each, from their `first_rows` [S] on. Behind what is kept
+        a path may name rows that its span does not have."""
         if commit := commit_for(self.dtype, self.device):
             commit(
                 self._steps,

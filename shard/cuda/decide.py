@@ -7,6 +7,8 @@ from shard.cuda.decide_kernels import decide_sequences
 from shard.cuda.device import early, power_of_two
 from shard.states import SequenceStates
 
+# Of rows and depths: steps with prompts come in all sizes, and each tile is compiled when it is first needed.
+_LEAST_TILE = 16
 # Of the pairs of rows of a tree a warp takes so many, if there are not too many.
 _PAIRS_PER_WARP, _MOST_WARPS = 1024, 8
 
@@ -26,7 +28,7 @@ def decide(
     """As `shard.cuda.kernels.Decide` says."""
     num_sequences, num_rows = cells.shape
     decided = torch.empty((num_sequences, 2 * depth + 5), dtype=torch.int64, device=slots.device)
-    rows = power_of_two(num_rows, least=1)
+    rows = power_of_two(num_rows, least=_LEAST_TILE)
     decide_sequences[num_sequences,](
         slots,
         token_ids.contiguous(),
@@ -42,12 +44,12 @@ def decide(
         states.finished.view(torch.uint8),
         states.stop_token_ids,
         decided,
+        num_rows,
+        depth,
         states.token_ids.shape[1],
         states.stop_token_ids.shape[1],
-        ROWS=num_rows,
-        DEPTH=depth,
         PADDED_ROWS=rows,
-        PADDED_DEPTH=power_of_two(depth, least=1),
+        PADDED_DEPTH=power_of_two(depth, least=_LEAST_TILE),
         **early(slots.device),
         num_warps=num_warps(rows),
     )

@@ -20,14 +20,14 @@ def _right_path(
     parents,
     on_path,
     num_drafts,
-    ROWS: tl.constexpr,
+    num_rows,
     PADDED_ROWS: tl.constexpr,
     PADDED_DEPTH: tl.constexpr,
 ):
     """Of one sequence's tree: the right rows by their depth [PADDED_DEPTH], and behind the last of them the tree's last
     row; how many of them are drafts."""
     row = tl.arange(0, PADDED_ROWS)
-    is_row = row < ROWS
+    is_row = row < num_rows
     is_draft = is_row & (row > 0)
     parent = tl.load(parents + row - 1, mask=is_draft, other=0)
     draft = tl.load(drafts + row - 1, mask=is_draft, other=0)
@@ -35,14 +35,14 @@ def _right_path(
     target = tl.load(tokens + cell, mask=is_draft, other=0)
     follows = ((row == 0) | (is_draft & (row <= num_drafts) & (draft == target))).to(tl.int32)
     is_pair = is_row[:, None] & is_row[None, :]
-    way = tl.load(on_path + row[:, None] * ROWS + row[None, :], mask=is_pair, other=0) != 0
+    way = tl.load(on_path + row[:, None] * num_rows + row[None, :], mask=is_pair, other=0) != 0
     # A row is right if all on its way follow the one before.
     is_right = is_row & (tl.min(tl.where(way, follows[None, :], 1), 1) != 0)
     row_depth = tl.sum(way.to(tl.int32), 1) - 1
     depth = tl.arange(0, PADDED_DEPTH)
     # Of equal siblings the first is taken.
-    path = tl.min(tl.where(is_right[:, None] & (row_depth[:, None] == depth[None, :]), row[:, None], ROWS), 0)
-    return tl.minimum(path, ROWS - 1), tl.sum((path < ROWS).to(tl.int32), 0) - 1
+    path = tl.min(tl.where(is_right[:, None] & (row_depth[:, None] == depth[None, :]), row[:, None], num_rows), 0)
+    return tl.minimum(path, num_rows - 1), tl.sum((path < num_rows).to(tl.int32), 0) - 1
 
 
 # Where the inputs begin says nothing: they may be parts of others.
@@ -55,6 +55,8 @@ def _right_path(
         "parents",
         "on_path",
         "num_drafts",
+        "num_rows",
+        "most_emitted",
         "length",
         "num_stops",
     ]
@@ -74,16 +76,16 @@ def decide_sequences(
     finished,
     stops,
     decided,
+    num_rows,
+    most_emitted,
     length,
     num_stops,
-    ROWS: tl.constexpr,
-    DEPTH: tl.constexpr,
     PADDED_ROWS: tl.constexpr,
     PADDED_DEPTH: tl.constexpr,
     IS_EARLY: tl.constexpr,
 ):
-    """Grid (sequences). Of each the slot, and of ROWS rows the cells of `tokens`, the ways on_path [ROWS, ROWS] uint8
-    (None: one row), drafts and parents [ROWS - 1] of which num_drafts count.
+    """Grid (sequences). Of each the slot, and of num_rows rows the cells of `tokens`, the ways on_path
+    [num_rows, num_rows] uint8 (None: one row), drafts and parents [num_rows - 1] of which num_drafts count.
 
     Of all slots texts [length], num_tokens, max_num_tokens, num_pending, finished uint8 and stops [num_stops]. A slot
     that has ended may come more than once: all write what was there. `decided` is as `shard.cuda.kernels.Decide` says.
@@ -95,7 +97,7 @@ def decide_sequences(
     num_checked = tl.load(num_drafts + sequence)
     before = tl.load(num_tokens + slot)
     room = tl.maximum(tl.load(max_num_tokens + slot) - before, 0)
-    own_cells = cells + sequence * ROWS
+    own_cells = cells + sequence * num_rows
     depth = tl.arange(0, PADDED_DEPTH)
     if on_path is None:
         path = tl.zeros([PADDED_DEPTH], tl.int32)
@@ -104,11 +106,11 @@ def decide_sequences(
         path, num_right = _right_path(
             tokens,
             own_cells,
-            drafts + sequence * (ROWS - 1),
-            parents + sequence * (ROWS - 1),
-            on_path + sequence * ROWS * ROWS,
+            drafts + sequence * (num_rows - 1),
+            parents + sequence * (num_rows - 1),
+            on_path + sequence * num_rows * num_rows,
             num_checked,
-            ROWS,
+            num_rows,
             PADDED_ROWS,
             PADDED_DEPTH,
         )
@@ -130,11 +132,11 @@ def decide_sequences(
     tl.store(num_tokens + slot, before + num_emitted)
     tl.store(num_pending + slot, 0)
     tl.store(finished + slot, 1, mask=is_last)
-    to = decided + sequence * (2 * DEPTH + 5)
-    tl.store(to + depth, token, mask=depth < DEPTH)
-    tl.store(to + DEPTH + depth, path.to(tl.int64), mask=depth < DEPTH)
-    tl.store(to + 2 * DEPTH, num_emitted)
-    tl.store(to + 2 * DEPTH + 1, tl.minimum(num_right, num_emitted))
-    tl.store(to + 2 * DEPTH + 2, num_checked)
-    tl.store(to + 2 * DEPTH + 3, is_last.to(tl.int64))
-    tl.store(to + 2 * DEPTH + 4, before + num_emitted)
+    to = decided + sequence * (2 * most_emitted + 5)
+    tl.store(to + depth, token, mask=depth < most_emitted)
+    tl.store(to + most_emitted + depth, path.to(tl.int64), mask=depth < most_emitted)
+    tl.store(to + 2 * most_emitted, num_emitted)
+    tl.store(to + 2 * most_emitted + 1, tl.minimum(num_right, num_emitted))
+    tl.store(to + 2 * most_emitted + 2, num_checked)
+    tl.store(to + 2 * most_emitted + 3, is_last.to(tl.int64))
+    tl.store(to + 2 * most_emitted + 4, before + num_emitted)
