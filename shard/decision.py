@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from shard.cpu.decide import decision_kernels
+from shard.cuda.kernels import decide_for
 from shard.distributed import TPGroup
+from shard.host_copy import copied_to_host
 from shard.layout import StepLayout
 from shard.speculation.verify import verify
 from shard.states import SequenceStates
@@ -32,7 +34,29 @@ class Decision(NamedTuple):
         return [(num_sequences, depth)] * 2 + [(num_sequences,)] * 4
 
 
-def decide(states: SequenceStates, layout: StepLayout, token_ids: Tensor, depth: int) -> Decision:
+class Committed(NamedTuple):
+    """A decision that sequences have followed: they have num_tokens [S] now, int64. `rows` [S, 2 * D + 5], a row for
+    each sequence, are what all of it is views of; None: it is tensors of their own."""
+
+    decision: Decision
+    num_tokens: Tensor
+    rows: Tensor | None = None
+
+    @classmethod
+    def of_rows(cls, rows: Tensor) -> "Committed":
+        depth = (rows.shape[1] - 5) // 2
+        token_ids, path, numbers = torch.split(rows, [depth, depth, 5], 1)
+        *decided, num_tokens = numbers.unbind(1)
+        return cls(Decision(token_ids, path, *decided), num_tokens, rows)
+
+    def to_host(self) -> "Committed":
+        """The same on the host, in one copy if it can be, once the device has come so far: nothing is waited for."""
+        if self.rows is not None:
+            return Committed.of_rows(copied_to_host(self.rows))
+        return Committed(Decision(*map(copied_to_host, self.decision)), copied_to_host(self.num_tokens))
+
+
+def decide(states: SequenceStates, layout: StepLayout, token_ids: Tensor, depth: int) -> Committed:
     """Of the `token_ids` [M] that the model puts after rows, which count, committed. `depth` (D) is the most that a
     sequence of the step can emit."""
     slots, stop_token_ids = layout.rows.slots, states.stop_token_ids
@@ -48,7 +72,21 @@ def decide(states: SequenceStates, layout: StepLayout, token_ids: Tensor, depth:
             num_drafts=layout.num_drafts,
             depth=depth,
         )
-        return Decision(token_ids, path, num_emitted, num_accepted, layout.num_drafts, finished)
+        decision = Decision(token_ids, path, num_emitted, num_accepted, layout.num_drafts, finished)
+        return Committed(decision, states.num_tokens.index_select(0, slots))
+    if decide_rows := decide_for(states.device):
+        rows = decide_rows(
+            states,
+            slots=slots,
+            token_ids=token_ids,
+            cells=layout.cells,
+            drafts=layout.drafts,
+            parents=layout.parents,
+            on_path=layout.on_path,
+            num_drafts=layout.num_drafts,
+            depth=depth,
+        )
+        return Committed.of_rows(rows)
     verdict = verify(
         token_ids[layout.cells],
         layout.drafts,
@@ -61,9 +99,10 @@ def decide(states: SequenceStates, layout: StepLayout, token_ids: Tensor, depth:
     )
     token_ids, path = verdict.token_ids[:, :depth], verdict.path[:, :depth]
     states.append(slots, token_ids, verdict.num_emitted, verdict.finished)
-    return Decision(
+    decision = Decision(
         token_ids, path, verdict.num_emitted, verdict.num_accepted, layout.num_drafts, verdict.finished.long()
     )
+    return Committed(decision, states.num_tokens.index_select(0, slots))
 
 
 def send(group: TPGroup, tensors: list[Tensor]) -> None:

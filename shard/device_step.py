@@ -13,12 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from shard.clock import Timer
 from shard.cuda.kernels import attention_for
-from shard.decision import Decision, decide, receive, send
+from shard.decision import Committed, Decision, decide, receive, send
 from shard.distributed import TPGroup
 from shard.forward_batch import ForwardBatch
 from shard.kv_cache import KVCache
@@ -116,15 +115,16 @@ class DeviceStep:
         looks_up = is_asked and kind.proposal is Proposal.LOOKUP
         counts = None
         if self.group.rank == 0:
-            decision, counts = self._decide(layout, chosen.token_ids, inputs.prices if looks_up else None, timer)
+            committed, counts = self._decide(layout, chosen.token_ids, inputs.prices if looks_up else None, timer)
         else:
-            decision = self._receive(layout, looks_up)
+            committed = self._receive(layout, looks_up)
+        decision = committed.decision
         self._commit_cache(layout, batch, decision)
         if is_asked and kind.proposal is Proposal.HEADS:
             with timer.running():
                 self._draft_with_heads(layout, inputs.prices, decision, hidden)
         logprobs = None if chosen.logprobs is None else chosen.logprobs[layout.cells.gather(1, decision.path)]
-        return Outcome(decision, self.states.num_tokens.index_select(0, layout.rows.slots), logprobs, counts)
+        return Outcome(committed, logprobs, counts)
 
     def _batch(self, rows: StepRows, layout: StepLayout) -> ForwardBatch:
         states, cache = self.states, self.cache
@@ -158,10 +158,11 @@ class DeviceStep:
 
     def _decide(
         self, layout: StepLayout, token_ids: Tensor, prices: Prices | None, timer: Timer
-    ) -> tuple[Decision, Tensor | None]:
+    ) -> tuple[Committed, Tensor | None]:
         """Rank 0: the decision, committed and sent, and the counts of drafts by method (see Drafter.learn). With
         `prices` lookup is asked for drafts."""
-        decision = decide(self.states, layout, token_ids, self._depth(layout))
+        committed = decide(self.states, layout, token_ids, self._depth(layout))
+        decision = committed.decision
         counts, message = None, [*decision]
         if self.drafter is not None:
             counts = self._learn(self.drafter, layout, decision)
@@ -169,9 +170,9 @@ class DeviceStep:
                 with timer.running():
                     message += self._draft(self.drafter, layout, prices, None)
         send(self.group, message)
-        return decision, counts
+        return committed, counts
 
-    def _receive(self, layout: StepLayout, looks_up: bool) -> Decision:
+    def _receive(self, layout: StepLayout, looks_up: bool) -> Committed:
         """The other ranks: rank 0's decision, committed."""
         states, slots = self.states, layout.rows.slots
         shapes = Decision.shapes(len(slots), self._depth(layout))
@@ -183,7 +184,7 @@ class DeviceStep:
         states.append(slots, decision.token_ids, decision.num_emitted, decision.finished.bool())
         if len(shapes) > num_shapes:
             states.set_drafts(slots[layout.rows.proposing], DraftTree(*tensors[num_shapes:]))
-        return decision
+        return Committed(decision, states.num_tokens.index_select(0, slots))
 
     def _depth(self, layout: StepLayout) -> int:
         """The most tokens that a sequence of this step can emit."""
@@ -247,8 +248,7 @@ class DeviceStep:
     def _commit_cache(self, layout: StepLayout, batch: ForwardBatch, decision: Decision) -> None:
         """Moves keys and values of the rows whose input was right from the step buffer to their blocks.
 
-        A sequence that emitted e tokens had e right inputs: the rows on its path after which they came. Block 0 takes
-        what is not kept.
+        A sequence that emitted e tokens had e right inputs: the rows on its path after which they came.
         """
         count = layout.num_decoding
         if not count:
@@ -256,10 +256,6 @@ class DeviceStep:
         path, emitted = decision.path[:count], decision.num_emitted[:count]
         if batch.paged is not None:
             self.cache.commit_paths(batch.paged, path, emitted, batch.physical_slots)
-            return
-        # A path of a padded batch may name a row that this sequence does not have.
-        last = layout.rows.num_rows[:count, None] - 1
-        rows = layout.rows.first_rows[:count, None] + torch.minimum(path, last)
-        is_kept = torch.arange(path.shape[1], device=path.device) < emitted[:, None]
-        physical = torch.where(is_kept, batch.physical_slots[rows], 0)
-        self.cache.commit(rows.flatten(), physical.flatten())
+        else:
+            rows = layout.rows
+            self.cache.commit_spans(rows.first_rows[:count], rows.num_rows[:count], path, emitted, batch.physical_slots)

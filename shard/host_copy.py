@@ -1,4 +1,4 @@
-"""Numbers of the host as tensors on a device that nobody waits for.
+"""Numbers of the host as tensors on a device that nobody waits for, and the way back.
 
 `torch.tensor(…, device=…)` waits until a GPU has done all that it was given; this only queues the copy. It is staged
 before the call returns, so the list may go at once.
@@ -17,3 +17,8 @@ def is_readable(device: torch.device) -> bool:
 def integers(values: list[int], device: torch.device) -> Tensor:
     """int64."""
     return torch.tensor(values, dtype=torch.int64).to(device, non_blocking=True)
+
+
+def copied_to_host(tensor: Tensor) -> Tensor:
+    """There once the device has come so far."""
+    return tensor.to("cpu", non_blocking=True)

@@ -1,7 +1,7 @@
 """Owns the bytes of keys and values: the pages of committed tokens and the buffer of a step's undecided ones.
 
 Which block belongs to whom is decided elsewhere; here a block is a number. Block 0 is nobody's: tables are padded with
-it and rejected rows are written to it. Everything begins as zeros and stays finite, because masked attention still
+it and rejected rows may be written to it. Everything begins as zeros and stays finite, because masked attention still
 multiplies what it does not see by zero.
 
     pages      [layer, K or V, block, kv head, place in block, head_dim]
@@ -19,6 +19,7 @@ from torch import Tensor
 from shard.cpu import huge_pages
 from shard.cpu.kernels import kernels_for
 from shard.cpu.spans import PagedSpans
+from shard.cuda.kernels import commit_for
 
 
 class KVCache:
@@ -116,6 +117,26 @@ class KVCache:
         kernels = kernels_for(self.dtype, self.device)
         assert kernels is not None
         kernels.commit(self._steps, self._pages, spans, path, num_kept.contiguous(), physical_slots)
+
+    def commit_spans(
+        self, first_rows: Tensor, num_rows: Tensor, path: Tensor, num_kept: Tensor, physical_slots: Tensor
+    ) -> None:
+        """The same of S spans which have `num_rows` [S] rows each, from their `first_rows` [S] on. Behind what is kept
+        a path may name rows that its span does not have."""
+        if commit := commit_for(self.dtype, self.device):
+            commit(
+                self._steps,
+                self._pages,
+                first_rows=first_rows,
+                path=path,
+                num_kept=num_kept,
+                physical_slots=physical_slots,
+            )
+            return
+        rows = first_rows[:, None] + torch.minimum(path, num_rows[:, None] - 1)
+        is_kept = torch.arange(path.shape[1], device=path.device) < num_kept[:, None]
+        physical = torch.where(is_kept, physical_slots[rows], 0)
+        self.commit(rows.flatten(), physical.flatten())
 
     def workspace(self, num_elements: int) -> Tensor:
         """A flat buffer that the layers and groups of a step use in turn; its content is not kept."""

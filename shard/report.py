@@ -8,22 +8,22 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from shard.decision import Decision
+from shard.decision import Committed
+from shard.host_copy import copied_to_host
 from shard.plan import DraftCounts, SequenceResult
 from shard.speculation import Method
 from shard.states import HostSlot
 
 
 class Outcome(NamedTuple):
-    """Of S sequences, or more, what rank 0 decided and how many tokens each has now, num_tokens [S].
+    """Of S sequences, or more, what rank 0 decided and what came of it.
 
     logprobs [S, D] are of the decision's tokens, None if nobody asked; counts [S, 2, methods, K] as from
     Drafter.learn, None if there were no drafts or this is another rank; `proposing` [2] int64 nanoseconds by the
     device's clock, from when to when drafts were made, None if the host measured that.
     """
 
-    decision: Decision
-    num_tokens: Tensor
+    committed: Committed
     logprobs: Tensor | None
     counts: Tensor | None
     proposing: Tensor | None = None
@@ -35,22 +35,13 @@ class Outcome(NamedTuple):
 
     def to_host(self) -> "Outcome":
         """The same on the host, once the device has come so far: nothing is waited for."""
-
-        def copied(tensor: Tensor) -> Tensor:
-            return tensor.to("cpu", non_blocking=True)
-
-        return Outcome(
-            Decision(*map(copied, self.decision)),
-            copied(self.num_tokens),
-            None if self.logprobs is None else copied(self.logprobs),
-            None if self.counts is None else copied(self.counts),
-            None if self.proposing is None else copied(self.proposing),
-        )
+        others = self.logprobs, self.counts, self.proposing
+        return Outcome(self.committed.to_host(), *(None if each is None else copied_to_host(each) for each in others))
 
 
 def report(sequences: dict[int, HostSlot], outcome: Outcome) -> list[SequenceResult]:
     """One result per sequence that got tokens; `sequences` by their number in the outcome."""
-    decision = outcome.decision
+    decision = outcome.committed.decision
     token_ids, emitted = decision.token_ids.tolist(), decision.num_emitted.tolist()
     accepted, checked = decision.num_accepted.tolist(), decision.num_checked.tolist()
     logprobs = None if outcome.logprobs is None else outcome.logprobs.tolist()
@@ -71,10 +62,11 @@ def report(sequences: dict[int, HostSlot], outcome: Outcome) -> list[SequenceRes
 
 def update_digest(digest: blake2b, sequences: dict[int, HostSlot], outcome: Outcome) -> None:
     """Covers which tokens every sequence committed and how many it has now."""
-    emitted = outcome.decision.num_emitted.tolist()
-    tokens = [ids[:e] for ids, e in zip(outcome.decision.token_ids.tolist(), emitted, strict=True)]
+    decision, num_tokens, _ = outcome.committed
+    emitted = decision.num_emitted.tolist()
+    tokens = [ids[:e] for ids, e in zip(decision.token_ids.tolist(), emitted, strict=True)]
     slots = [sequence.new.slot for sequence in sequences.values()]
-    digest.update(repr((slots, outcome.num_tokens.tolist(), tokens)).encode())
+    digest.update(repr((slots, num_tokens.tolist(), tokens)).encode())
 
 
 def _draft_counts(drafted: list[list[int]], accepted: list[list[int]]) -> list[DraftCounts]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from shard.cpu.best import best_kernels
+from shard.cuda.kernels import best_for
 from shard.filters import cpu_parts, filtered_choice
 from shard.gumbel import gumbel, row_key
 from shard.host_copy import is_readable
@@ -124,6 +125,8 @@ def first_max(scores: Tensor) -> tuple[Tensor, Tensor]:
     """The greatest of each row of [M, N] and its index, the first of equals."""
     if scores.device.type == "cpu" and scores.dtype == torch.float32 and (kernels := best_kernels()):
         return kernels.first_max(scores)
+    if on_device := best_for(scores.dtype, scores.device):
+        return on_device.first_max(scores)
     # On CPU the library finds a maximum over ten times as fast as its place, and on a GPU that of a row with all of the
     # device only where it is in parts: so the place is looked for in one block.
     block = math.gcd(scores.shape[1], _BLOCK)

@@ -18,12 +18,11 @@ with it.
 import triton
 import triton.language as tl
 
+from shard.cuda.commit_kernels import as_kept
 from shard.cuda.early import begin_early, wait_for_inputs
 
 # Step rows whose keys are taken at once: a larger tile would take the registers that the pages' tiles need.
 TILE_OWN = tl.constexpr(16)
-# The greatest number of e4m3.
-MOST_FP8 = tl.constexpr(448.0)
 
 
 @triton.jit
@@ -54,14 +53,6 @@ def _absorb(
     total = total * kept + tl.sum(weights, 1)
     mixed = mixed * kept[:, None] + tl.dot(weights.to(values.dtype), values, input_precision="ieee")
     return higher, total, mixed
-
-
-@triton.jit
-def _rounded(kv, pages):
-    """As pages hold it."""
-    if kv.dtype == pages.dtype.element_ty:
-        return kv
-    return tl.clamp(kv.to(tl.float32), -MOST_FP8, MOST_FP8).to(pages.dtype.element_ty).to(kv.dtype)
 
 
 @triton.jit
@@ -197,8 +188,8 @@ def attend_spans(
             stored_at = ((first_row + other) * (2 * KV_HEADS * DIM) + kv_head * DIM)[:, None] + d[None, :]
             tl.store(step_rows + stored_at, keys, mask=is_read & (tile == 0))
             tl.store(step_rows + KV_HEADS * DIM + stored_at, values, mask=is_read & (tile == 0))
-            keys = _rounded(keys, pages)
-            values = _rounded(values, pages)
+            keys = as_kept(keys, pages).to(queries.dtype)
+            values = as_kept(values, pages).to(queries.dtype)
             way = ancestors + span * ancestors_stride + row[:, None] * most_rows + other[None, :]
             visible = tl.load(way, mask=exists[:, None] & is_there[None, :], other=0) != 0
             if WINDOW is not None:

@@ -17,6 +17,7 @@ from shard.gate import Gate
 
 if TYPE_CHECKING:
     from shard.cuda.graphs import GraphCapture
+    from shard.states import SequenceStates
 
 log = logging.getLogger(__name__)
 
@@ -80,11 +81,57 @@ class Rows(Protocol):
         """act(first half) * second half of gate_up [N, 2 * width]."""
 
 
+class Best(Protocol):
+    """Of wide rows; compared in float32, equals by the lower column, what is not a number as -inf."""
+
+    def first_max(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """The greatest of each row of scores [M, C] and its column, [M]."""
+
+    def best(self, scores: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
+        """What `shard.medusa.best.Best` is made of; the log-sum-exp is float32."""
+
+
+class Decide(Protocol):
+    def __call__(
+        self,
+        states: "SequenceStates",
+        *,
+        slots: Tensor,
+        token_ids: Tensor,
+        cells: Tensor,
+        drafts: Tensor,
+        parents: Tensor,
+        on_path: Tensor | None,
+        num_drafts: Tensor,
+        depth: int,
+    ) -> Tensor:
+        """Verifies as `shard.speculation.verify` does, with token_ids [M] put after rows by cells [S, R], and appends;
+        the other tensors are named as there. A row for each sequence, [S, 2 * depth + 5], of what a
+        `shard.decision.Committed` consists of, in that order."""
+
+
+class Commit(Protocol):
+    def __call__(
+        self,
+        steps: Tensor,
+        pages: Tensor,
+        *,
+        first_rows: Tensor,
+        path: Tensor,
+        num_kept: Tensor,
+        physical_slots: Tensor,
+    ) -> None:
+        """As `shard.kv_cache.KVCache.commit_spans`, of its step rows and pages of all layers."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Kernels:
     attend: Attend
     multiply: Multiply
     rows: Rows
+    best: Best
+    decide: Decide
+    commit: Commit
 
 
 def attention_for(dtype: torch.dtype, device: torch.device) -> Attend | None:
@@ -100,6 +147,21 @@ def multiply_for(dtype: torch.dtype, device: torch.device) -> Multiply | None:
 def rows_for(dtype: torch.dtype, device: torch.device) -> Rows | None:
     kernels = _kernels_for(dtype, device)
     return None if kernels is None else kernels.rows
+
+
+def best_for(dtype: torch.dtype, device: torch.device) -> Best | None:
+    kernels = _kernels_for(dtype, device)
+    return None if kernels is None else kernels.best
+
+
+def commit_for(dtype: torch.dtype, device: torch.device) -> Commit | None:
+    kernels = _kernels_for(dtype, device)
+    return None if kernels is None else kernels.commit
+
+
+def decide_for(device: torch.device) -> Decide | None:
+    kernels = _load(device) if device.type == _DEVICE_TYPE else None
+    return None if kernels is None else kernels.decide
 
 
 def has_fp8(dtype: torch.dtype, device: torch.device) -> bool:
@@ -130,10 +192,12 @@ def _load(device: torch.device) -> _Kernels | None:
         )
         return None
     try:
-        from shard.cuda import rows
+        from shard.cuda import best, rows
         from shard.cuda.attention import attend
+        from shard.cuda.commit import commit
+        from shard.cuda.decide import decide
         from shard.cuda.product import multiply
     except ImportError as error:
         log.warning("serving without Triton kernels, which is slower: %s", error)
         return None
-    return _Kernels(attend, multiply, rows)
+    return _Kernels(attend, multiply, rows, best, decide, commit)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from shard.cpu.best import best_kernels
+from shard.cuda.kernels import best_for
 
 # Columns that one maximum stands for.
 _BLOCK = 128
@@ -23,6 +24,8 @@ def best_of(scores: Tensor, width: int) -> Best:
     """The min(width, C) highest of each row of scores [M, C], which is contiguous; equals by the lower column."""
     if scores.device.type == "cpu" and scores.dtype == torch.float32 and (kernels := best_kernels()):
         return Best(*kernels.best(scores, width))
+    if on_device := best_for(scores.dtype, scores.device):
+        return Best(*on_device.best(scores, width))
     columns = best_columns(scores, width)
     return Best(columns, scores.gather(1, columns), log_sum_exp(scores, columns[:, :1])[:, 0])
 

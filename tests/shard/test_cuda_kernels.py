@@ -11,6 +11,7 @@ import torch
 
 from shard.attention_spec import AttentionSpec
 from shard.cuda import kernels
+from shard.cuda.device import power_of_two
 from shard.cuda.kernels import attention_for
 from tests.shard.cuda_steps import Shape, device_spans, random_step, slots_of
 
@@ -44,6 +45,9 @@ ALIGNED = (
     "mixes",
     "qkv_stride",
     "values_offset",
+    "steps",
+    "steps_stride",
+    "pages_stride",
 )
 
 
@@ -223,6 +227,53 @@ def test_rows_compile_without_a_gpu(compile_for_device: Any, request: pytest.Fix
     compile_for_device(rotate_heads, {"DIM": 128, "TILE_HEADS": 8, "PADDED_HALF": 64, **early}, types)
     for gate in ("silu", "gelu_tanh"):
         compile_for_device(multiply_gated, {"WIDTH": 14336, "GATE": gate, "TILE": 1024, **early}, types)
+
+
+@pytest.mark.parametrize("width", [1, 8])
+def test_the_best_of_rows_compile_without_a_gpu(
+    compile_for_device: Any, width: int, request: pytest.FixtureRequest
+) -> None:
+    from shard.cuda.best_kernels import best_of_parts, best_of_rows
+
+    types = {"scores": "*fp32", "part_values": "*fp32", "part_columns": "*i32", "values": "*fp32", "log_sums": "*fp32"}
+    common = {"WIDTH": width, "IS_EARLY": is_early(request)}
+    unused = {"sums": None} if width == 1 else {}
+    compile_for_device(best_of_parts, common | {"TILE": 1024} | unused, types | {"columns": "*i32"})
+    unused |= {"log_sums": None} if width == 1 else {}
+    compile_for_device(best_of_rows, common | {"PARTS": 256, "TILE": 256 * width} | unused, types | {"columns": "*i64"})
+
+
+@pytest.mark.parametrize("num_rows", [1, 16, 64, 128])
+def test_deciding_compiles_without_a_gpu(
+    compile_for_device: Any, num_rows: int, request: pytest.FixtureRequest
+) -> None:
+    from shard.cuda.decide import num_warps
+    from shard.cuda.decide_kernels import decide_sequences
+
+    pointers = ("slots", "tokens", "cells", "drafts", "parents", "num_drafts", "texts", "num_tokens", "max_num_tokens")
+    types = dict.fromkeys((*pointers, "num_pending", "stops", "decided"), "*i64")
+    types |= {"on_path": "*u8", "finished": "*u8"}
+    constants = {"PADDED_ROWS": max(num_rows, 16), "PADDED_DEPTH": 16, "IS_EARLY": is_early(request)}
+    constants |= {"on_path": None} if num_rows == 1 else {}
+    compile_for_device(decide_sequences, constants, types, num_warps=num_warps(num_rows))
+
+
+@pytest.mark.parametrize("pages", ["*bf16", "*fp8e4nv"])
+@pytest.mark.parametrize(("kv_heads", "dim"), [(8, 128), (3, 80)])
+def test_committing_compiles_without_a_gpu(
+    compile_for_device: Any, kv_heads: int, dim: int, pages: str, request: pytest.FixtureRequest
+) -> None:
+    if pages == "*fp8e4nv" and request.node.callspec.params["compile_for_device"] < 89:
+        return
+    from shard.cuda.commit_kernels import commit_paths
+
+    types = dict.fromkeys(("first_rows", "path", "num_kept", "physical_slots"), "*i64")
+    types |= {"steps": "*bf16", "pages": pages, "pages_stride": "i64"}
+    sizes = {"PADDED_HEADS": power_of_two(2 * kv_heads, least=1), "PADDED_DIM": power_of_two(dim, least=1)}
+    constants = {"KV_HEADS": kv_heads, "DIM": dim, "BLOCK_SIZE": 16, "IS_EARLY": is_early(request)} | sizes
+    ptx = compile_for_device(commit_paths, constants, types).asm["ptx"]
+    # Rows are read 16 bytes at a time.
+    assert "ld.global.v4.b32" in ptx
 
 
 @pytest.mark.parametrize("gate", [None, "silu"])
