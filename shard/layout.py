@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from shard.cpu.layout import layout_kernels
-from shard.cuda.spans import DeviceSpans
+from shard.cuda.spans import DeviceSpans, find_slots
 from shard.forward_batch import Span
 from shard.plan import SequenceStep
 from shard.speculation.verify import ancestors
@@ -145,16 +145,17 @@ class StepLayout:
         """Those of the decoding sequences' rows, [num_decoding, R, R]."""
         return None if self.on_path is None else self.on_path[: self.num_decoding]
 
-    def device_spans(self, block_tables: Tensor) -> DeviceSpans:
-        """Over the block tables of all slots, [slots, B] int32."""
-        rows = self.rows
-        way = self.ancestors
+    def device_spans(self, states: SequenceStates) -> DeviceSpans:
+        """Over the block tables of all slots."""
+        tables, way = states.block_tables, self.ancestors
         if way is None and self.num_decoding:
-            way = torch.ones(1, 1, 1, dtype=torch.bool, device=block_tables.device)
+            way = torch.ones(1, 1, 1, dtype=torch.bool, device=tables.device)
+        rows = torch.stack([self.rows.first_rows, self.rows.num_rows, self.rows.span_slots], 1).int()
         return DeviceSpans(
-            torch.stack([rows.first_rows, rows.num_rows, rows.span_slots], 1).int(),
-            block_tables,
+            rows,
+            tables,
             self.positions.contiguous(),
+            find_slots(rows, tables, self.positions, states.block_size),
             None if way is None else way.contiguous().view(torch.uint8),
             self.num_decoding,
             self.most_direct_rows,
