@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from shard.cpu.layout import layout_kernels
+from shard.cuda.kernels import layout_for
 from shard.cuda.spans import DeviceSpans, find_slots
 from shard.forward_batch import Span
 from shard.plan import SequenceStep
@@ -139,6 +140,8 @@ class StepLayout:
     # Of the S sequences, the first so many decode; the others finished their prompts.
     num_decoding: int
     most_direct_rows: int
+    # Where they came with the rows.
+    spans: DeviceSpans | None
 
     @property
     def ancestors(self) -> Tensor | None:
@@ -147,6 +150,8 @@ class StepLayout:
 
     def device_spans(self, states: SequenceStates) -> DeviceSpans:
         """Over the block tables of all slots."""
+        if self.spans is not None:
+            return self.spans
         tables, way = states.block_tables, self.ancestors
         if way is None and self.num_decoding:
             way = torch.ones(1, 1, 1, dtype=torch.bool, device=tables.device)
@@ -183,8 +188,10 @@ def plan_rows(steps: list[SequenceStep], states: SequenceStates) -> StepRows | N
 def lay_out(rows: StepRows, numbers: RowNumbers[Tensor], states: SequenceStates) -> StepLayout:
     """`numbers` are those of `rows`, on the device."""
     num_decoding, width, slots = len(rows.decodes), rows.width, numbers.slots
+    on_path: Tensor | None
+    spans = None
     if states.is_readable and (kernels := layout_kernels()):
-        token_ids, positions, num_drafts, drafts, parents, seen = kernels.lay_out(
+        token_ids, positions, num_drafts, drafts, parents, on_path = kernels.lay_out(
             states.kept,
             slots,
             numbers.allowed,
@@ -195,7 +202,16 @@ def lay_out(rows: StepRows, numbers: RowNumbers[Tensor], states: SequenceStates)
             num_step_rows=rows.num_step_rows,
             width=width,
         )
-        on_path = seen if width > 1 else None
+    elif not states.is_readable and not rows.chunks and (by_kernel := layout_for(states.device)):
+        token_ids, positions, num_drafts, drafts, parents, on_path, spans = by_kernel(
+            states,
+            slots=slots,
+            allowed=numbers.allowed,
+            first_rows=numbers.first_rows,
+            num_rows=numbers.num_rows,
+            num_step_rows=rows.num_step_rows,
+            width=width,
+        )
     else:
         drafts, parents = states.draft_token_ids[slots, : width - 1], states.draft_parents[slots, : width - 1]
         on_path = ancestors(parents) if width > 1 else None
@@ -212,11 +228,12 @@ def lay_out(rows: StepRows, numbers: RowNumbers[Tensor], states: SequenceStates)
         num_drafts=num_drafts,
         drafts=drafts,
         parents=parents,
-        on_path=on_path,
+        on_path=on_path if width > 1 else None,
         cells=numbers.cells.view(len(slots), width),
         num_step_rows=rows.num_step_rows,
         num_decoding=num_decoding,
         most_direct_rows=rows.most_direct_rows,
+        spans=spans,
     )
 
 

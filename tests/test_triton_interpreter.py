@@ -15,6 +15,7 @@ _FILES = (
     "shard/test_cuda_attention.py",
     "shard/test_cuda_product.py",
     "shard/test_cuda_rows.py",
+    "shard/test_cuda_layout.py",
     "shard/test_cuda_forward.py",
     "bench/test_gpu_steps.py",
 )

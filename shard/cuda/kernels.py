@@ -6,7 +6,7 @@ Triton is imported at the first question about a CUDA device, and never on anoth
 import logging
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from shard.gate import Gate
 
 if TYPE_CHECKING:
     from shard.cuda.graphs import GraphCapture
+    from shard.states import SequenceStates
 
 log = logging.getLogger(__name__)
 
@@ -80,11 +81,40 @@ class Rows(Protocol):
         """act(first half) * second half of gate_up [N, 2 * width]."""
 
 
+class LaidOut(NamedTuple):
+    """As in StepLayout; on_path is true where R is 1. `spans` are over the block tables of all slots."""
+
+    token_ids: Tensor
+    positions: Tensor
+    num_drafts: Tensor
+    drafts: Tensor
+    parents: Tensor
+    on_path: Tensor
+    spans: DeviceSpans
+
+
+class LayOut(Protocol):
+    def __call__(
+        self,
+        states: "SequenceStates",
+        *,
+        slots: Tensor,
+        allowed: Tensor,
+        first_rows: Tensor,
+        num_rows: Tensor,
+        num_step_rows: int,
+        width: int,
+    ) -> LaidOut:
+        """Decoding sequences in `slots` [S] with num_rows [S] from first_rows [S] on, num_step_rows in all, `width` at
+        most. The tensors are named as in RowNumbers, and contiguous."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Kernels:
     attend: Attend
     multiply: Multiply
     rows: Rows
+    lay_out: LayOut
 
 
 def attention_for(dtype: torch.dtype, device: torch.device) -> Attend | None:
@@ -100,6 +130,12 @@ def multiply_for(dtype: torch.dtype, device: torch.device) -> Multiply | None:
 def rows_for(dtype: torch.dtype, device: torch.device) -> Rows | None:
     kernels = _kernels_for(dtype, device)
     return None if kernels is None else kernels.rows
+
+
+def layout_for(device: torch.device) -> LayOut | None:
+    """For whatever type: rows are laid out in integers."""
+    kernels = _load(device) if device.type == _DEVICE_TYPE else None
+    return None if kernels is None else kernels.lay_out
 
 
 def has_fp8(dtype: torch.dtype, device: torch.device) -> bool:
@@ -132,8 +168,9 @@ def _load(device: torch.device) -> _Kernels | None:
     try:
         from shard.cuda import rows
         from shard.cuda.attention import attend
+        from shard.cuda.layout import lay_out
         from shard.cuda.product import multiply
     except ImportError as error:
         log.warning("serving without Triton kernels, which is slower: %s", error)
         return None
-    return _Kernels(attend, multiply, rows)
+    return _Kernels(attend, multiply, rows, lay_out)

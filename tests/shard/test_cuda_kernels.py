@@ -223,6 +223,22 @@ def test_rows_compile_without_a_gpu(compile_for_device: Any, request: pytest.Fix
         compile_for_device(multiply_gated, {"WIDTH": 14336, "GATE": gate, "TILE": 1024, **early}, types)
 
 
+@pytest.mark.parametrize(("width", "padded"), [(1, 32), (33, 64), (65, 128)])
+def test_laying_out_compiles_without_a_gpu(
+    compile_for_device: Any, width: int, padded: int, request: pytest.FixtureRequest
+) -> None:
+    from shard.cuda.layout_kernels import lay_out_sequence
+
+    numbers = ("max_total_tokens", "tree_size", "num_blocks")
+    types = {p.name: "*i64" for p in lay_out_sequence.params if p.name not in numbers}
+    types |= {"finished": "*i1", "tables": "*i32", "on_path": "*u8", "span_rows": "*i32"}
+    constants = {"BLOCK_SIZE": 16, "WIDTH": width, "PADDED_WIDTH": padded, "IS_EARLY": is_early(request)}
+    compiled = compile_for_device(lay_out_sequence, constants, types, num_warps=padded // 32)
+    # Threads have nothing to tell each other.
+    assert compiled.metadata.shared == 0
+    assert "bar.sync" not in compiled.asm["ptx"]
+
+
 @pytest.mark.parametrize("gate", [None, "silu"])
 @pytest.mark.parametrize("weight", ["*bf16", "*fp8e4nv"])
 def test_the_product_of_a_row_begins_early(
