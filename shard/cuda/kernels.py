@@ -69,10 +69,16 @@ class Multiply(Protocol):
 
 
 class Rows(Protocol):
-    """What lies between a layer's products."""
+    """What lies between a layer's products, and the rotation that a step's layers share."""
 
     def rms_norm(self, x: Tensor, factor: Tensor, eps: float, added: Tensor | None = None) -> Tensor:
         """x / sqrt(mean(x²) + eps) * factor of x [N, size], which becomes x + added before."""
+
+    def rotation(
+        self, positions: Tensor, frequencies: Tensor, scale: float, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """Cosines and signed sines [N, 1, dim] of `dtype`, times a scale, as `shard.layers.rotary` has them: of
+        positions [N] times frequencies [dim / 2] float32."""
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> None:
         """Heads x [N, heads, dim] in place, by cos and sin [N, 1, dim] as `shard.layers.rotary` has them."""

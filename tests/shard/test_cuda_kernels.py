@@ -1,6 +1,7 @@
 """Where there are Triton kernels, and that they compile for the devices that they are for; needs no GPU."""
 
 import logging
+import re
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -212,13 +213,17 @@ def test_the_clock_compiles_without_a_gpu(compile_for_device: Any) -> None:
 
 
 def test_rows_compile_without_a_gpu(compile_for_device: Any, request: pytest.FixtureRequest) -> None:
-    from shard.cuda.row_kernels import multiply_gated, normalise, rotate_heads
+    from shard.cuda.row_kernels import multiply_gated, normalise, rotate_heads, write_rotation
 
     types = {"added": "*bf16", "factor": "*fp32", "cos": "*bf16", "sin": "*bf16", "gate_up": "*bf16", "eps": "fp32"}
+    types |= {"frequencies": "*fp32", "scale": "fp32"}
     early = {"IS_EARLY": is_early(request)}
     for added in ({}, {"added": None}):
         compile_for_device(normalise, {"SIZE": 4096, "TILE": 4096, **added, **early}, types, num_warps=8)
     compile_for_device(rotate_heads, {"DIM": 128, "TILE_HEADS": 8, "PADDED_HALF": 64, **early}, types)
+    rotation = compile_for_device(write_rotation, {"DIM": 128, "PADDED_HALF": 64, **early}, types, num_warps=2)
+    # Angles may be as large as the context is long.
+    assert not re.search(r"(cos|sin)\.approx", rotation.asm["ptx"])
     for gate in ("silu", "gelu_tanh"):
         compile_for_device(multiply_gated, {"WIDTH": 14336, "GATE": gate, "TILE": 1024, **early}, types)
 
