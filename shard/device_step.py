@@ -129,7 +129,7 @@ class DeviceStep:
     def _batch(self, rows: StepRows, layout: StepLayout) -> ForwardBatch:
         states, cache = self.states, self.cache
         if not states.is_readable and attention_for(cache.dtype, cache.device):
-            spans = layout.device_spans(states.block_tables)
+            spans = layout.device_spans(states)
             return ForwardBatch.of_device_spans(layout.token_ids, spans, layout.num_step_rows, cache)
         return ForwardBatch.build(
             token_ids=layout.token_ids,

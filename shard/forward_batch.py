@@ -78,7 +78,12 @@ class ForwardBatch:
             return cls(token_ids, positions, slots, num_step_rows, direct_index=None, paged=paged)
         if attention_for(cache.dtype, cache.device):
             device_spans = DeviceSpans.build(
-                tables=tables, num_rows=num_rows, num_steps=num_steps, positions=positions, ancestors=ancestors
+                tables=tables,
+                num_rows=num_rows,
+                num_steps=num_steps,
+                positions=positions,
+                ancestors=ancestors,
+                block_size=cache.block_size,
             )
             return cls.of_device_spans(token_ids, device_spans, num_step_rows, cache)
         physical_slots = _physical_slots(positions, spans, cache)
@@ -106,7 +111,7 @@ class ForwardBatch:
         cls, token_ids: Tensor, spans: DeviceSpans, num_step_rows: int, cache: KVCache
     ) -> "ForwardBatch":
         """Of spans whose blocks only the device knows."""
-        slots = spans.physical_slots(cache.block_size)
+        slots = spans.physical_slots
         direct_index = _direct_index(slots, num_step_rows, cache)
         return cls(token_ids, spans.positions, slots, num_step_rows, direct_index, device_spans=spans)
 

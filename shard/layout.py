@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from shard.cpu.layout import layout_kernels
-from shard.cuda.spans import DeviceSpans
+from shard.cuda.kernels import layout_for
+from shard.cuda.spans import DeviceSpans, find_slots
 from shard.forward_batch import Span
 from shard.plan import SequenceStep
 from shard.speculation.verify import ancestors
@@ -136,24 +137,30 @@ class StepLayout:
     # Of the S sequences, the first so many decode; the others finished their prompts.
     num_decoding: int
     most_direct_rows: int
+    # Where they came with the rows.
+    spans: DeviceSpans | None
 
     @property
     def ancestors(self) -> Tensor | None:
         """Those of the decoding sequences' rows, [num_decoding, R, R]."""
         return None if self.on_path is None else self.on_path[: self.num_decoding]
 
-    def device_spans(self, block_tables: Tensor) -> DeviceSpans:
-        """Over the block tables of all slots, [slots, B] int32."""
-        rows = self.rows
-        way = self.ancestors
+    def device_spans(self, states: SequenceStates) -> DeviceSpans:
+        """Over the block tables of all slots."""
+        if self.spans is not None:
+            return self.spans
+        tables, way = states.block_tables, self.ancestors
         if way is None and self.num_decoding:
-            way = torch.ones(1, 1, 1, dtype=torch.bool, device=block_tables.device)
+            way = torch.ones(1, 1, 1, dtype=torch.bool, device=tables.device)
+        rows = torch.stack([self.rows.first_rows, self.rows.num_rows, self.rows.span_slots], 1).int()
         return DeviceSpans(
-            torch.stack([rows.first_rows, rows.num_rows, rows.span_slots], 1).int(),
-            block_tables,
+            rows,
+            tables,
             self.positions.contiguous(),
+            find_slots(rows, tables, self.positions, states.block_size),
             None if way is None else way.contiguous().view(torch.uint8),
             self.num_decoding,
+            self.num_step_rows,
             self.most_direct_rows,
         )
 
@@ -179,8 +186,10 @@ def plan_rows(steps: list[SequenceStep], states: SequenceStates) -> StepRows | N
 def lay_out(rows: StepRows, numbers: RowNumbers[Tensor], states: SequenceStates) -> StepLayout:
     """`numbers` are those of `rows`, on the device."""
     num_decoding, width, slots = len(rows.decodes), rows.width, numbers.slots
+    on_path: Tensor | None
+    spans = None
     if states.is_readable and (kernels := layout_kernels()):
-        token_ids, positions, num_drafts, drafts, parents, seen = kernels.lay_out(
+        token_ids, positions, num_drafts, drafts, parents, on_path = kernels.lay_out(
             states.kept,
             slots,
             numbers.allowed,
@@ -191,7 +200,16 @@ def lay_out(rows: StepRows, numbers: RowNumbers[Tensor], states: SequenceStates)
             num_step_rows=rows.num_step_rows,
             width=width,
         )
-        on_path = seen if width > 1 else None
+    elif not states.is_readable and not rows.chunks and (by_kernel := layout_for(states.device)):
+        token_ids, positions, num_drafts, drafts, parents, on_path, spans = by_kernel(
+            states,
+            slots=slots,
+            allowed=numbers.allowed,
+            first_rows=numbers.first_rows,
+            num_rows=numbers.num_rows,
+            num_step_rows=rows.num_step_rows,
+            width=width,
+        )
     else:
         drafts, parents = states.draft_token_ids[slots, : width - 1], states.draft_parents[slots, : width - 1]
         on_path = ancestors(parents) if width > 1 else None
@@ -208,11 +226,12 @@ def lay_out(rows: StepRows, numbers: RowNumbers[Tensor], states: SequenceStates)
         num_drafts=num_drafts,
         drafts=drafts,
         parents=parents,
-        on_path=on_path,
+        on_path=on_path if width > 1 else None,
         cells=numbers.cells.view(len(slots), width),
         num_step_rows=rows.num_step_rows,
         num_decoding=num_decoding,
         most_direct_rows=rows.most_direct_rows,
+        spans=spans,
     )
 
 

@@ -45,6 +45,7 @@ class SequenceStates:
             return torch.zeros(num_rows, dtype=torch.float64, device=device)
 
         self.device = device
+        self.block_size = block_size
         self.is_readable = is_readable(device)
         self.token_ids = integers(max_total_tokens)
         self.num_tokens = integers()

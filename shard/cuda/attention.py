@@ -84,8 +84,8 @@ def attend(
     assert rotation is None or spans.num_spans == spans.num_steps
     num_steps, num_chunks = spans.num_steps, spans.num_spans - spans.num_steps
     # What is known without looking at values: a step has few drafts for each of many sequences.
-    mean = -(-len(qkv) // num_steps) if num_steps and not num_chunks else spans.most_step_rows
-    steps = Part(0, num_steps, spans.most_step_rows, min(mean, spans.most_step_rows), is_step=True)
+    mean = -(-spans.num_step_rows // max(1, num_steps))
+    steps = Part(0, num_steps, spans.most_step_rows, mean, is_step=True)
     chunks = Part(num_steps, num_chunks, spans.most_direct_rows, spans.most_direct_rows, is_step=False)
     for part in (steps, chunks):
         if part.count:

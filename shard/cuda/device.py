@@ -4,6 +4,9 @@ from functools import cache
 
 import torch
 
+# Threads of one.
+WARP = 32
+
 
 @cache
 def num_processors(device: torch.device) -> int:

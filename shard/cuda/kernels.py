@@ -6,7 +6,7 @@ Triton is imported at the first question about a CUDA device, and never on anoth
 import logging
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -69,16 +69,50 @@ class Multiply(Protocol):
 
 
 class Rows(Protocol):
-    """What lies between a layer's products."""
+    """What lies between a layer's products, and the rotation that a step's layers share."""
 
     def rms_norm(self, x: Tensor, factor: Tensor, eps: float, added: Tensor | None = None) -> Tensor:
         """x / sqrt(mean(x²) + eps) * factor of x [N, size], which becomes x + added before."""
+
+    def rotation(
+        self, positions: Tensor, frequencies: Tensor, scale: float, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """Cosines and signed sines [N, 1, dim] of `dtype`, times a scale, as `shard.layers.rotary` has them: of
+        positions [N] times frequencies [dim / 2] float32."""
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> None:
         """Heads x [N, heads, dim] in place, by cos and sin [N, 1, dim] as `shard.layers.rotary` has them."""
 
     def gate_mul(self, gate_up: Tensor, gate: Gate) -> Tensor:
         """act(first half) * second half of gate_up [N, 2 * width]."""
+
+
+class LaidOut(NamedTuple):
+    """As in StepLayout; on_path is true where R is 1. `spans` are over the block tables of all slots."""
+
+    token_ids: Tensor
+    positions: Tensor
+    num_drafts: Tensor
+    drafts: Tensor
+    parents: Tensor
+    on_path: Tensor
+    spans: DeviceSpans
+
+
+class LayOut(Protocol):
+    def __call__(
+        self,
+        states: "SequenceStates",
+        *,
+        slots: Tensor,
+        allowed: Tensor,
+        first_rows: Tensor,
+        num_rows: Tensor,
+        num_step_rows: int,
+        width: int,
+    ) -> LaidOut:
+        """Decoding sequences in `slots` [S] with num_rows [S] from first_rows [S] on, num_step_rows in all, `width` at
+        most. The tensors are named as in RowNumbers, and contiguous."""
 
 
 class Best(Protocol):
@@ -129,6 +163,7 @@ class _Kernels:
     attend: Attend
     multiply: Multiply
     rows: Rows
+    lay_out: LayOut
     best: Best
     decide: Decide
     commit: Commit
@@ -147,6 +182,12 @@ def multiply_for(dtype: torch.dtype, device: torch.device) -> Multiply | None:
 def rows_for(dtype: torch.dtype, device: torch.device) -> Rows | None:
     kernels = _kernels_for(dtype, device)
     return None if kernels is None else kernels.rows
+
+
+def layout_for(device: torch.device) -> LayOut | None:
+    """For whatever type: rows are laid out in integers."""
+    kernels = _load(device) if device.type == _DEVICE_TYPE else None
+    return None if kernels is None else kernels.lay_out
 
 
 def best_for(dtype: torch.dtype, device: torch.device) -> Best | None:
@@ -196,8 +237,9 @@ def _load(device: torch.device) -> _Kernels | None:
         from shard.cuda.attention import attend
         from shard.cuda.commit import commit
         from shard.cuda.decide import decide
+        from shard.cuda.layout import lay_out
         from shard.cuda.product import multiply
     except ImportError as error:
         log.warning("serving without Triton kernels, which is slower: %s", error)
         return None
-    return _Kernels(attend, multiply, rows, best, decide, commit)
+    return _Kernels(attend, multiply, rows, lay_out, best, decide, commit)

@@ -1,4 +1,5 @@
-"""What lies between a layer's products, in Triton's language: each reads and writes its rows once.
+"""What lies between a layer's products, and the rotation that all layers share, in Triton's language: each reads and
+writes its rows once.
 
 Own the arithmetic: float32 throughout, rounded once.
 """
@@ -39,6 +40,36 @@ def normalise(x, added, factor, out, eps, x_stride, SIZE: tl.constexpr, TILE: tl
     scale = 1 / tl.sqrt(tl.sum(values * values, 0) / SIZE + eps)
     factors = tl.load(factor + place, mask=is_there, other=0.0).to(tl.float32)
     tl.store(out + row * SIZE + place, (values * scale * factors).to(out.dtype.element_ty), mask=is_there)
+
+
+# Positions may be a view into a step's numbers, and begin anywhere.
+@triton.jit(do_not_specialize_on_alignment=["positions"])
+def write_rotation(
+    positions,
+    frequencies,
+    cos,
+    sin,
+    scale,
+    DIM: tl.constexpr,
+    PADDED_HALF: tl.constexpr,
+    IS_EARLY: tl.constexpr,
+):
+    """Grid (rows). cos and sin [N, DIM], times the scale, as `shard.layers.rotary` has them: of positions [N] int64
+    times frequencies [DIM / 2]."""
+    begin_early(IS_EARLY)
+    wait_for_inputs(IS_EARLY)
+    row = tl.program_id(0).to(tl.int64)
+    half: tl.constexpr = DIM // 2
+    place = tl.arange(0, PADDED_HALF)
+    in_half = place < half
+    angle = tl.load(positions + row).to(tl.float32) * tl.load(frequencies + place, mask=in_half, other=0.0)
+    c = (tl.cos(angle) * scale).to(cos.dtype.element_ty)
+    s = (tl.sin(angle) * scale).to(sin.dtype.element_ty)
+    at = row * DIM + place
+    tl.store(cos + at, c, mask=in_half)
+    tl.store(cos + at + half, c, mask=in_half)
+    tl.store(sin + at, -s, mask=in_half)
+    tl.store(sin + at + half, s, mask=in_half)
 
 
 @triton.jit(do_not_specialize=["num_heads"])

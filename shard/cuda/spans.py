@@ -20,16 +20,18 @@ class DeviceSpans:
 
     rows [S, 3] int32: a span's first row, its number of rows, and which of `tables` [T, B] int32 its block ids are in.
     First rows ascend; a span without rows does nothing. Behind the ids that a span needs a table may hold any others.
-    positions [N] int64. ancestors [step spans or 1, R, R] uint8, R the most rows of a step span: row j is row r or lies
-    on its way from the first; None without step spans.
+    positions and physical_slots (see `find_slots`) [N] int64. ancestors [step spans or 1, R, R] uint8, R the most rows
+    of a step span: row j is row r or lies on its way from the first; None without step spans.
     """
 
     rows: Tensor
     tables: Tensor
     positions: Tensor
+    physical_slots: Tensor
     ancestors: Tensor | None
     num_steps: int
-    # Most rows of a direct span; 0 without any.
+    # Rows of all step spans, and most of a direct one; 0 without any.
+    num_step_rows: int
     most_direct_rows: int
 
     @classmethod
@@ -41,21 +43,25 @@ class DeviceSpans:
         num_steps: int,
         positions: Tensor,
         ancestors: Tensor | None,
+        block_size: int,
     ) -> "DeviceSpans":
         """Spans of `num_rows` rows each, one after another; the first `num_steps` are trees, the others chunks."""
         width = max(len(table) for table in tables)
         first_rows = accumulate(num_rows[:-1], initial=0)
-        rows = [list(row) for row in zip(first_rows, num_rows, range(len(tables)), strict=True)]
+        numbers = [list(row) for row in zip(first_rows, num_rows, range(len(tables)), strict=True)]
 
         def copied(values: list[list[int]]) -> Tensor:
             return torch.tensor(values, dtype=torch.int32).to(positions.device, non_blocking=True)
 
+        rows, padded = copied(numbers), copied([[*table, *[0] * (width - len(table))] for table in tables])
         return cls(
-            copied(rows),
-            copied([[*table, *[0] * (width - len(table))] for table in tables]),
+            rows,
+            padded,
             positions.contiguous(),
+            find_slots(rows, padded, positions, block_size),
             None if ancestors is None else ancestors.contiguous().view(torch.uint8),
             num_steps,
+            num_step_rows=sum(num_rows[:num_steps]),
             most_direct_rows=max(num_rows[num_steps:], default=0),
         )
 
@@ -71,9 +77,11 @@ class DeviceSpans:
     def most_blocks(self) -> int:
         return self.tables.shape[1]
 
-    def physical_slots(self, block_size: int) -> Tensor:
-        """Block id * block_size + place in the block of each row, [N] int64; of a row beyond its table any."""
-        index = torch.arange(len(self.positions), dtype=torch.int32, device=self.rows.device)
-        span = torch.searchsorted(self.rows[:, FIRST_ROW].contiguous(), index, right=True) - 1
-        block = torch.div(self.positions, block_size, rounding_mode="floor").clamp_max(self.most_blocks - 1)
-        return self.tables[self.rows[span, TABLE], block].long() * block_size + self.positions % block_size
+
+def find_slots(rows: Tensor, tables: Tensor, positions: Tensor, block_size: int) -> Tensor:
+    """Block id * block_size + place in the block of each row of DeviceSpans, [N] int64; of a row beyond its table
+    any."""
+    index = torch.arange(len(positions), dtype=torch.int32, device=rows.device)
+    span = torch.searchsorted(rows[:, FIRST_ROW].contiguous(), index, right=True) - 1
+    block = torch.div(positions, block_size, rounding_mode="floor").clamp_max(tables.shape[1] - 1)
+    return tables[rows[span, TABLE], block].long() * block_size + positions % block_size

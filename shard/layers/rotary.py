@@ -45,6 +45,8 @@ class Rotary:
 
     def rotation(self, positions: Tensor) -> Rotation:
         """For positions [N], int64."""
+        if rows := rows_for(self.dtype, positions.device):
+            return Rotation(*rows.rotation(positions, self.frequencies, self.scale, self.dtype))
         angles = positions[:, None, None] * self.frequencies
         cos, sin = angles.cos() * self.scale, angles.sin() * self.scale
         return Rotation(

@@ -204,6 +204,7 @@ def device_spans(step: Step, device: torch.device) -> DeviceSpans:
         num_steps=step.num_steps + 2 if step.num_steps else 0,
         positions=torch.nn.functional.pad(step.positions, (0, _SPARE_ROWS), value=1 << 30).to(device),
         ancestors=None if ancestors is None else ancestors.to(device),
+        block_size=step.shape.block_size,
     )
 
 

@@ -1,6 +1,7 @@
 """Where there are Triton kernels, and that they compile for the devices that they are for; needs no GPU."""
 
 import logging
+import re
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -88,8 +89,7 @@ def test_slots_follow_from_the_tables_on_the_device() -> None:
     step = random_step(Shape(1, 1, 8, block_size=4), steps=[(3, 5), (30, 1), (0, 2)], chunks=[(9, 7)], trees=True)
     spans = device_spans(step, torch.device("cpu"))
     # Rows behind the step's stand nowhere.
-    spans.positions[len(step.qkv) :] = 0
-    assert spans.physical_slots(4)[: len(step.qkv)].tolist() == slots_of(step).tolist()
+    assert spans.physical_slots[: len(step.qkv)].tolist() == slots_of(step).tolist()
 
 
 @pytest.fixture(scope="module", params=[80, 90])
@@ -218,13 +218,17 @@ def test_the_clock_compiles_without_a_gpu(compile_for_device: Any) -> None:
 
 
 def test_rows_compile_without_a_gpu(compile_for_device: Any, request: pytest.FixtureRequest) -> None:
-    from shard.cuda.row_kernels import multiply_gated, normalise, rotate_heads
+    from shard.cuda.row_kernels import multiply_gated, normalise, rotate_heads, write_rotation
 
     types = {"added": "*bf16", "factor": "*fp32", "cos": "*bf16", "sin": "*bf16", "gate_up": "*bf16", "eps": "fp32"}
+    types |= {"frequencies": "*fp32", "scale": "fp32"}
     early = {"IS_EARLY": is_early(request)}
     for added in ({}, {"added": None}):
         compile_for_device(normalise, {"SIZE": 4096, "TILE": 4096, **added, **early}, types, num_warps=8)
     compile_for_device(rotate_heads, {"DIM": 128, "TILE_HEADS": 8, "PADDED_HALF": 64, **early}, types)
+    rotation = compile_for_device(write_rotation, {"DIM": 128, "PADDED_HALF": 64, **early}, types, num_warps=2)
+    # Angles may be as large as the context is long.
+    assert not re.search(r"(cos|sin)\.approx", rotation.asm["ptx"])
     for gate in ("silu", "gelu_tanh"):
         compile_for_device(multiply_gated, {"WIDTH": 14336, "GATE": gate, "TILE": 1024, **early}, types)
 
@@ -274,6 +278,22 @@ def test_committing_compiles_without_a_gpu(
     ptx = compile_for_device(commit_paths, constants, types).asm["ptx"]
     # Rows are read 16 bytes at a time.
     assert "ld.global.v4.b32" in ptx
+
+
+@pytest.mark.parametrize(("width", "padded"), [(1, 32), (33, 64), (65, 128)])
+def test_laying_out_compiles_without_a_gpu(
+    compile_for_device: Any, width: int, padded: int, request: pytest.FixtureRequest
+) -> None:
+    from shard.cuda.layout_kernels import lay_out_sequence
+
+    numbers = ("max_total_tokens", "tree_size", "num_blocks")
+    types = {p.name: "*i64" for p in lay_out_sequence.params if p.name not in numbers}
+    types |= {"finished": "*i1", "tables": "*i32", "on_path": "*u8", "span_rows": "*i32"}
+    constants = {"BLOCK_SIZE": 16, "WIDTH": width, "PADDED_WIDTH": padded, "IS_EARLY": is_early(request)}
+    compiled = compile_for_device(lay_out_sequence, constants, types, num_warps=padded // 32)
+    # Threads have nothing to tell each other.
+    assert compiled.metadata.shared == 0
+    assert "bar.sync" not in compiled.asm["ptx"]
 
 
 @pytest.mark.parametrize("gate", [None, "silu"])

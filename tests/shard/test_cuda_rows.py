@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from shard.cuda import kernels
 from shard.gate import Gate
-from shard.layers.rotary import Rotary
+from shard.layers.rotary import Rotary, inverse_frequencies
 from shard.rope_config import RopeConfig
 from tests.shard.test_cuda_attention import DEVICE, DTYPES, INTERPRETED, needs_gpu
 
@@ -43,6 +44,32 @@ def test_a_norm_is_of_the_sum_that_the_stream_becomes(
     out = rms_norm(x, factor, 1e-5, added)
     assert torch.equal(x, expected_x)
     assert_near(out, F.rms_norm(expected_x.double(), (size,), factor.double(), 1e-5))
+
+
+@each_dtype
+@pytest.mark.parametrize("dim", [16, 80, 128])
+def test_the_rotation_of_rows_that_stand_anywhere(dtype: torch.dtype, dim: int) -> None:
+    from shard.cuda.rows import rotation
+
+    # From the second number on: a view may begin anywhere.
+    positions = torch.tensor([0, 0, 1, 7, 4097, 131071, 131072, (1 << 20) - 1], device=DEVICE)[1:]
+    frequencies = inverse_frequencies(RopeConfig("default", theta=10000.0), dim).to(DEVICE)
+    cos, sin = rotation(positions, frequencies, 1.25, dtype)
+    # As in all implementations the angle is of float32.
+    angles = (positions[:, None] * frequencies).double()[:, None]
+    assert_near(cos, 1.25 * torch.cat([angles.cos(), angles.cos()], 2))
+    assert_near(sin, 1.25 * torch.cat([-angles.sin(), angles.sin()], 2))
+
+
+def test_a_rotation_is_by_the_kernel_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    rotary = Rotary(RopeConfig("default", theta=10000.0), 64, dtype=torch.float32, device=torch.device(DEVICE))
+    positions = torch.arange(5, device=DEVICE) * 1000
+    monkeypatch.setattr(kernels, "_DEVICE_TYPE", "none")
+    expected = rotary.rotation(positions)
+    monkeypatch.setattr(kernels, "_DEVICE_TYPE", DEVICE.type)
+    made = rotary.rotation(positions)
+    assert_near(made.cos, expected.cos)
+    assert_near(made.sin, expected.sin)
 
 
 @each_dtype
