@@ -80,6 +80,7 @@ def _layout(
         num_step_rows=len(token_ids),
         num_decoding=num_sequences,
         most_direct_rows=0,
+        spans=None,
     )
     return layout, token_ids
 

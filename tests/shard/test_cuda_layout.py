@@ -57,7 +57,7 @@ def _steps(draw: st.DrawFn) -> tuple[SequenceStates, StepRows]:
         for slot in [*slots, *[states.spare_slot] * draw(st.integers(0, 2))]
         for count in [draw(st.integers(1, width))]
     ]
-    return states, StepRows(decodes, width, [], [])
+    return states, StepRows(decodes, width, [], 0)
 
 
 def _laid_out(states: SequenceStates, rows: StepRows) -> StepLayout:
@@ -108,7 +108,7 @@ def test_a_step_with_prompts_is_laid_out_by_the_torch_operations() -> None:
     decode, chunk = (
         SequenceStep(slot, [], 0, length, verify=0, propose=0, propose_depth=0) for slot, length in ((0, 0), (1, 3))
     )
-    made = _by_kernel(states, StepRows([(decode, 1)], 1, [chunk], [chunk]))
+    made = _by_kernel(states, StepRows([(decode, 1)], 1, [(chunk, chunk)], 3))
     assert made.spans is None
     assert made.token_ids.tolist() == [7, 5, 6, 7]
     assert made.device_spans(states).most_direct_rows == 3
