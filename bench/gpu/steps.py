@@ -42,7 +42,8 @@ LLAMA_8B = {
 }
 _BLOCK_SIZE = 16
 _WARM_UPS, _REPEATS = 4, 15
-_PROMPT_REPEATS = 4
+# The third captures short prompts.
+_PROMPT_WARM_UPS, _PROMPT_REPEATS = 4, 4
 
 
 def time_steps(
@@ -111,11 +112,11 @@ def time_prompt_steps(
     head = config.vocab_size * config.hidden_size
     for length in lengths:
         times = []
-        for _ in range(_PROMPT_REPEATS):
+        for _ in range(_PROMPT_WARM_UPS + _PROMPT_REPEATS):
             times.append(steps.prefill(context=0, length=length).duration_ns * 1e-9)
             steps.forget()
         operations = 2 * (weight_bytes // dtype.itemsize - head) * length
-        yield PromptStepTime(length, statistics.median(times[1:]), operations)
+        yield PromptStepTime(length, statistics.median(times[_PROMPT_WARM_UPS:]), operations)
 
 
 def _made_up_steps(
