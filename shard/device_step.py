@@ -101,7 +101,8 @@ class DeviceStep:
         hidden = self._model.forward(batch, self.cache, on_launch)
         if not len(layout.cells):
             return None
-        if len(layout.rows.logit_rows) < len(hidden):
+        if layout.num_step_rows < len(hidden):
+            # Of a prompt's rows the last one's.
             hidden = hidden[layout.rows.logit_rows]
         sampling = self._sampling_rows(layout, kind, inputs.filtered)
         chosen = choose_tokens(

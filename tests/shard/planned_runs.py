@@ -64,8 +64,7 @@ class Run:
     def _run(self, plan: StepPlan) -> list[SequenceResult]:
         result = self.launch(plan)()
         self.proposing_ns.append(result.proposing_ns)
-        # Sums over rows that are not there are not the same to the last bit.
-        return [replace(r, logprobs=[round(value, self.digits) for value in r.logprobs]) for r in result.sequences]
+        return in_digits(result, self.digits)
 
     def _new(self, slot: int) -> NewSequence:
         return NewSequence(
@@ -93,6 +92,11 @@ class Run:
         )
 
 
+def in_digits(result: StepResult, digits: int) -> list[SequenceResult]:
+    """Sums over rows that are not there are not the same to the last bit."""
+    return [replace(r, logprobs=[round(value, digits) for value in r.logprobs]) for r in result.sequences]
+
+
 @dataclass(frozen=True)
 class Case:
     """A model, its heads if they are asked, and what its sequences are sampled with."""
@@ -111,9 +115,10 @@ class Case:
         write_heads(heads, random_heads(3, 1, 72, VOCAB, tied=False), "v1", base=str(model))
         return cls(samplings, Proposal.HEADS, [*flags, f"--medusa-path={heads}"])
 
-    def rank(self, dtype: str = "float64") -> Rank:
-        sizes = ("--speculate=3", "--max-total-tokens=96", "--max-batch-size=4", "--max-batch-total-tokens=480")
-        return build_rank(parse_args([*self.flags, *sizes, f"--dtype={dtype}"]))
+    def rank(self, dtype: str = "float64", *, num_slots: int = 4) -> Rank:
+        sizes = "--speculate=3", "--max-total-tokens=96", f"--max-batch-size={num_slots}"
+        tokens = f"--max-batch-total-tokens={120 * num_slots}"
+        return build_rank(parse_args([*self.flags, *sizes, tokens, f"--dtype={dtype}"]))
 
     def run(
         self,

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from shard.captured_steps import CapturedSteps
 from shard.layout import StepRows
 from shard.model_runner import ModelRunner
-from shard.plan import SequenceStep
+from shard.plan import NewSequence, SequenceResult, SequenceStep, StepPlan
+from shard.speculation import Proposal
 from shard.speculation.prices import DevicePrices
-from tests.shard.planned_runs import CASE_IDS, CASES, Case
+from tests.shard.planned_runs import CASE_IDS, CASES, GREEDY, SAMPLED, Case, in_digits
+from tests.shard.random_plans import RandomPlans
 from tests.shard.recorded import RecordedCapture, as_on_a_gpu
 
 
@@ -49,6 +51,46 @@ def test_replayed_steps_bring_the_same(case: Case, monkeypatch: pytest.MonkeyPat
         assert capture.num_captured == num_captured
     # Nothing of that run was not replayed.
     assert capture.num_replayed == num_replayed + 59
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_is_planned_captured_steps_bring_the_same(
+    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_heads = seed % 2 > 0
+    case, num_slots = Case.make(tmp_path, [], with_heads), 6
+    plain = case.rank(num_slots=num_slots).runner
+    tree_size = min(5, plain.states.draft_token_ids.shape[1])
+    as_on_a_gpu(monkeypatch)
+    capture = RecordedCapture()
+    runner = ModelRunner(case.rank(num_slots=num_slots).runner.step, capture=capture)
+    random_plans = RandomPlans(seed, num_slots=num_slots, proposal=case.proposal, tree_size=tree_size)
+    for plan in random_plans.plans(80):
+        expected = in_digits(plain.launch(plan)(), 9)
+        assert sorted_by_slot(in_digits(runner.launch(plan)(), 9)) == sorted_by_slot(expected), plan.step_id
+        random_plans.note(expected)
+    assert capture.num_replayed > 10
+
+
+def test_many_prompts_of_a_token_have_as_many_rows_with_logits_as_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case, num_slots = Case.make(tmp_path, [], with_heads=False), 16
+    new = [
+        NewSequence(slot, [2 + slot % 15], (GREEDY, SAMPLED)[slot % 2], 4, [], logprobs=False)
+        for slot in range(num_slots)
+    ]
+    steps = [SequenceStep(slot, [1 + slot], 0, 1, verify=0, propose=0, propose_depth=0) for slot in range(num_slots)]
+    plan = StepPlan(1, [], new, steps, Proposal.NONE)
+    expected = case.rank(num_slots=num_slots).runner.launch(plan)().sequences
+    as_on_a_gpu(monkeypatch)
+    runner = ModelRunner(case.rank(num_slots=num_slots).runner.step, capture=RecordedCapture())
+    assert runner.launch(plan)().sequences == expected
+    assert len({result.token_ids[0] for result in expected}) > 3
+
+
+def sorted_by_slot(results: list[SequenceResult]) -> list[SequenceResult]:
+    return sorted(results, key=lambda result: result.slot)
 
 
 def test_the_warm_up_captures_the_most_frequent_shapes_before_it_measures(
