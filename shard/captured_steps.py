@@ -34,8 +34,8 @@ log = logging.getLogger(__name__)
 CAPTURED_AT, _WITH_PROMPTS_AT = 2, 3
 # Numbers of sequences: from two on the next is at most half as many more.
 _BATCHES = (1, 2, 3, 4, 6, *(2**i * part for i in range(2, 15) for part in (2, 3)))
-# Rows of prompts: with more the device takes longer than the host.
-_LEAST_CHUNK_ROWS, _MOST_CHUNK_ROWS = 16, 512
+# Prompts and their rows: with more of these the device takes longer than the host.
+_MOST_CHUNKS, _LEAST_CHUNK_ROWS, _MOST_CHUNK_ROWS = 15, 16, 512
 # A graph takes memory, 1 MB or so.
 _MOST_CAPTURED = 1024
 # Numbers of rows: the next is twice as many, but at most so many more, which a step of many sequences pays for.
@@ -97,11 +97,13 @@ class CapturedSteps:
         """The rows of a step that is captured, with those of `rows` among them, its sequences in the same order; None:
         there is no such step."""
         num_chunk_rows = sum(chunk.chunk_length for chunk, _ in rows.chunks)
-        if num_prices > DevicePrices.MOST or num_chunk_rows > self._most_chunk_rows:
+        if num_prices > DevicePrices.MOST or num_chunk_rows > self._most_chunk_rows or len(rows.chunks) > _MOST_CHUNKS:
             return None
         width = 1 if rows.width == 1 else 1 + self._states.draft_token_ids.shape[1]
         chunks, most_direct_rows = self._fill_up_chunks(rows, num_chunk_rows) if rows.chunks else ([], 0)
-        return StepRows(self._fill_up_decodes(rows, width), width, chunks, most_direct_rows)
+        filled = StepRows(self._fill_up_decodes(rows, width), width, chunks, most_direct_rows)
+        # Logits of more rows than the largest step has were not counted.
+        return filled if filled.num_step_rows + len(chunks) <= self._step.cache.max_step_rows else None
 
     def run(self, rows: StepRows, kind: StepKind, prices: Sequence[DraftPrice]) -> Outcome:
         """A step that is filled up."""
