@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from shard.clock import Timer
-from shard.cuda.device import power_of_two
 from shard.device_step import DeviceStep, StepInputs, StepKind
 from shard.layout import RowNumbers, StepRows, pack, unpack
 from shard.plan import SequenceStep
@@ -30,12 +29,13 @@ from shard.speculation.prices import DevicePrices
 
 log = logging.getLogger(__name__)
 
-# The time at which a shape is captured. Those with prompts are many, and some come never again.
-CAPTURED_AT, _WITH_PROMPTS_AT = 2, 3
+# The time at which a shape is captured. Those with prompts are many, and some come never again: by then what they cost
+# more than a replay is about what capturing one costs.
+CAPTURED_AT, _WITH_PROMPTS_AT = 2, 6
 # Numbers of sequences: from two on the next is at most half as many more.
 _BATCHES = (1, 2, 3, 4, 6, *(2**i * part for i in range(2, 15) for part in (2, 3)))
-# Prompts and their rows: with more of these the device takes longer than the host.
-_MOST_CHUNKS, _LEAST_CHUNK_ROWS, _MOST_CHUNK_ROWS = 15, 16, 512
+# Numbers of prompts, a spare one among them, and of their rows: with more the device takes longer than the host.
+_CHUNKS, _CHUNK_ROWS = (2, 4, 16), (16, 64, 256, 512)
 # A graph takes memory, 1 MB or so.
 _MOST_CAPTURED = 1024
 # Numbers of rows: the next is twice as many, but at most so many more, which a step of many sequences pays for.
@@ -89,7 +89,7 @@ class CapturedSteps:
         self.batches = sorted({min(batch, self._states.spare_slot) for batch in _BATCHES})
         self._capture = capture
         self._prices = torch.zeros(len(DevicePrices.pack(())), dtype=torch.float64, device=self._states.device)
-        self._most_chunk_rows = min(_MOST_CHUNK_ROWS, self._states.token_ids.shape[1])
+        self._chunk_rows = sorted({min(most, self._states.token_ids.shape[1]) for most in _CHUNK_ROWS})
         self._steps: dict[_Shape, _Step] = {}
         self._num_captured = 0
 
@@ -97,7 +97,8 @@ class CapturedSteps:
         """The rows of a step that is captured, with those of `rows` among them, its sequences in the same order; None:
         there is no such step."""
         num_chunk_rows = sum(chunk.chunk_length for chunk, _ in rows.chunks)
-        if num_prices > DevicePrices.MOST or num_chunk_rows > self._most_chunk_rows or len(rows.chunks) > _MOST_CHUNKS:
+        is_large = num_chunk_rows > self._chunk_rows[-1] or len(rows.chunks) >= _CHUNKS[-1]
+        if num_prices > DevicePrices.MOST or is_large:
             return None
         width = 1 if rows.width == 1 else 1 + self._states.draft_token_ids.shape[1]
         chunks, most_direct_rows = self._fill_up_chunks(rows, num_chunk_rows) if rows.chunks else ([], 0)
@@ -157,9 +158,9 @@ class CapturedSteps:
         self, rows: StepRows, num_rows: int
     ) -> tuple[list[tuple[SequenceStep, SequenceStep | None]], int]:
         """And their rows together, which is the most that one of them has in a step of that shape."""
-        most = min(power_of_two(num_rows, least=_LEAST_CHUNK_ROWS), self._most_chunk_rows)
+        most = next(most for most in self._chunk_rows if most >= num_rows)
         # Of the spare ones the first has the rows that are missing.
-        num_spare = power_of_two(len(rows.chunks) + 1, least=2) - len(rows.chunks)
+        num_spare = next(number for number in _CHUNKS if number > len(rows.chunks)) - len(rows.chunks)
         spare = [self._spare(most - num_rows), *[self._spare(0)] * (num_spare - 1)]
         real = [(chunk, self._spare(0) if yielding is None else yielding) for chunk, yielding in rows.chunks]
         return [*real, *((chunk, chunk) for chunk in spare)], most

@@ -29,6 +29,7 @@ def test_replayed_steps_bring_the_same(case: Case, monkeypatch: pytest.MonkeyPat
     expected = case.run(case.rank().runner).results()
 
     as_on_a_gpu(monkeypatch)
+    monkeypatch.setattr("shard.captured_steps._WITH_PROMPTS_AT", 3)
     capture = RecordedCapture()
     runner = ModelRunner(case.rank().runner.step, capture=capture)
     run = case.run(runner)
@@ -64,6 +65,7 @@ def test_whatever_is_planned_captured_steps_bring_the_same(
     as_on_a_gpu(monkeypatch)
     capture = RecordedCapture()
     runner = ModelRunner(case.rank(num_slots=num_slots).runner.step, capture=capture)
+    monkeypatch.setattr("shard.captured_steps._WITH_PROMPTS_AT", 2)
     random_plans = RandomPlans(seed, num_slots=num_slots, proposal=case.proposal, tree_size=tree_size)
     for plan in random_plans.plans(80):
         expected = in_digits(plain.launch(plan)(), 9)
@@ -152,7 +154,7 @@ def test_a_step_is_filled_up_with_rows_that_do_not_matter(
         return
     if filled is None:
         # Prompts have no room beside so many drafts.
-        num_spans = 2 * len(prompts) + 1.5 * len(drafts)
+        num_spans = 4 * len(prompts) + 1.5 * len(drafts)
         assert prompts
         assert 2 * (num_spans + sum(drafts)) > _Step.cache.max_step_rows
         return
@@ -197,13 +199,14 @@ def _check_chunks(
     assert all(chunk.slot == _Step.states.spare_slot and yielding == chunk for chunk, yielding in spare)
     assert sum(chunk.chunk_length for chunk, _ in filled.chunks) == filled.most_direct_rows
     assert all(chunk.chunk_length == 0 for chunk, _ in spare[1:])
-    assert filled.most_direct_rows <= max(16, 2 * num_chunk_rows)
-    assert len(filled.chunks) <= 2 * len(chunks)
+    assert filled.most_direct_rows <= max(16, 4 * num_chunk_rows)
+    assert len(filled.chunks) <= 4 * len(chunks)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_graphs_bring_what_kernels_one_by_one_bring(case: Case) -> None:
+def test_graphs_bring_what_kernels_one_by_one_bring(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shard.captured_steps._WITH_PROMPTS_AT", 3)
     plain, runner = ModelRunner(case.rank("float32").runner.step), case.rank("float32").runner
     assert runner.captured_batches
     expected = case.run(plain, digits=3).results()
