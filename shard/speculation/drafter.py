@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shard.cpu.drafter import DrafterKernels, Proposed, drafter_library
-from shard.cpu.slots import SlotsStruct
+from shard.cpu.drafter import DrafterKernels, Memory, Proposed, drafter_library
 from shard.host_copy import integers, is_readable
 from shard.speculation import Candidates, Continuation, DraftTree, Method
 from shard.speculation.calibration import SUREST_HEAD, SUREST_LOOKUP, HeadCalibration, LookupCalibration
 from shard.speculation.ngram import NgramLookup
 from shard.speculation.prices import HostPrices, Prices
 from shard.speculation.tree import best_tree, chain
+from shard.states import SequenceStates
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,19 +67,19 @@ class Drafter:
             num_slots=num_slots,
             device=device,
         )
+        memory = Memory(
+            Proposed(*self._pending_continuation, *self._pending_candidates, self._pending_methods),
+            lookups=self._lookup_calibration.sums,
+            own=self._lookup_calibration.own,
+            heads=self._head_calibration.sums,
+            least_match=lookup.min_match if lookup else 0,
+            most_match=lookup.max_match if lookup else 0,
+            surest_lookup=SUREST_LOOKUP,
+            surest_head=SUREST_HEAD,
+        )
         self._compiled = None
         if self._is_readable and (library := drafter_library()):
-            self._compiled = DrafterKernels(
-                library,
-                Proposed(*self._pending_continuation, *self._pending_candidates, self._pending_methods),
-                lookups=self._lookup_calibration.sums,
-                own=self._lookup_calibration.own,
-                heads=self._head_calibration.sums,
-                least_match=lookup.min_match if lookup else 0,
-                most_match=lookup.max_match if lookup else 0,
-                surest_lookup=SUREST_LOOKUP,
-                surest_head=SUREST_HEAD,
-            )
+            self._compiled = DrafterKernels(library, memory)
         self.reset()
 
     def reset(self) -> None:
@@ -172,7 +172,7 @@ class Drafter:
 
     def propose(
         self,
-        kept: SlotsStruct,
+        states: SequenceStates,
         candidates: Candidates | None,
         prices: Prices,
         *,
@@ -183,18 +183,13 @@ class Drafter:
     ) -> DraftTree | None:
         """As `draft`, for those of `slots` [S] at `proposing` [P]: bounded, and made pending, in one compiled function.
         None where there is none."""
+        bounds = {"max_drafts": max_drafts, "max_depth": max_depth}
         if self._compiled is None:
             return None
         assert isinstance(prices, HostPrices)
         assert candidates is not None or self._lookup is not None, "a drafter without lookup needs heads"
         tree = self._compiled.propose(
-            kept,
-            candidates,
-            prices.struct,
-            slots=slots,
-            proposing=proposing,
-            max_drafts=max_drafts,
-            max_depth=max_depth,
+            states.kept, candidates, prices.struct, slots=slots, proposing=proposing, **bounds
         )
         self.has_pending, self._has_candidates = True, candidates is not None
         return DraftTree(*tree)
