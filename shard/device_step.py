@@ -227,7 +227,7 @@ class DeviceStep:
         """Rank 0: trees for the sequences that propose, made pending."""
         states, rows = self.states, layout.rows
         bounds = {"max_drafts": rows.max_drafts, "max_depth": rows.max_depth}
-        tree = drafter.propose(states.kept, candidates, prices, slots=rows.slots, proposing=rows.proposing, **bounds)
+        tree = drafter.propose(states, candidates, prices, slots=rows.slots, proposing=rows.proposing, **bounds)
         if tree is not None:
             return tree
         slots = rows.slots[rows.proposing]

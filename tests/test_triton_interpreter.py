@@ -18,6 +18,7 @@ _FILES = (
     "shard/test_cuda_best.py",
     "shard/test_cuda_commit.py",
     "shard/test_cuda_decide.py",
+    "shard/test_cuda_drafter.py",
     "shard/test_cuda_layout.py",
     "shard/test_cuda_forward.py",
     "bench/test_gpu_steps.py",

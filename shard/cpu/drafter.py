@@ -45,6 +45,21 @@ class Proposed(NamedTuple):
     methods: Tensor
 
 
+class Memory(NamedTuple):
+    """All that a drafter remembers, in tensors that stay where they are: its last proposals, and what is believed of
+    lookups, of those of each sequence and of heads, none of them more than so much. Matches count from `least_match`
+    on; `most_match` 0: nothing is looked up."""
+
+    proposed: Proposed
+    lookups: Sums
+    own: OwnSums
+    heads: Sums
+    least_match: int
+    most_match: int
+    surest_lookup: float
+    surest_head: float
+
+
 class _Ratio(ctypes.Structure):
     _fields_ = [
         *((name, _pointer) for name in ("above", "below", "prior")),
@@ -118,40 +133,28 @@ class PricesStruct(ctypes.Structure):
 
 
 class DrafterKernels:
-    """Over one drafter's tensors, which must outlive it and stay where they are."""
+    """Over one drafter's memory, which must outlive it."""
 
-    def __init__(
-        self,
-        library: ctypes.CDLL,
-        proposed: Proposed,
-        *,
-        lookups: Sums,
-        own: OwnSums,
-        heads: Sums,
-        least_match: int,
-        most_match: int,
-        surest_lookup: float,
-        surest_head: float,
-    ) -> None:
-        """`most_match` 0: nothing is looked up."""
+    def __init__(self, library: ctypes.CDLL, memory: Memory) -> None:
         self._learn = library.learn
         self._learn.argtypes = [ctypes.POINTER(_Drafter), ctypes.POINTER(_Came), _int, _int]
         self._propose = library.propose
         structs = SlotsStruct, _Drafter, _Asked, PricesStruct
         self._propose.argtypes = [*map(ctypes.POINTER, structs), *[_pointer] * 3]
+        proposed = memory.proposed
         self._tree_size = proposed.methods.shape[1]
         self._drafter = _Drafter(
             *(tensor.data_ptr() for tensor in proposed),
-            _Ratio.of(lookups),
-            _Own.of(own),
-            _Ratio.of(heads),
+            _Ratio.of(memory.lookups),
+            _Own.of(memory.own),
+            _Ratio.of(memory.heads),
             *proposed.ids.shape,
             *proposed.said.shape[1:],
             self._tree_size,
-            least_match,
-            most_match,
-            surest_lookup,
-            surest_head,
+            memory.least_match,
+            memory.most_match,
+            memory.surest_lookup,
+            memory.surest_head,
         )
 
     def learn(

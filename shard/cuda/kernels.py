@@ -16,7 +16,10 @@ from shard.cuda.spans import DeviceSpans
 from shard.gate import Gate
 
 if TYPE_CHECKING:
+    from shard.cpu.drafter import Memory
     from shard.cuda.graphs import GraphCapture
+    from shard.speculation import Candidates, DraftTree
+    from shard.speculation.prices import DevicePrices
     from shard.states import SequenceStates
 
 log = logging.getLogger(__name__)
@@ -158,6 +161,40 @@ class Commit(Protocol):
         """As `shard.kv_cache.KVCache.commit_spans`, of its step rows and pages of all layers."""
 
 
+class Drafting(Protocol):
+    """Over a drafter's memory, and its marks of what was asked."""
+
+    def __init__(self, memory: "Memory", asked_lookup: Tensor, asked_heads: Tensor) -> None:
+        """The marks [] are float32, 1 or 0."""
+
+    def learn(
+        self,
+        slots: Tensor,
+        num_decoding: int,
+        *,
+        token_ids: Tensor,
+        num_emitted: Tensor,
+        on_path: Tensor | None,
+        path: Tensor,
+        num_accepted: Tensor,
+        num_checked: Tensor,
+    ) -> Tensor | None:
+        """As `shard.speculation.drafter.Drafter.learn`. Then nothing is pending, and nobody was asked."""
+
+    def propose(
+        self,
+        states: "SequenceStates",
+        candidates: "Candidates | None",
+        prices: "DevicePrices",
+        *,
+        slots: Tensor,
+        proposing: Tensor,
+        max_drafts: Tensor,
+        max_depth: Tensor,
+    ) -> "DraftTree":
+        """As `shard.speculation.drafter.Drafter.propose`; those who want no drafts are not asked."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Kernels:
     attend: Attend
@@ -167,6 +204,7 @@ class _Kernels:
     best: Best
     decide: Decide
     commit: Commit
+    drafting: type[Drafting]
 
 
 def attention_for(dtype: torch.dtype, device: torch.device) -> Attend | None:
@@ -205,6 +243,11 @@ def decide_for(device: torch.device) -> Decide | None:
     return None if kernels is None else kernels.decide
 
 
+def drafting_for(device: torch.device) -> type[Drafting] | None:
+    kernels = _load(device) if device.type == _DEVICE_TYPE else None
+    return None if kernels is None else kernels.drafting
+
+
 def has_fp8(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether weights, keys and values may be floating-point numbers of 8 bits."""
     is_new = device.type == "cuda" and torch.cuda.get_device_capability(device) >= _LEAST_CAPABILITY_OF_FP8
@@ -237,9 +280,10 @@ def _load(device: torch.device) -> _Kernels | None:
         from shard.cuda.attention import attend
         from shard.cuda.commit import commit
         from shard.cuda.decide import decide
+        from shard.cuda.drafter import DraftingKernels
         from shard.cuda.layout import lay_out
         from shard.cuda.product import multiply
     except ImportError as error:
         log.warning("serving without Triton kernels, which is slower: %s", error)
         return None
-    return _Kernels(attend, multiply, rows, lay_out, best, decide, commit)
+    return _Kernels(attend, multiply, rows, lay_out, best, decide, commit, DraftingKernels)

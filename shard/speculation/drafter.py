@@ -9,14 +9,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shard.cpu.drafter import DrafterKernels, Proposed, drafter_library
-from shard.cpu.slots import SlotsStruct
+from shard.cpu.drafter import DrafterKernels, Memory, Proposed, drafter_library
+from shard.cuda.kernels import drafting_for
 from shard.host_copy import integers, is_readable
 from shard.speculation import Candidates, Continuation, DraftTree, Method
 from shard.speculation.calibration import SUREST_HEAD, SUREST_LOOKUP, HeadCalibration, LookupCalibration
 from shard.speculation.ngram import NgramLookup
-from shard.speculation.prices import HostPrices, Prices
+from shard.speculation.prices import DevicePrices, HostPrices, Prices
 from shard.speculation.tree import best_tree, chain
+from shard.states import SequenceStates
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,19 +68,21 @@ class Drafter:
             num_slots=num_slots,
             device=device,
         )
-        self._compiled = None
+        memory = Memory(
+            Proposed(*self._pending_continuation, *self._pending_candidates, self._pending_methods),
+            lookups=self._lookup_calibration.sums,
+            own=self._lookup_calibration.own,
+            heads=self._head_calibration.sums,
+            least_match=lookup.min_match if lookup else 0,
+            most_match=lookup.max_match if lookup else 0,
+            surest_lookup=SUREST_LOOKUP,
+            surest_head=SUREST_HEAD,
+        )
+        self._compiled = self._on_device = None
         if self._is_readable and (library := drafter_library()):
-            self._compiled = DrafterKernels(
-                library,
-                Proposed(*self._pending_continuation, *self._pending_candidates, self._pending_methods),
-                lookups=self._lookup_calibration.sums,
-                own=self._lookup_calibration.own,
-                heads=self._head_calibration.sums,
-                least_match=lookup.min_match if lookup else 0,
-                most_match=lookup.max_match if lookup else 0,
-                surest_lookup=SUREST_LOOKUP,
-                surest_head=SUREST_HEAD,
-            )
+            self._compiled = DrafterKernels(library, memory)
+        if not self._is_readable and (drafting := drafting_for(device)):
+            self._on_device = drafting(memory, self._asked_lookup, self._asked_heads)
         self.reset()
 
     def reset(self) -> None:
@@ -109,6 +112,18 @@ class Drafter:
         with `on_path` [S, R, R] (see verify; None: there are no drafts, nor counts) the first `num_checked` [S] drafts
         count, and the first `num_accepted` [S] behind the root on `path` [S, D] were right.
         """
+        if self._on_device is not None:
+            # With it all is forgotten.
+            return self._on_device.learn(
+                slots,
+                num_decoding,
+                token_ids=token_ids,
+                num_emitted=num_emitted,
+                on_path=on_path,
+                path=path,
+                num_accepted=num_accepted,
+                num_checked=num_checked,
+            )
         counts = None
         if on_path is not None:
             shape = len(slots), 2, len(Method), self.sizes.num_speculative_tokens
@@ -172,7 +187,7 @@ class Drafter:
 
     def propose(
         self,
-        kept: SlotsStruct,
+        states: SequenceStates,
         candidates: Candidates | None,
         prices: Prices,
         *,
@@ -181,20 +196,18 @@ class Drafter:
         max_drafts: Tensor,
         max_depth: Tensor,
     ) -> DraftTree | None:
-        """As `draft`, for those of `slots` [S] at `proposing` [P]: bounded, and made pending, in one compiled function.
-        None where there is none."""
+        """As `draft`, for those of `slots` [S] at `proposing` [P]: bounded, and made pending, by compiled functions.
+        None where there are none for such prices. On a device that is not readable nothing is pending: it is forgotten
+        when it is learned from."""
+        bounds = {"max_drafts": max_drafts, "max_depth": max_depth}
+        if self._on_device is not None and isinstance(prices, DevicePrices):
+            return self._on_device.propose(states, candidates, prices, slots=slots, proposing=proposing, **bounds)
         if self._compiled is None:
             return None
         assert isinstance(prices, HostPrices)
         assert candidates is not None or self._lookup is not None, "a drafter without lookup needs heads"
         tree = self._compiled.propose(
-            kept,
-            candidates,
-            prices.struct,
-            slots=slots,
-            proposing=proposing,
-            max_drafts=max_drafts,
-            max_depth=max_depth,
+            states.kept, candidates, prices.struct, slots=slots, proposing=proposing, **bounds
         )
         self.has_pending, self._has_candidates = True, candidates is not None
         return DraftTree(*tree)

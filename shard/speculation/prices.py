@@ -60,7 +60,7 @@ class DevicePrices:
 
     def __init__(self, packed: Tensor) -> None:
         """float64 as `pack` makes them, on the device."""
-        self._packed = packed
+        self.packed = packed
 
     @classmethod
     def pack(cls, prices: Sequence[DraftPrice]) -> list[float]:
@@ -82,8 +82,8 @@ class DevicePrices:
         return 0.0
 
     def num_taken(self, log_p: Tensor, num_drafts: Tensor) -> Tensor:
-        count, least_log_p = self._packed[0], self._packed[1].to(log_p.dtype)
-        firsts, prices = self._packed[2 : 2 + self.MOST], self._packed[2 + self.MOST :].to(log_p.dtype)
+        count, least_log_p = self.packed[0], self.packed[1].to(log_p.dtype)
+        firsts, prices = self.packed[2 : 2 + self.MOST], self.packed[2 + self.MOST :].to(log_p.dtype)
         is_draft = torch.arange(log_p.shape[1], device=log_p.device) < num_drafts[:, None]
         num_drafts = (is_draft & (log_p >= least_log_p)).sum(1)
         places = torch.arange(log_p.numel(), device=log_p.device, dtype=firsts.dtype)

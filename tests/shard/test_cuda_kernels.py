@@ -296,6 +296,63 @@ def test_laying_out_compiles_without_a_gpu(
     assert "bar.sync" not in compiled.asm["ptx"]
 
 
+def of_drafters(kernel: Any, request: pytest.FixtureRequest, **constants: Any) -> tuple[dict[str, Any], dict[str, str]]:
+    """Constants and types of a kernel of drafters, of a server with lookup of 8 tokens and four heads."""
+    types = {p.name: "*i64" for p in kernel.params if not p.is_constexpr}
+    numbers = [p.name for p in kernel.params if p.name == "length" or p.name.startswith("num_") or "stride" in p.name]
+    of_slots = dict.fromkeys(("num_tokens", "num_pending"), "*i64")
+    types |= dict.fromkeys(numbers, "i32") | {n: t for n, t in of_slots.items() if n in types}
+    reals = ("right", "tested", "own_right", "own_said", "head_right", "head_said", "said", "probabilities", "costs")
+    sums = ("lookup_above", "lookup_below", "lookup_prior", "head_above", "head_below", "head_prior")
+    of_type = {"*fp32": (*reals, *sums, "asked_lookup", "asked_heads", "log_ps", "totals"), "*fp64": ("prices",)}
+    of_type |= {"*i32": ("found", "ranks", "followers"), "*i1": ("finished",), "*u8": ("on_path",)}
+    types |= {name: type for type, names in of_type.items() for name in names if name in types}
+    sizes: dict[str, Any] = {"DEPTH": 8, "HEADS": 4, "WIDTH": 8, "PARTS": 32, "LEAST_MATCH": 1, "MOST_MATCH": 8}
+    sizes |= {"SUREST_LOOKUP": 0.99, "SUREST_HEAD": 0.999, "PADDED_DEPTHS": 8, "PADDED_COLUMNS": 16}
+    sizes |= {"KEPT": 0.9995, "WEIGHT": 4.0, "OWN_KEPT": 0.95, "OWN_WEIGHT": 2.0, "NUM_METHODS": 3, "MATCHES": 9}
+    sizes |= {"PADDED_DEPTH": 8, "PADDED_MATCHES": 16, "PADDED_SAID": 32, "PADDED_PATH": 16, "PADDED_CELLS": 32}
+    sizes |= {"MOST": 30, "PADDED_MOST": 32, "IS_EARLY": is_early(request)} | constants
+    names = {p.name for p in kernel.params}
+    return {name: value for name, value in sizes.items() if name in names}, types
+
+
+@pytest.mark.parametrize("unused", [[], ["said"], ["matches"], ["counts", "on_path"]])
+def test_learning_compiles_without_a_gpu(
+    compile_for_device: Any, unused: list[str], request: pytest.FixtureRequest
+) -> None:
+    from shard.cuda.learn_kernels import learn
+
+    none = dict.fromkeys(unused)
+    compile_for_device(learn, *of_drafters(learn, request, SIZE=32, PADDED_ROWS=64, TILE=32, **none), num_warps=4)
+
+
+@pytest.mark.parametrize(("size", "columns"), [(32, 8), (32, 9), (64, 9)])
+def test_drafting_compiles_without_a_gpu(
+    compile_for_device: Any, size: int, columns: int, request: pytest.FixtureRequest
+) -> None:
+    from shard.cuda.chain_kernels import draft_chains
+    from shard.cuda.drafter import _num_warps
+    from shard.cuda.lookup_kernels import look_up_parts
+    from shard.cuda.price_kernels import rank_drafts, take_drafts
+    from shard.cuda.tree_kernels import draft_trees
+
+    sizes = {"SIZE": size, "ROWS": size}
+    for kernel, tile in ((look_up_parts, 1024), (rank_drafts, 128), (take_drafts, 1024)):
+        compile_for_device(kernel, *of_drafters(kernel, request, **sizes, TILE=tile), num_warps=4)
+    compile_for_device(draft_chains, *of_drafters(draft_chains, request, **sizes), num_warps=1)
+    places = power_of_two(size * columns, least=1)
+    constants: dict[str, Any] = {"COLUMNS": columns, "PLACES": places} | sizes
+    # Without lookup there is no column for a guess.
+    constants |= {"found": None} if columns == 8 else {}
+    trees = compile_for_device(
+        draft_trees, *of_drafters(draft_trees, request, **constants), num_warps=_num_warps(places)
+    )
+    # Nodes stay in registers.
+    assert "st.local" not in trees.asm["ptx"]
+    # The least one of a warp is found at once.
+    assert "redux.sync.min" in trees.asm["ptx"]
+
+
 @pytest.mark.parametrize("gate", [None, "silu"])
 @pytest.mark.parametrize("weight", ["*bf16", "*fp8e4nv"])
 def test_the_product_of_a_row_begins_early(
