@@ -31,15 +31,16 @@ log = logging.getLogger(__name__)
 
 # The time at which a shape is captured. Those with prompts are many, and some come never again: by then what they cost
 # more than a replay is about what capturing one costs.
-CAPTURED_AT, _WITH_PROMPTS_AT = 2, 6
+CAPTURED_AT, PROMPTS_CAPTURED_AT = 2, 3
 # Numbers of sequences: from two on the next is at most half as many more.
 _BATCHES = (1, 2, 3, 4, 6, *(2**i * part for i in range(2, 15) for part in (2, 3)))
 # Numbers of prompts, a spare one among them, and of their rows: with more the device takes longer than the host.
-_CHUNKS, _CHUNK_ROWS = (2, 4, 16), (16, 64, 256, 512)
+_CHUNKS, _CHUNK_ROWS = (4, 16), (64, 256, 512)
 # A graph takes memory, 1 MB or so.
 _MOST_CAPTURED = 1024
-# Numbers of rows: the next is twice as many, but at most so many more, which a step of many sequences pays for.
-_MOST_MORE_ROWS = 64
+# Numbers of rows of decodes: the next is so many times as many, but at most so many more, which many sequences pay for.
+# Beside prompts there are fewer, so that each comes again soon.
+_ROWS, _ROWS_BESIDE_PROMPTS = (2, 64), (4, 128)
 
 
 class CapturedTimer(Timer, Protocol):
@@ -89,7 +90,7 @@ class CapturedSteps:
         self.batches = sorted({min(batch, self._states.spare_slot) for batch in _BATCHES})
         self._capture = capture
         self._prices = torch.zeros(len(DevicePrices.pack(())), dtype=torch.float64, device=self._states.device)
-        self._chunk_rows = sorted({min(most, self._states.token_ids.shape[1]) for most in _CHUNK_ROWS})
+        self.chunk_rows = sorted({min(most, self._states.token_ids.shape[1]) for most in _CHUNK_ROWS})
         self._steps: dict[_Shape, _Step] = {}
         self._num_captured = 0
 
@@ -97,14 +98,13 @@ class CapturedSteps:
         """The rows of a step that is captured, with those of `rows` among them, its sequences in the same order; None:
         there is no such step."""
         num_chunk_rows = sum(chunk.chunk_length for chunk, _ in rows.chunks)
-        is_large = num_chunk_rows > self._chunk_rows[-1] or len(rows.chunks) >= _CHUNKS[-1]
+        is_large = num_chunk_rows > self.chunk_rows[-1] or len(rows.chunks) >= _CHUNKS[-1]
         if num_prices > DevicePrices.MOST or is_large:
             return None
         width = 1 if rows.width == 1 else 1 + self._states.draft_token_ids.shape[1]
         chunks, most_direct_rows = self._fill_up_chunks(rows, num_chunk_rows) if rows.chunks else ([], 0)
-        filled = StepRows(self._fill_up_decodes(rows, width), width, chunks, most_direct_rows)
-        # Logits of more rows than the largest step has were not counted.
-        return filled if filled.num_step_rows + len(chunks) <= self._step.cache.max_step_rows else None
+        decodes = self._fill_up_decodes(rows, width, len(chunks))
+        return None if decodes is None else StepRows(decodes, width, chunks, most_direct_rows)
 
     def run(self, rows: StepRows, kind: StepKind, prices: Sequence[DraftPrice]) -> Outcome:
         """A step that is filled up."""
@@ -138,16 +138,20 @@ class CapturedSteps:
         return step.outcome
 
     def _is_to_be_captured(self, shape: _Shape, step: _Step) -> bool:
-        is_often = step.num_runs >= (_WITH_PROMPTS_AT if shape.num_chunks else CAPTURED_AT)
+        is_often = step.num_runs >= (PROMPTS_CAPTURED_AT if shape.num_chunks else CAPTURED_AT)
         return is_often and self._num_captured < _MOST_CAPTURED
 
-    def _fill_up_decodes(self, rows: StepRows, width: int) -> list[tuple[SequenceStep, int]]:
+    def _fill_up_decodes(self, rows: StepRows, width: int, num_chunks: int) -> list[tuple[SequenceStep, int]] | None:
+        """None: there would be logits of more rows than the largest step has, which are not counted."""
         if not rows.decodes:
             return []
         batch = next(batch for batch in self.batches if batch >= len(rows.decodes))
         decodes = [*rows.decodes, *[(self._spare(0), 1)] * (batch - len(rows.decodes))]
         num_rows = sum(count for _, count in decodes)
-        missing = self._next_num_rows(num_rows, batch, width) - num_rows
+        most = min(batch * width, self._step.cache.max_step_rows - num_chunks)
+        if num_rows > most:
+            return None
+        missing = _next_num_rows(num_rows, batch, most, _ROWS_BESIDE_PROMPTS if num_chunks else _ROWS) - num_rows
         for i, (step, count) in enumerate(decodes):
             more = min(missing, width - count)
             decodes[i] = step, count + more
@@ -158,7 +162,7 @@ class CapturedSteps:
         self, rows: StepRows, num_rows: int
     ) -> tuple[list[tuple[SequenceStep, SequenceStep | None]], int]:
         """And their rows together, which is the most that one of them has in a step of that shape."""
-        most = next(most for most in self._chunk_rows if most >= num_rows)
+        most = next(most for most in self.chunk_rows if most >= num_rows)
         # Of the spare ones the first has the rows that are missing.
         num_spare = next(number for number in _CHUNKS if number > len(rows.chunks)) - len(rows.chunks)
         spare = [self._spare(most - num_rows), *[self._spare(0)] * (num_spare - 1)]
@@ -173,12 +177,6 @@ class CapturedSteps:
     def _numbers(rows: StepRows, is_asked: bool) -> RowNumbers[list[int]]:
         """All are asked or nobody, though some may want no drafts: the lengths follow from the shape."""
         return rows.numbers(asked=list(range(len(rows.yielding))) if is_asked else [])
-
-    def _next_num_rows(self, least: int, batch: int, width: int) -> int:
-        num_rows = batch
-        while num_rows < least:
-            num_rows = min(2 * num_rows, num_rows + _MOST_MORE_ROWS, batch * width, self._step.cache.max_step_rows)
-        return num_rows
 
     def _prepare(self, rows: StepRows, kind: StepKind, sizes: list[int]) -> _Step:
         device = self._states.device
@@ -195,6 +193,14 @@ class CapturedSteps:
             return outcome._replace(proposing=None if kind.proposal is Proposal.NONE else timer.marks)
 
         return _Step(packed, run)
+
+
+def _next_num_rows(least: int, batch: int, most: int, growth: tuple[int, int]) -> int:
+    factor, most_more = growth
+    num_rows = batch
+    while num_rows < least:
+        num_rows = min(factor * num_rows, num_rows + most_more, most)
+    return num_rows
 
 
 def _nothing() -> None:

@@ -46,6 +46,11 @@ class ModelRunner:
         """Numbers of sequences for which steps are captured; none if they are not."""
         return self._captured.batches if self._captured is not None else []
 
+    @property
+    def captured_chunk_rows(self) -> list[int]:
+        """Numbers of rows of prompts for which they are."""
+        return self._captured.chunk_rows if self._captured is not None else []
+
     @torch.inference_mode()
     def launch(self, plan: StepPlan, on_launch: Callable[[], None] = _nothing) -> Callable[[], StepResult]:
         """Gives the device a step. What is returned waits until it is done there, and is to be called once, in the

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from statistics import median
 
-from shard.captured_steps import CAPTURED_AT
+from shard.captured_steps import CAPTURED_AT, PROMPTS_CAPTURED_AT
 from shard.config import ShardConfig
 from shard.made_up import MadeUpSteps
 from shard.model_runner import ModelRunner
@@ -26,7 +26,7 @@ _MOST_SWEEPS, _FEWER_SWEEPS, _LEAST_SWEEPS = 7, 5, 3
 # Committed tokens of each sequence, where the model allows so many.
 _SHORT, _LONG = 64, 1024
 # Sequences.
-_FEW = 4
+_FEW = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +58,10 @@ def warm_up(
 ) -> list[StepCost]:
     """What steps cost, on every rank; empty if nothing is ever drafted. `proposals`: who can be asked for drafts."""
     steps = MadeUpSteps(runner, config, num_blocks=num_blocks, vocab_size=vocab_size, sizes=sizes)
-    # The longest chunk there can be, and such as have kernels of their own where kernels are compiled.
+    # Single prompts as they are captured, and the longest chunk there can be.
     longest = min(config.max_batch_prefill_tokens, config.max_total_tokens - 1)
-    for length in sorted({min(length, longest) for length in (1, _SHORT, longest)}):
+    captured = [min(length, longest) for length in runner.captured_chunk_rows] * PROMPTS_CAPTURED_AT
+    for length in (*captured, longest):
         steps.prefill(context=0, length=length)
         steps.forget()
     sweeper = _Sweeps(steps, config, sizes)
