@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 _MAX_OUTSTANDING_STEPS = 2
 # A stream gets a message after so long for each stream there is, with all its tokens since: a message takes the router
 # about as long as a sequence's part of a step, and on a GPU the steps of many sequences are as short.
-_MESSAGE_S = 0.0002
+_MESSAGE_S = 0.0004
 _RECONNECT_INTERVAL_S = 0.25
 # What a client that was turned away is told to wait.
 _RETRY_AFTER_S = 1.0
