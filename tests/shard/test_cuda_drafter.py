@@ -57,7 +57,7 @@ def _prices(seed: int, count: int) -> DevicePrices:
     num_heads=st.sampled_from([0, 2, DEPTH + 1]),
     num_prices=st.integers(0, 3),
 )
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 def test_kernels_learn_and_draft_the_same(seed: int, min_match: int | None, num_heads: int, num_prices: int) -> None:
     if not num_heads:
         min_match = min_match or 1
@@ -71,7 +71,7 @@ def test_kernels_learn_and_draft_the_same(seed: int, min_match: int | None, num_
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="test_captured_steps.py runs whole steps on a GPU")
-@pytest.mark.parametrize("case", CASES[:2], ids=CASE_IDS[:2])
+@pytest.mark.parametrize("case", CASES[1:2], ids=CASE_IDS[1:2])
 def test_steps_whose_drafts_kernels_make_bring_the_same(
     case: tuple[list[Sampling], bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
