@@ -7,7 +7,6 @@ are over a hundred: so learning is one kernel, and a proposal four.
 import torch
 from torch import Tensor
 
-from shard.cpu.drafter import Memory
 from shard.cuda.chain_kernels import draft_chains
 from shard.cuda.device import early, power_of_two
 from shard.cuda.learn_kernels import learn
@@ -15,6 +14,7 @@ from shard.cuda.lookup_kernels import look_up_parts
 from shard.cuda.price_kernels import rank_drafts, take_drafts
 from shard.cuda.tree_kernels import draft_trees
 from shard.speculation import Candidates, DraftTree, Method
+from shard.speculation.memory import Memory
 from shard.speculation.prices import DevicePrices
 from shard.states import SequenceStates
 

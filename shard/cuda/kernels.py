@@ -16,9 +16,9 @@ from shard.cuda.spans import DeviceSpans
 from shard.gate import Gate
 
 if TYPE_CHECKING:
-    from shard.cpu.drafter import Memory
     from shard.cuda.graphs import GraphCapture
     from shard.speculation import Candidates, DraftTree
+    from shard.speculation.memory import Memory
     from shard.speculation.prices import DevicePrices
     from shard.states import SequenceStates
 

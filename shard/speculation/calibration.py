@@ -7,8 +7,8 @@ of it was checked or not.
 import torch
 from torch import Tensor
 
-from shard.cpu.drafter import OwnSums, Sums
 from shard.speculation import Candidates, Continuation
+from shard.speculation.memory import OwnSums, Sums
 
 # Of each step's evidence so much is left after the next: a memory of some two thousand steps.
 _KEPT = 0.9995

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shard.cpu.drafter import DrafterKernels, Memory, Proposed, drafter_library
+from shard.cpu.drafter import DrafterKernels, drafter_library
 from shard.cuda.kernels import drafting_for
 from shard.host_copy import integers, is_readable
 from shard.speculation import Candidates, Continuation, DraftTree, Method
 from shard.speculation.calibration import SUREST_HEAD, SUREST_LOOKUP, HeadCalibration, LookupCalibration
+from shard.speculation.memory import Memory, Proposed
 from shard.speculation.ngram import NgramLookup
 from shard.speculation.prices import DevicePrices, HostPrices, Prices
 from shard.speculation.tree import best_tree, chain
