@@ -36,7 +36,7 @@ CAPTURED_AT, PROMPTS_CAPTURED_AT = 2, 3
 _BATCHES = (1, 2, 3, 4, 6, *(2**i * part for i in range(2, 15) for part in (2, 3)))
 # Numbers of prompts, a spare one among them, and of their rows: with more the device takes longer than the host.
 _CHUNKS, _CHUNK_ROWS = (4, 16), (64, 256, 512)
-# A graph takes memory: some 170 of 32 layers took 1.5 GB at most on an H100, with all else that was not counted.
+# However much memory the device has for them: each also takes some of the host's, and time to capture.
 _MOST_CAPTURED = 512
 # Numbers of rows of decodes: the next is so many times as many, but at most so many more, which many sequences pay for.
 # Beside prompts there are fewer, so that each comes again soon.
@@ -57,6 +57,9 @@ class Capture(Protocol):
         reads the tensors that `run` reads, whatever they hold by then, and writes the first."""
 
     def timer(self) -> CapturedTimer: ...
+
+    def has_room(self) -> bool:
+        """Whether the device has memory for what one more keeps. Asking takes as long as a step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,7 @@ class CapturedSteps:
         self.chunk_rows = sorted({min(most, self._states.token_ids.shape[1]) for most in _CHUNK_ROWS})
         self._steps: dict[_Shape, _Step] = {}
         self._num_captured = 0
+        self._is_full = False
 
     def fill_up(self, rows: StepRows, num_prices: int) -> StepRows | None:
         """The rows of a step that is captured, with those of `rows` among them, its sequences in the same order; None:
@@ -138,8 +142,14 @@ class CapturedSteps:
         return step.outcome
 
     def _is_to_be_captured(self, shape: _Shape, step: _Step) -> bool:
-        is_often = step.num_runs >= (PROMPTS_CAPTURED_AT if shape.num_chunks else CAPTURED_AT)
-        return is_often and self._num_captured < _MOST_CAPTURED
+        if self._is_full or step.num_runs < (PROMPTS_CAPTURED_AT if shape.num_chunks else CAPTURED_AT):
+            return False
+        self._is_full = self._num_captured >= _MOST_CAPTURED or not self._capture.has_room()
+        if self._is_full:
+            log.warning(
+                "%d steps are captured and there is no room for more: others run kernel by kernel", self._num_captured
+            )
+        return not self._is_full
 
     def _fill_up_decodes(self, rows: StepRows, width: int, num_chunks: int) -> list[tuple[SequenceStep, int]] | None:
         """None: there would be logits of more rows than the largest step has, which are not counted."""

@@ -23,7 +23,7 @@ from shard.kv_cache import KVCache
 from shard.largest_steps import run_largest
 from shard.made_up import MadeUpSteps
 from shard.medusa import MedusaHeads, load_heads
-from shard.memory import available_bytes, kept_bytes, num_kv_blocks, peak_bytes
+from shard.memory import StepBytes, available_bytes, kept_bytes, least_free_bytes, num_kv_blocks, peak_bytes
 from shard.model_config import ModelConfig
 from shard.model_runner import ModelRunner
 from shard.models import load_model
@@ -108,13 +108,11 @@ def build_rank(config: ShardConfig) -> Rank:
         heads=heads,
     )
 
-    def new_capture() -> Capture | None:
+    def new_capture(least_free: int = 0) -> Capture | None:
         """A memory of its own for each runner: it ends with the last of its graphs."""
-        return None if model.looks_at_values else capture_for(dtype, device)
+        return None if model.looks_at_values else capture_for(dtype, device, least_free=least_free)
 
-    def largest_steps_bytes(cache: KVCache) -> int:
-        """Of what is run as it is, and of what is captured beside it."""
-
+    def measure_largest(cache: KVCache) -> StepBytes:
         def run(times: int, capture: Capture | None) -> ModelRunner:
             runner = ModelRunner(step_with(cache=cache), capture=capture)
             vocab_size = model_config.vocab_size
@@ -122,19 +120,19 @@ def build_rank(config: ShardConfig) -> Rank:
             run_largest(steps, config, sizes, proposals_of(methods), times=times)
             return runner
 
-        num_bytes = peak_bytes(device, lambda: run(1, None))
-        capture = new_capture()
-        return num_bytes + (kept_bytes(device, lambda: run(CAPTURED_AT, capture)) if capture else 0)
+        peak, capture = peak_bytes(device, lambda: run(1, None)), new_capture()
+        return StepBytes(peak, kept_bytes(device, lambda: run(CAPTURED_AT, capture)) if capture else 0)
 
-    cache = _make_cache(
+    cache, largest = _make_cache(
         config,
         model_config,
         num_kv_heads=model.num_kv_heads,
         device=device,
         num_ranks=group.size,
-        largest_steps_bytes=largest_steps_bytes,
+        measure_largest=measure_largest,
     )
-    capture = new_capture()
+    least_free = least_free_bytes(config, device=device, largest=largest) if device.type == "cuda" else 0
+    capture = new_capture(least_free)
     runner = ModelRunner(step_with(cache=cache), capture=capture)
     info = shard_pb2.GetInfoResponse(
         shard_incarnation=_draw_incarnation(group, device),
@@ -209,9 +207,9 @@ def _make_cache(
     num_kv_heads: int,
     device: torch.device,
     num_ranks: int,
-    largest_steps_bytes: Callable[[KVCache], int],
-) -> KVCache:
-    """As large as the memory allows beside the largest step."""
+    measure_largest: Callable[[KVCache], StepBytes],
+) -> tuple[KVCache, StepBytes]:
+    """As large as the memory allows beside the largest steps, and what those take."""
     dtype: torch.dtype = getattr(torch, config.dtype)
     page_dtype = torch.float8_e4m3fn if config.kv_cache_dtype == "fp8" else dtype
     bytes_per_block = KVCache.bytes_per_block(
@@ -232,23 +230,25 @@ def _make_cache(
         max_step_rows=config.max_batch_size + config.max_batch_draft_tokens,
         page_dtype=page_dtype,
     )
-    step_bytes = 0
+    largest = StepBytes()
     if device.type == "cuda":
         # Sequences share the few blocks that there are.
         small = cache_of(num_blocks=-(-config.max_total_tokens // config.block_size))
-        step_bytes = largest_steps_bytes(small)
+        largest = measure_largest(small)
         del small
-    available = available_bytes(config, device=device, ranks_on_host=num_ranks, step_bytes=step_bytes)
+    available = available_bytes(config, device=device, ranks_on_host=num_ranks, largest=largest)
     num_blocks = num_kv_blocks(config, bytes_per_block=bytes_per_block, available=available, device=device)
     if device.type == "cuda":
         log.info(
-            "memory: %.2f GB for the largest steps, %.2f GB of %.2f GB left for %d KV blocks",
-            step_bytes * 1e-9,
+            "memory: %.2f GB for the largest steps, %.2f more where they are captured, %.2f GB of %.2f GB left for "
+            "%d KV blocks",
+            largest.peak * 1e-9,
+            largest.captured * 1e-9,
             num_blocks * bytes_per_block * 1e-9,
             available * 1e-9,
             num_blocks,
         )
-    return cache_of(num_blocks=num_blocks)
+    return cache_of(num_blocks=num_blocks), largest
 
 
 def _draw_incarnation(group: TPGroup, device: torch.device) -> int:

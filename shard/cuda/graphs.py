@@ -1,4 +1,5 @@
-"""CUDA graphs as what a captured step is: one launch. Owns their memory, which they share: only one runs at a time."""
+"""CUDA graphs as what a captured step is: one launch. Owns their memory: what steps compute with they share, because
+only one runs at a time, and each graph has some of its own, of which the driver tells only what is left."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,10 +11,11 @@ from shard.report import Outcome
 
 
 class GraphCapture:
-    """A `shard.captured_steps.Capture`."""
+    """A `shard.captured_steps.Capture`, which leaves `least_free` bytes of the device's memory to others."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, least_free: int) -> None:
         self._device = device
+        self._least_free = least_free
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, run: Callable[[], Outcome]) -> tuple[Outcome, Callable[[], None]]:
@@ -22,6 +24,13 @@ class GraphCapture:
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             outcome = run()
         return outcome, graph.replay
+
+    def has_room(self) -> bool:
+        # What the allocator holds and nobody uses is free: it gives it back before a capture anyway.
+        torch.cuda.synchronize(self._device)
+        torch.cuda.empty_cache()
+        free, _ = torch.cuda.mem_get_info(self._device)
+        return free >= self._least_free
 
     def timer(self) -> "StampTimer":
         return StampTimer(self._device)

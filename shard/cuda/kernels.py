@@ -258,13 +258,14 @@ def _kernels_for(dtype: torch.dtype, device: torch.device) -> _Kernels | None:
     return _load(device) if device.type == _DEVICE_TYPE and dtype in _DTYPES else None
 
 
-def capture_for(dtype: torch.dtype, device: torch.device) -> "GraphCapture | None":
-    """What steps are captured with, where attention needs nothing of the host."""
+def capture_for(dtype: torch.dtype, device: torch.device, *, least_free: int = 0) -> "GraphCapture | None":
+    """What steps are captured with, where attention needs nothing of the host; as long as `least_free` bytes of the
+    device's memory are free."""
     if device.type != "cuda" or attention_for(dtype, device) is None:
         return None
     from shard.cuda.graphs import GraphCapture
 
-    return GraphCapture(device)
+    return GraphCapture(device, least_free=least_free)
 
 
 @cache

@@ -72,12 +72,13 @@ class _Recorder(TorchDispatchMode):
 
 
 class RecordedCapture:
-    """A `shard.captured_steps.Capture`."""
+    """A `shard.captured_steps.Capture` with room for `most` steps."""
 
     PROPOSING_NS = 4
 
-    def __init__(self) -> None:
-        self.num_captured = self.num_replayed = 0
+    def __init__(self, most: int = 1000) -> None:
+        self.most = most
+        self.num_captured = self.num_replayed = self.num_asked_for_room = 0
 
     def __call__(self, run: Callable[[], Outcome]) -> tuple[Outcome, Callable[[], None]]:
         recorder = _Recorder()
@@ -97,6 +98,10 @@ class RecordedCapture:
 
     def timer(self) -> "_Marks":
         return _Marks()
+
+    def has_room(self) -> bool:
+        self.num_asked_for_room += 1
+        return self.num_captured < self.most
 
 
 class _Marks:

@@ -74,6 +74,26 @@ def test_whatever_is_planned_captured_steps_bring_the_same(
     assert capture.num_replayed > 10
 
 
+def test_where_memory_has_room_for_few_the_others_run_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    case = Case.make(tmp_path, *CASES[0])
+    expected = case.run(case.rank().runner, digits=9).results()
+    as_on_a_gpu(monkeypatch)
+    capture = RecordedCapture(most=2)
+    runner = ModelRunner(case.rank().runner.step, capture=capture)
+    for _ in range(4):
+        assert case.run(runner, digits=9).results() == expected
+        runner.reset()
+    assert capture.num_captured == 2
+    assert capture.num_replayed > 4
+    # Asking takes long, so it is not asked again.
+    assert capture.num_asked_for_room == 3
+    assert [record.message for record in caplog.records].count(
+        "2 steps are captured and there is no room for more: others run kernel by kernel"
+    ) == 1
+
+
 def test_where_as_many_rows_have_logits_as_there_are_they_are_still_chosen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,7 +122,7 @@ def test_the_warm_up_captures_the_most_frequent_shapes_before_it_measures(
 ) -> None:
     as_on_a_gpu(monkeypatch)
     capture = RecordedCapture()
-    monkeypatch.setattr("shard.rank.capture_for", lambda dtype, device: capture)
+    monkeypatch.setattr("shard.rank.capture_for", lambda dtype, device, *, least_free=0: capture)
     rank = Case.make(tmp_path, *CASES[0]).rank()
     durations = [cost.duration_ns for cost in rank.warm_up()]
     num_captured, num_replayed = capture.num_captured, capture.num_replayed

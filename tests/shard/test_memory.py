@@ -9,7 +9,7 @@ import torch
 from shard.config import ConfigError, ShardConfig, parse_args
 from shard.largest_steps import most_drafts, run_largest
 from shard.made_up import MadeUpSteps
-from shard.memory import available_bytes, num_kv_blocks, peak_bytes
+from shard.memory import StepBytes, available_bytes, least_free_bytes, num_kv_blocks, peak_bytes
 from shard.plan import StepPlan, StepResult
 from shard.rank import build_rank
 from shard.speculation import Proposal
@@ -48,11 +48,18 @@ def test_what_the_user_asks_for_is_given_unless_a_gpu_has_no_room() -> None:
         blocks(12_999, CUDA, "--max-batch-total-tokens=200")
 
 
-def test_a_gpu_keeps_its_share_and_the_largest_step_free(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_keeps_its_share_the_largest_step_and_room_for_captured_ones_free(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (60 * GB, 80 * GB))
     config = config_of("--memory-fraction=0.9")
-    assert available_bytes(config, device=CUDA, ranks_on_host=1, step_bytes=5 * GB) == pytest.approx(47 * GB, abs=1)
+    largest = StepBytes(peak=5 * GB)
+    assert least_free_bytes(config, device=CUDA, largest=largest) == pytest.approx(13 * GB, abs=1)
+    assert available_bytes(config, device=CUDA, ranks_on_host=1, largest=largest) == pytest.approx(47 * GB, abs=1)
+    captured = StepBytes(peak=5 * GB, captured=7 * GB)
+    assert least_free_bytes(config, device=CUDA, largest=captured) == pytest.approx(13 * GB, abs=1)
+    assert available_bytes(config, device=CUDA, ranks_on_host=1, largest=captured) == pytest.approx(38 * GB, abs=2)
 
 
 def test_what_a_step_takes_is_its_peak_and_too_much_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
