@@ -14,7 +14,8 @@
 #define LANES 8
 #endif
 
-// The processor multiplies pairs of bfloat16 values and adds both products to a float: twice the arithmetic of floats.
+// The processor multiplies pairs of bfloat16 values and adds both products to a float: twice the arithmetic of floats, where
+// build.py leaves it in.
 #ifdef __AVX512BF16__
 #define HAS_DOTS 1
 #else

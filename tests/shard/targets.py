@@ -11,11 +11,12 @@ from shard.cpu.kernels import cpu_kernels
 
 
 def _targets() -> list[str]:
-    """Without AVX-512's bfloat16, then without AVX-512, where there is such a thing."""
+    """With AVX-512's bfloat16 where it is not taken, or without, then without AVX-512, where there is such a thing."""
     cpuinfo = Path("/proc/cpuinfo")
     flags = cpuinfo.read_text().split() if cpuinfo.exists() else []
-    narrower = [("avx512_bf16", "x86-64-v4"), ("avx512f", "x86-64-v3")]
-    return ["native", *(target for flag, target in narrower if flag in flags)]
+    pairs = "-D__AVX512BF16__" if build._WITHOUT_PAIRS in build._flags() else build._WITHOUT_PAIRS
+    others = [("avx512_bf16", pairs), ("avx512f", "-march=x86-64-v3")]
+    return ["-march=native", *(target for flag, target in others if flag in flags)]
 
 
 TARGETS = _targets()
@@ -23,9 +24,10 @@ TARGETS = _targets()
 
 @contextmanager
 def compiled_for(target: str) -> Iterator[None]:
-    """Within it the kernels are those for `target`, as -march names it."""
+    """Within it the kernels are those for `target`, a flag of the compiler."""
+    flags = *build._flags(), target
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "_COMPILE", (*build._COMPILE, f"-march={target}"))
+        patch.setattr(build, "_flags", lambda: flags)
         cpu_kernels.cache_clear()
         assert cpu_kernels() is not None, "these tests need a C compiler"
         yield

@@ -163,7 +163,7 @@ def test_without_a_compiler_the_service_goes_on_and_says_so(
 
 def test_a_compiler_that_fails_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(build, "_COMPILE", ("--no-such-flag",))
+    monkeypatch.setattr(build, "_flags", lambda: ("--no-such-flag",))
     with pytest.raises(build.BuildError, match="cc failed"):
         build.built_library()
     assert not list(tmp_path.rglob("*.so"))
