@@ -1,10 +1,12 @@
-"""A shard without a model that answers each step at once: `python -m bench.fake_shard ADDRESS`.
+"""A shard without a model: `python -m bench.fake_shard ADDRESS [STEP_MS]`, whose steps take so long, else nothing.
 
-For measuring the router alone. Counts each sequence's tokens as a real shard would; the tokens are of no meaning.
+For measuring the router alone. Counts each sequence's tokens as a real shard would; they are the prompt's, again and
+again.
 """
 
 import asyncio
 import sys
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -12,16 +14,16 @@ import grpc
 
 from drafthouse.v1 import sampling_pb2, shard_pb2, shard_pb2_grpc
 
-MAX_BATCH_SIZE, MAX_TOTAL_TOKENS, SPECULATE = 64, 2048, 3
+MAX_BATCH_SIZE, MAX_TOTAL_TOKENS, SPECULATE = 128, 2048, 3
 _BLOCK_SIZE = 16
 # Of the drafts in a step so many are right; a text that copies has about as many.
 _ACCEPTED = 1
-# The ids go round through the bytes of the alphabet.
-_VOCAB_SIZE = 256
+_VOCAB_SIZE = 1 << 20
 
 
 class _Slot:
     def __init__(self, new: shard_pb2.NewSequence) -> None:
+        self._prompt = list(new.token_ids)
         self.num_tokens = len(new.token_ids)
         self.max_num_tokens = new.max_num_tokens
         self.num_drafts = 0
@@ -33,7 +35,7 @@ class _Slot:
             return None
         drafted = 0 if step.chunk_length else min(step.verify, self.num_drafts)
         accepted = min(_ACCEPTED, drafted, num_missing - 1)
-        token_ids = [(self.num_tokens + i) % _VOCAB_SIZE for i in range(1 + accepted)]
+        token_ids = [self._prompt[(self.num_tokens + i) % len(self._prompt)] for i in range(1 + accepted)]
         self.num_tokens += len(token_ids)
         self.num_drafts = max(0, min(step.propose, num_missing - len(token_ids) - 1))
         return shard_pb2.SequenceResult(
@@ -57,7 +59,9 @@ def _counts(drafted: int, accepted: int) -> shard_pb2.DraftCounts:
 class FakeShard(shard_pb2_grpc.ShardServiceServicer):
     """One rank of one session; steps of the three streams run in the order of their ids."""
 
-    def __init__(self) -> None:
+    def __init__(self, step_s: float) -> None:
+        self._step_s = step_s
+        self._is_free_at_s = 0.0
         self._slots: dict[int, _Slot] = {}
         self._next_step_id = 1
         self._turn = asyncio.Condition()
@@ -128,6 +132,10 @@ class FakeShard(shard_pb2_grpc.ShardServiceServicer):
             for new in plan.new_sequences:
                 self._slots[new.slot] = _Slot(new)
             results = [self._slots[step.slot].take(step) for step in plan.sequences]
+            # The next step was there already, or the device waited for it.
+            self._is_free_at_s = max(self._is_free_at_s, time.monotonic()) + self._step_s
+            if self._step_s:
+                await asyncio.sleep(self._is_free_at_s - time.monotonic())
             self._next_step_id += 1
             self._turn.notify_all()
         return shard_pb2.StepResult(
@@ -135,17 +143,18 @@ class FakeShard(shard_pb2_grpc.ShardServiceServicer):
             shard_incarnation=plan.shard_incarnation,
             router_incarnation=plan.router_incarnation,
             digest=plan.step_id,
+            duration_ns=int(self._step_s * 1e9),
             sequences=[result for result in results if result is not None],
         )
 
 
-async def main(address: str) -> None:
+async def main(address: str, step_ms: str = "0") -> None:
     server = grpc.aio.server()
-    shard_pb2_grpc.add_ShardServiceServicer_to_server(FakeShard(), server)
+    shard_pb2_grpc.add_ShardServiceServicer_to_server(FakeShard(float(step_ms) * 1e-3), server)
     server.add_insecure_port(address)
     await server.start()
     await server.wait_for_termination()
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1]))
+    asyncio.run(main(*sys.argv[1:]))

@@ -243,7 +243,7 @@ class BudgetController:
         """The next step is over; None: it had prompts."""
         self._current.observe(step)
 
-    def observe(self, sequence: Sequence, asked: Proposal, counts: list[DraftCounts]) -> None:
+    def observe(self, sequence: Sequence, asked: Proposal, counts: Sequence_[DraftCounts]) -> None:
         """A step checked what had been proposed for a sequence when `asked` were asked; they may have had nothing."""
         record = self._record(sequence)
         record.lookup.observe(counts)

@@ -26,7 +26,7 @@ from router.pacing import Pacer
 from router.plan import Phase, StepResult
 from router.request import GenerationOutput, GenerationRequest, Limits, ModelInfo
 from router.scheduler import Progress, Scheduler, SchedulerConfig
-from router.sequence import Sequence
+from router.sequence import FinishReason, Sequence
 from router.shard_group import ShardSession
 from router.step_costs import StepCosts
 from router.stream import Stream
@@ -164,19 +164,15 @@ class Engine:
         self._wake.set()
         return stream
 
-    def _end(self, stream: Stream, last: GenerationOutput | RequestError | None, *, kept: int | None = None) -> None:
-        """The one place where a stream ends: by its last output, an error, or (None) because nobody listens."""
+    def _end(self, stream: Stream, last: FinishReason | RequestError | None, *, kept: int | None = None) -> None:
+        """The one place where a stream ends: by its last token, an error, or (None) because nobody listens."""
         if stream.is_ended:
             return
-        stream.is_ended = True
-        if stream.deadline is not None:
-            stream.deadline.cancel()
+        stream.close(last)
         del self._streams[stream.sequence]
         assert self._scheduler is not None
-        reason = last.finish_reason if isinstance(last, GenerationOutput) else None
+        reason = last if isinstance(last, FinishReason) else None
         self._scheduler.finish(stream.sequence, reason, num_tokens=kept)
-        if last is not None:
-            stream.outputs.put_nowait(last)
         self._wake.set()
 
     # --- the loop
@@ -288,17 +284,15 @@ class Engine:
 
     def _take(self, result: StepResult) -> None:
         assert self._scheduler is not None
-        self._observer.note_step(self._phases.pop(result.step_id), result)
         self._pacer.note_result(result.duration_s, time.monotonic())
         for progress in self._scheduler.update(result):
             self._pass_on(progress)
+        self._observer.note_step(self._phases.pop(result.step_id), result)
 
     def _pass_on(self, progress: Progress) -> None:
         stream, result = self._streams[progress.sequence], progress.result
-        output, kept = stream.take(result)
+        kept, reason = stream.take(result)
         self._observer.note_output(stream, result, num_tokens=kept)
-        if output.finish_reason is None:
-            stream.outputs.put_nowait(output)
-        else:
+        if reason is not None:
             cut = len(result.token_ids) - kept
-            self._end(stream, output, kept=progress.sequence.num_tokens - cut)
+            self._end(stream, reason, kept=progress.sequence.num_tokens - cut)

@@ -179,9 +179,9 @@ class Metrics:
                 self.proposal_cost_seconds.labels(proposal.value, str(sequences)).set(seconds)
         self.context_token_cost_seconds.set(costs.per_context_token)
 
-    def count_speculation(self, counts: DraftCounts) -> None:
-        """One sequence's verification of one method's drafts in one step."""
-        self.speculation_steps.labels(counts.method).inc()
+    def count_speculation(self, counts: DraftCounts, *, num_sequences: int) -> None:
+        """What a step verified of one method's drafts, of all sequences that had some."""
+        self.speculation_steps.labels(counts.method).inc(num_sequences)
         for depth, (drafted, accepted) in enumerate(zip(counts.drafted, counts.accepted, strict=True), start=1):
             if drafted:
                 self.speculation_drafted_tokens.labels(counts.method, str(depth)).inc(drafted)

@@ -2,10 +2,11 @@
 
 import time
 from collections.abc import Iterable
+from itertools import zip_longest
 
 from router.group_info import GroupInfo
 from router.metrics import KV_BLOCK_STATES, PROPOSAL_DECISIONS, SEQUENCE_STATES, Metrics
-from router.plan import Phase, SequenceResult, StepResult
+from router.plan import DraftCounts, Phase, SequenceResult, StepResult
 from router.scheduler import Scheduler
 from router.step_costs import StepCosts
 from router.stream import Stream
@@ -22,6 +23,9 @@ class Observer:
         )
         # What the counters have been told of the controller's own.
         self._num_decisions = dict.fromkeys(PROPOSAL_DECISIONS, 0)
+        # What the outputs of a step bring together.
+        self._num_tokens = 0
+        self._draft_counts: list[DraftCounts] = []
 
     def note_session(self, info: GroupInfo, costs: StepCosts, *, is_new_group: bool) -> None:
         """A session began; `is_new_group` if the shards are others than those of the session before."""
@@ -52,11 +56,9 @@ class Observer:
             self._metrics.prompt_tokens.inc(sequence.num_prompt_tokens)
             self._metrics.prefix_cache_hit_tokens.inc(sequence.num_cached_prompt_tokens)
 
-    def note_step(self, phase: Phase, result: StepResult) -> None:
-        self._metrics.step_duration_seconds.labels(phase.value).observe(result.duration_s)
-
     def note_output(self, stream: Stream, result: SequenceResult, *, num_tokens: int) -> None:
-        """A reply brought `num_tokens` that are kept."""
+        """A reply brought `num_tokens` that are kept. Counted when all of its step are noted: changing a metric takes
+        longer than adding up."""
         now, metrics = time.monotonic(), self._metrics
         if stream.last_output_s is None:
             metrics.time_to_first_token_seconds.observe(now - stream.arrived_s)
@@ -64,9 +66,21 @@ class Observer:
             for _ in range(num_tokens):
                 metrics.inter_token_latency_seconds.observe((now - stream.last_output_s) / num_tokens)
         stream.last_output_s = now
-        metrics.generated_tokens.inc(num_tokens)
-        for counts in result.draft_counts:
-            metrics.count_speculation(counts)
+        self._num_tokens += num_tokens
+        self._draft_counts += result.draft_counts
+
+    def note_step(self, phase: Phase, result: StepResult) -> None:
+        """After its outputs."""
+        metrics = self._metrics
+        metrics.step_duration_seconds.labels(phase.value).observe(result.duration_s)
+        metrics.generated_tokens.inc(self._num_tokens)
+        for method in {counts.method for counts in self._draft_counts}:
+            of_method = [counts for counts in self._draft_counts if counts.method == method]
+            drafted = _by_depth(counts.drafted for counts in of_method)
+            accepted = _by_depth(counts.accepted for counts in of_method)
+            metrics.count_speculation(DraftCounts(method, drafted, accepted), num_sequences=len(of_method))
+        self._num_tokens = 0
+        self._draft_counts.clear()
 
     def set_gauges(self, scheduler: Scheduler) -> None:
         self._num_waiting.set(scheduler.num_waiting)
@@ -81,3 +95,7 @@ class Observer:
         for decision, count in scheduler.budget.num_decisions.items():
             self._metrics.proposals.labels(decision).inc(count - self._num_decisions[decision])
             self._num_decisions[decision] = count
+
+
+def _by_depth(counts: Iterable[list[int]]) -> list[int]:
+    return list(map(sum, zip_longest(*counts, fillvalue=0)))

@@ -1,6 +1,7 @@
 """What is remembered of a step that is under way, for the time when its reply comes. Pure data."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from router.current_costs import TakenStep
 from router.plan import StepResult
@@ -8,8 +9,7 @@ from router.proposal import Proposal
 from router.sequence import Sequence
 
 
-@dataclass(frozen=True, slots=True)
-class OutstandingSequence:
+class OutstandingSequence(NamedTuple):
     """A sequence's part of the step, and the slot that it had then."""
 
     sequence: Sequence

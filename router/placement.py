@@ -82,6 +82,8 @@ class Placement:
     def grow(self, sequence: Sequence, num_tokens: int) -> list[int] | None:
         """The blocks that it still needs for `num_tokens` tokens; the youngest make room. None: itself had to."""
         missing = self.blocks.blocks_for(num_tokens) - len(sequence.block_table)
+        if missing <= 0:
+            return []
         while not self.blocks.can_allocate(missing):
             youngest = self.running[-1]
             self.num_preemptions += 1
@@ -89,17 +91,19 @@ class Placement:
             self.add(youngest)
             if youngest is sequence:
                 return None
-        new_block_ids = self.blocks.allocate(max(missing, 0))
+        new_block_ids = self.blocks.allocate(missing)
         sequence.block_table += new_block_ids
         return new_block_ids
 
     def register(self, sequence: Sequence) -> None:
         """Offers its full, written blocks to the prefix table."""
         full = sequence.num_computed_tokens // self.blocks.block_size
+        if full <= sequence.num_registered_blocks:
+            return
         extend_prefix_keys(sequence.prefix_keys, sequence.token_ids, self.blocks.block_size, num_blocks=full)
         for index in range(sequence.num_registered_blocks, full):
             self.blocks.register(sequence.prefix_keys[index], sequence.block_table[index])
-        sequence.num_registered_blocks = max(sequence.num_registered_blocks, full)
+        sequence.num_registered_blocks = full
 
     def _leave(self, sequence: Sequence) -> None:
         self.register(sequence)

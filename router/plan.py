@@ -1,7 +1,12 @@
-"""What the scheduler hands over for one step, and what comes back. Pure data, one class per message of the wire."""
+"""What the scheduler hands over for one step, and what comes back. Pure data, one class per message of the wire.
 
-from dataclasses import dataclass, field
+What each sequence of a step has one of is a NamedTuple, which is made three times as fast as a frozen dataclass.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from router.proposal import Proposal
 from router.sequence import SamplingParams
@@ -23,8 +28,7 @@ class NewSequence:
     logprobs: bool
 
 
-@dataclass(frozen=True, slots=True)
-class SequenceStep:
+class SequenceStep(NamedTuple):
     """A sequence's part of a step: a prompt chunk if `chunk_length`, else a decode that checks `verify` drafts. For the
     next step at most `propose` drafts are wanted, as a tree of at most `propose_depth`."""
 
@@ -70,8 +74,7 @@ class StepPlan:
         return sum(step.num_rows for step in self.sequences)
 
 
-@dataclass(frozen=True, slots=True)
-class DraftCounts:
+class DraftCounts(NamedTuple):
     """Drafts of one method that a step checked and accepted, by depth from 1."""
 
     method: str
@@ -79,8 +82,7 @@ class DraftCounts:
     accepted: list[int]
 
 
-@dataclass(frozen=True, slots=True)
-class SequenceResult:
+class SequenceResult(NamedTuple):
     """Tokens that a step brought for the sequence in `slot`, and how many of `drafted` guesses were among them."""
 
     slot: int
@@ -88,7 +90,7 @@ class SequenceResult:
     logprobs: list[float]
     drafted: int
     accepted: int
-    draft_counts: list[DraftCounts] = field(default_factory=list)
+    draft_counts: Sequence[DraftCounts] = ()
 
 
 @dataclass(frozen=True, slots=True)

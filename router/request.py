@@ -3,8 +3,8 @@
 Owns these types and nothing else; knows nothing of gRPC, HTTP, text processing or scheduling.
 """
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from router.sequence import FinishReason, SamplingParams
@@ -43,19 +43,6 @@ class GenerationOutput:
     num_steps: int = 0
     num_drafted_tokens: int = 0
     num_accepted_tokens: int = 0
-
-
-def joined(outputs: Sequence[GenerationOutput]) -> GenerationOutput:
-    """Outputs of one choice that follow one another."""
-    *_, last = outputs
-    if len(outputs) == 1:
-        return last
-    return replace(
-        last,
-        text="".join(output.text for output in outputs),
-        token_ids=[token_id for output in outputs for token_id in output.token_ids],
-        logprobs=[logprob for output in outputs for logprob in output.logprobs],
-    )
 
 
 @dataclass(frozen=True, slots=True)

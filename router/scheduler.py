@@ -12,6 +12,7 @@ reply, and the rules that make this safe are here:
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from router.block_manager import BlockManager
 from router.budget import BudgetController, StepBudget
@@ -37,8 +38,7 @@ class SchedulerConfig:
     enable_prefix_caching: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(NamedTuple):
     """Tokens that a reply brought for a sequence that still wants them."""
 
     sequence: Sequence

@@ -1,4 +1,4 @@
-"""One choice on its way to its client: its sequence, its text, its clock and its outputs.
+"""One choice on its way to its client: its sequence, its text, its clock, and what came since its last message.
 
 Every stream ends with exactly one terminal event: an output with a finish reason, or an error.
 """
@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 from router.detokenizer import Detokenizer
 from router.errors import RequestError
 from router.plan import SequenceResult
-from router.request import GenerationOutput, GenerationRequest, joined
+from router.request import GenerationOutput, GenerationRequest
 from router.sequence import FinishReason, Sequence
 
 
 @dataclass(slots=True, eq=False)
 class Stream:
+    """`is_ended`: nothing more comes, and nobody waits for it if there is no `last`."""
+
     request: GenerationRequest
     sequence: Sequence
     detokenizer: Detokenizer
@@ -29,56 +31,73 @@ class Stream:
     num_accepted_tokens: int = 0
     deadline: asyncio.TimerHandle | None = None
     is_ended: bool = False
-    outputs: asyncio.Queue[GenerationOutput | RequestError] = field(default_factory=asyncio.Queue)
+    # What came since the last message. Stop strings have to be looked for at once; other text is made when it is sent,
+    # of many tokens as cheaply as of one.
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    text: str = ""
+    last: FinishReason | RequestError | None = None
     last_message_s: float | None = None
+    news: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def next_output(self, interval_s: Callable[[], float]) -> GenerationOutput:
-        """All that came since the last call as one, when there is something. What is neither the first nor the last
-        waits until `interval_s`, asked then, has passed since that call. Raises the error that ends the stream."""
-        output = await self.outputs.get()
-        if self.last_message_s is not None and not _is_last(output):
+        """All that came since the last call, when there is something. What is neither the first nor the last waits
+        until `interval_s`, asked then, has passed since that call. Raises the error that ends the stream, after the
+        tokens that came before it."""
+        await self.news.wait()
+        if self.last_message_s is not None and self.last is None:
             wait_s = self.last_message_s + interval_s() - time.monotonic()
             if wait_s > 0:
                 await asyncio.sleep(wait_s)
         self.last_message_s = time.monotonic()
-        parts = list[GenerationOutput]()
-        while isinstance(output, GenerationOutput):
-            parts.append(output)
-            if self.outputs.empty():
-                return joined(parts)
-            output = self.outputs.get_nowait()
-        if not parts:
-            raise output
-        # After the tokens that came before it.
-        self.outputs.put_nowait(output)
-        return joined(parts)
+        if not isinstance(self.last, RequestError):
+            self.news.clear()
+            return self._output(self.last)
+        if not self.token_ids:
+            raise self.last
+        return self._output(None)
 
-    def take(self, result: SequenceResult) -> tuple[GenerationOutput, int]:
-        """The output of one result, and how many of its tokens are kept. A stop string ends the text before it."""
-        detokenized = self.detokenizer.push(result.token_ids)
-        kept = detokenized.num_tokens
+    def take(self, result: SequenceResult) -> tuple[int, FinishReason | None]:
+        """How many of the tokens of a result are kept, and whether they are the last. A stop string ends the text
+        before it."""
+        kept, reason = len(result.token_ids), self.sequence.finish_reason
+        if self.request.stop_strings:
+            detokenized = self.detokenizer.push(result.token_ids)
+            self.text += detokenized.text
+            kept = detokenized.num_tokens
+            reason = FinishReason.STOP if detokenized.stopped else reason
+        self.token_ids += result.token_ids[:kept]
+        self.logprobs += result.logprobs[:kept]
         self.num_steps += 1
         self.num_drafted_tokens += result.drafted
         self.num_accepted_tokens += result.accepted
         self.num_generated_tokens += kept
-        reason = FinishReason.STOP if detokenized.stopped else self.sequence.finish_reason
+        self.news.set()
+        return kept, reason
+
+    def close(self, last: FinishReason | RequestError | None) -> None:
+        """What is said last; None: nobody listens."""
+        self.is_ended = True
+        if self.deadline is not None:
+            self.deadline.cancel()
+        self.last = last
+        self.news.set()
+
+    def _output(self, reason: FinishReason | None) -> GenerationOutput:
+        text, token_ids, logprobs = self.text, self.token_ids, self.logprobs
+        self.text, self.token_ids, self.logprobs = "", [], []
+        if not self.request.stop_strings:
+            text = self.detokenizer.push(token_ids).text
         if reason is None:
-            return GenerationOutput(detokenized.text, result.token_ids, result.logprobs), kept
-        return (
-            GenerationOutput(
-                detokenized.text + self.detokenizer.flush(),
-                result.token_ids[:kept],
-                result.logprobs[:kept],
-                finish_reason=reason,
-                num_cached_prompt_tokens=self.sequence.num_cached_prompt_tokens or 0,
-                num_generated_tokens=self.num_generated_tokens,
-                num_steps=self.num_steps,
-                num_drafted_tokens=self.num_drafted_tokens,
-                num_accepted_tokens=self.num_accepted_tokens,
-            ),
-            kept,
+            return GenerationOutput(text, token_ids, logprobs)
+        return GenerationOutput(
+            text + self.detokenizer.flush(),
+            token_ids,
+            logprobs,
+            finish_reason=reason,
+            num_cached_prompt_tokens=self.sequence.num_cached_prompt_tokens or 0,
+            num_generated_tokens=self.num_generated_tokens,
+            num_steps=self.num_steps,
+            num_drafted_tokens=self.num_drafted_tokens,
+            num_accepted_tokens=self.num_accepted_tokens,
         )
-
-
-def _is_last(output: GenerationOutput | RequestError) -> bool:
-    return isinstance(output, RequestError) or output.finish_reason is not None

@@ -122,11 +122,11 @@ def test_costs_are_those_of_the_session() -> None:
 def test_drafts_are_counted_by_how_far_they_reach() -> None:
     metrics = Metrics()
     metrics.prepare(num_shards=1, speculation_methods=["ngram"], max_speculative_tokens=3)
-    metrics.count_speculation(DraftCounts("ngram", drafted=[1, 1, 1], accepted=[1, 0, 0]))
-    # A tree: three guesses for one place.
-    metrics.count_speculation(DraftCounts("ngram", drafted=[3, 1, 0], accepted=[1, 1, 0]))
+    metrics.count_speculation(DraftCounts("ngram", drafted=[1, 1, 1], accepted=[1, 0, 0]), num_sequences=1)
+    # Of two trees.
+    metrics.count_speculation(DraftCounts("ngram", drafted=[3, 1, 0], accepted=[1, 1, 0]), num_sequences=2)
     value = metrics.registry.get_sample_value
-    assert value("drafthouse_speculation_steps_total", {"method": "ngram"}) == 2
+    assert value("drafthouse_speculation_steps_total", {"method": "ngram"}) == 3
     for position, drafted, accepted in (("1", 4, 2), ("2", 2, 1), ("3", 1, 0)):
         labels = {"method": "ngram", "position": position}
         assert value("drafthouse_speculation_drafted_tokens_total", labels) == drafted

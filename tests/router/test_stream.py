@@ -1,13 +1,14 @@
-"""What a client gets of a stream's outputs, and when."""
+"""What a client gets of a stream, and when."""
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 import pytest
 
 from router.detokenizer import Detokenizer
-from router.errors import RequestError, Unavailable
+from router.errors import Unavailable
+from router.plan import SequenceResult
 from router.request import GenerationOutput
 from router.sequence import FinishReason, Sequence
 from router.stream import Stream
@@ -15,57 +16,98 @@ from tests.engines import generation_request, run
 from tests.router.tiny_tokenizers import byte_level_tokenizer
 
 SOON_S, LATER_S = 0.0, 0.2
-LAST = GenerationOutput("!", [9], [], finish_reason=FinishReason.STOP, num_generated_tokens=4, num_steps=3)
+TOKENIZER = byte_level_tokenizer()
 
 
-def part(token_id: int) -> GenerationOutput:
-    return GenerationOutput(str(token_id), [token_id], [-0.5 * token_id])
+def tokens(text: str) -> list[int]:
+    return TOKENIZER.encode(text)[1:]
 
 
-def in_a_stream(*outputs: GenerationOutput | RequestError, do: Callable[[Stream], Awaitable[None]]) -> None:
+def in_a_stream(do: Callable[[Stream], Awaitable[None]], *, stop: Iterable[str] = ()) -> None:
     async def scenario() -> None:
-        request = generation_request([1, 2])
+        request = generation_request([1, 2], stop_strings=tuple(stop))
         sequence = Sequence(1, [1, 2], 2, 8, request.sampling, frozenset(), 0, logprobs=True)
-        stream = Stream(request, sequence, Detokenizer(byte_level_tokenizer(), [1, 2], ()), arrived_s=0.0)
-        for output in outputs:
-            stream.outputs.put_nowait(output)
-        await do(stream)
+        await do(Stream(request, sequence, Detokenizer(TOKENIZER, [1, 2], stop), arrived_s=0.0))
 
     run(scenario)
 
 
-def test_outputs_that_wait_together_are_one() -> None:
-    async def do(stream: Stream) -> None:
-        first = await stream.next_output(lambda: SOON_S)
-        assert first == GenerationOutput("123", [1, 2, 3], [-0.5, -1.0, -1.5])
-        stream.outputs.put_nowait(part(4))
-        stream.outputs.put_nowait(LAST)
-        last = await stream.next_output(lambda: SOON_S)
-        assert (last.text, last.token_ids, last.logprobs) == ("4!", [4, 9], [-2.0])
-        assert (last.finish_reason, last.num_generated_tokens, last.num_steps) == (FinishReason.STOP, 4, 3)
+def bring(stream: Stream, text: str, reason: FinishReason | None = None) -> int:
+    """A result with the tokens of `text`; returns how many are kept."""
+    stream.sequence.finish_reason = reason
+    token_ids = tokens(text)
+    kept, last = stream.take(SequenceResult(0, token_ids, [-0.5 * i for i in range(len(token_ids))], 3, 1))
+    if last is not None:
+        stream.close(last)
+    return kept
 
-    in_a_stream(part(1), part(2), part(3), do=do)
+
+def test_what_waits_together_is_one_output() -> None:
+    async def do(stream: Stream) -> None:
+        bring(stream, "a")
+        bring(stream, "bc")
+        first = await stream.next_output(lambda: SOON_S)
+        assert first == GenerationOutput("abc", tokens("abc"), [0.0, 0.0, -0.5])
+        bring(stream, "d")
+        bring(stream, "é", FinishReason.LENGTH)
+        last = await stream.next_output(lambda: SOON_S)
+        assert (last.text, last.token_ids) == ("dé", tokens("dé"))
+        assert (last.finish_reason, last.num_generated_tokens, last.num_steps) == (FinishReason.LENGTH, 6, 4)
+        assert (last.num_drafted_tokens, last.num_accepted_tokens) == (12, 4)
+
+    in_a_stream(do)
 
 
 def test_neither_the_first_output_waits_nor_the_last_but_those_between() -> None:
     async def do(stream: Stream) -> None:
         begin_s = time.monotonic()
+        bring(stream, "a")
         await stream.next_output(lambda: 60.0)
-        stream.outputs.put_nowait(part(2))
-        asyncio.get_running_loop().call_later(LATER_S / 2, stream.outputs.put_nowait, part(3))
+        bring(stream, "b")
+        asyncio.get_running_loop().call_later(LATER_S / 2, bring, stream, "c")
         # What comes while it waits goes with it.
-        assert (await stream.next_output(lambda: LATER_S)).token_ids == [2, 3]
+        assert (await stream.next_output(lambda: LATER_S)).text == "bc"
         assert time.monotonic() - begin_s >= LATER_S
-        stream.outputs.put_nowait(LAST)
-        assert await stream.next_output(lambda: 60.0) == LAST
+        bring(stream, "d", FinishReason.STOP)
+        assert (await stream.next_output(lambda: 60.0)).text == "d"
 
-    in_a_stream(part(1), do=do)
+    in_a_stream(do)
+
+
+def test_half_a_character_is_said_with_the_other_half_or_at_the_end() -> None:
+    async def do(stream: Stream) -> None:
+        first, second = tokens("é")
+        stream.take(SequenceResult(0, [first], [], 0, 0))
+        assert (await stream.next_output(lambda: SOON_S)).text == ""
+        stream.take(SequenceResult(0, [second, first], [], 0, 0))
+        assert (await stream.next_output(lambda: SOON_S)).text == "é"
+        stream.close(FinishReason.LENGTH)
+        last = await stream.next_output(lambda: SOON_S)
+        assert (last.text, last.token_ids) == ("�", [])
+
+    in_a_stream(do)
+
+
+def test_a_stop_string_is_found_at_once_and_ends_the_text_before_it() -> None:
+    async def do(stream: Stream) -> None:
+        assert bring(stream, "ab") == 2
+        assert stream.last is None
+        assert bring(stream, "cde") == 1
+        assert stream.last is FinishReason.STOP
+        last = await stream.next_output(lambda: SOON_S)
+        assert (last.text, last.token_ids, last.num_generated_tokens) == ("a", tokens("abc"), 3)
+        assert last.finish_reason is FinishReason.STOP
+
+    in_a_stream(do, stop=["bc"])
 
 
 def test_an_error_comes_after_the_tokens_before_it() -> None:
     async def do(stream: Stream) -> None:
-        assert (await stream.next_output(lambda: SOON_S)).token_ids == [1, 2]
-        with pytest.raises(Unavailable):
-            await stream.next_output(lambda: 60.0)
+        bring(stream, "ab")
+        stream.close(Unavailable("gone"))
+        assert (await stream.next_output(lambda: SOON_S)).token_ids == tokens("ab")
+        for _ in range(2):
+            with pytest.raises(Unavailable):
+                await stream.next_output(lambda: 60.0)
 
-    in_a_stream(part(1), part(2), Unavailable("gone"), do=do)
+    in_a_stream(do)
