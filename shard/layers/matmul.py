@@ -1,7 +1,7 @@
 """Owns the choice of the matrix product and of the form in which it keeps a weight. Knows nothing of sharding.
 
 On CPU in bfloat16 a step of few rows takes as long as reading the weights. The compiled kernel reads them packed,
-multiplies pairs of bfloat16 where the processor can (AVX-512) and widens them on the way where it cannot, and lets all
+multiplies pairs of bfloat16 where that is faster (AVX-512 of AMD) and widens them on the way elsewhere, and lets all
 layers be one call; where the processor multiplies tiles (AMX), or without a compiler, oneDNN's packed product is taken,
 which reads a third faster than a plain one. A packed weight replaces the plain one, so the memory is not paid twice.
 
