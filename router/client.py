@@ -4,6 +4,7 @@ Owns its flags and its two lines of output. Knows the public service and nothing
 """
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,8 @@ import grpc
 
 from drafthouse.v1 import generation_pb2, generation_pb2_grpc
 
-_INTERRUPTED = 130
+# As shells have them.
+_INTERRUPTED, _NOBODY_READS = 130, 141
 
 
 @dataclass(slots=True)
@@ -39,7 +41,8 @@ class _Summary:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code: 1 after an error, 130 after Ctrl-C, which also cancels the request."""
+    """Returns the exit code: 1 after an error, 130 after Ctrl-C and 141 where nobody reads any more, which also cancel
+    the request."""
     options = _parser().parse_args(arguments)
     with grpc.insecure_channel(options.address) as channel:
         # Closing the channel cancels the call, also where the interrupt comes before there is a name for it.
@@ -49,6 +52,10 @@ def main(arguments: list[str] | None = None) -> int:
         except KeyboardInterrupt:
             print("\ncancelled", file=sys.stderr)
             return _INTERRUPTED
+        except BrokenPipeError:
+            # What is left in the buffer would be an error again at the exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return _NOBODY_READS
         except grpc.RpcError as error:
             print(f"error: {_reason(error, options.address)}", file=sys.stderr)
             return 1

@@ -1,4 +1,5 @@
 import asyncio
+import os
 import signal
 import socket
 import sys
@@ -63,6 +64,25 @@ def test_a_wrong_number_names_its_flag(arguments: list[str], capsys: pytest.Capt
     with pytest.raises(SystemExit):
         client.main(["hi", *arguments])
     assert f"argument {arguments[0]}: must be a whole number" in capsys.readouterr().err
+
+
+def test_where_nobody_reads_any_more_it_ends_without_a_word() -> None:
+    async def use(served: Served) -> None:
+        reading, writing = os.pipe()
+        os.close(reading)
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "router.client", "--address", served.address, "--raw", "abc"),
+            cwd=ROOT,
+            env={"PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}"},
+            stdout=writing,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        os.close(writing)
+        _, errors = await asyncio.wait_for(process.communicate(), 60)
+        assert (process.returncode, errors) == (141, b"")
+        await eventually(lambda: served.engine.num_open == 0)
+
+    against_server(use)
 
 
 def test_an_interrupt_cancels_the_request() -> None:
