@@ -57,8 +57,8 @@ class Observer:
             self._metrics.prefix_cache_hit_tokens.inc(sequence.num_cached_prompt_tokens)
 
     def note_output(self, stream: Stream, result: SequenceResult, *, num_tokens: int) -> None:
-        """A reply brought `num_tokens` that are kept. Counted when all of its step are noted: changing a metric takes
-        longer than adding up."""
+        """A reply brought `num_tokens` that are kept. Tokens and drafts are counted with their step: changing a metric
+        takes longer than adding up."""
         now, metrics = time.monotonic(), self._metrics
         if stream.last_output_s is None:
             metrics.time_to_first_token_seconds.observe(now - stream.arrived_s)
@@ -70,7 +70,7 @@ class Observer:
         self._draft_counts += result.draft_counts
 
     def note_step(self, phase: Phase, result: StepResult) -> None:
-        """After its outputs."""
+        """After its outputs, with which it is counted."""
         metrics = self._metrics
         metrics.step_duration_seconds.labels(phase.value).observe(result.duration_s)
         metrics.generated_tokens.inc(self._num_tokens)

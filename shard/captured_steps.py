@@ -59,7 +59,7 @@ class Capture(Protocol):
     def timer(self) -> CapturedTimer: ...
 
     def has_room(self) -> bool:
-        """Whether the device has memory for what one more keeps. Asking takes as long as a step."""
+        """Whether the device has memory for what one more keeps. Asking waits for the device."""
 
 
 @dataclass(frozen=True, slots=True)
