@@ -154,6 +154,10 @@ class CompiledLayers:
             softcap=spec.softcap or 0.0,
         )
 
+    def takes(self, num_rows: int) -> bool:
+        """Whether so many rows are its own, and not the library's, layer by layer."""
+        return not self._kernels.leaves_to_tiles(num_rows)
+
     def __call__(
         self, embedded: Tensor, batch: ForwardBatch, cache: KVCache, on_launch: Callable[[], None] = lambda: None
     ) -> Tensor:

@@ -16,6 +16,7 @@ from shard.attention_spec import AttentionSpec
 from shard.cpu.build import BuildError, built_library
 from shard.cpu.huge_pages import Arena
 from shard.cpu.spans import PagedSpans, SpansStruct
+from shard.cpu.tiles import LEAST_ROWS, has_tiles
 from shard.gate import Gate
 
 log = logging.getLogger(__name__)
@@ -71,6 +72,11 @@ class CpuKernels:
         self._weights = Arena()
         # What is multiplied; sums are float32.
         self.arithmetic = "float32" if self._together == 1 else "pairs of bfloat16"
+        self._has_tiles = has_tiles() and self._together == 1
+        if self._has_tiles:
+            self._unpack = library.unpack
+            self._unpack.argtypes = [_pointer] * 2 + [_long] * 3
+            self.arithmetic += f", tiles of bfloat16 from {LEAST_ROWS} rows on"
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """x [N, size] over the last dimension."""
@@ -110,6 +116,18 @@ class CpuKernels:
         parts = [part.reshape(len(panels), -1, self.panel) for part in (pairs, single)]
         return self._weights.hold(torch.cat(parts, dim=1))
 
+    def leaves_to_tiles(self, num_rows: int) -> bool:
+        """Whether the library's product, of the `unpacked` weight, is the faster one for so many rows."""
+        return self._has_tiles and num_rows >= LEAST_ROWS
+
+    def unpacked(self, weight: Tensor) -> Tensor:
+        """A packed weight -> its transpose [in, padded outputs] in bfloat16; of int8 without its scales. Where the
+        processor has tiles."""
+        panels, num_inputs, _ = weight.shape
+        out = torch.empty(num_inputs, panels * self.panel, dtype=torch.bfloat16)
+        self._unpack(weight.data_ptr(), out.data_ptr(), num_inputs, panels, weight.itemsize)
+        return out
+
     def gated(self, outputs: Tensor) -> Tensor:
         """A weight, bias or scales of [2 * width, …], the gate's first -> vectors of both by turns, as a gated product
         wants them packed; each padded with zeros to whole vectors."""
@@ -117,6 +135,10 @@ class CpuKernels:
         pairs = outputs.view(2, -1, *outputs.shape[1:])
         padded = torch.nn.functional.pad(pairs, (*[0, 0] * (outputs.ndim - 1), 0, missing))
         return padded.view(2, -1, self._lanes, *outputs.shape[1:]).transpose(0, 1).flatten(end_dim=2)
+
+    def ungated(self, rows: Tensor) -> Tensor:
+        """[N, outputs as `gated` has them] -> [N, 2 * padded width], the gate's first."""
+        return rows.view(len(rows), -1, 2, self._lanes).transpose(1, 2).reshape(len(rows), -1)
 
     def pack_outputs(self, values: Tensor) -> Tensor:
         """A bias or scales [out] -> float32, as long as the padded outputs."""

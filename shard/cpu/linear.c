@@ -228,3 +228,22 @@ void linear(const bf16 *x, const void *weight, const float *scales, const float 
         }
     }
 }
+
+#if !HAS_DOTS
+
+// A packed weight -> its transpose [in, outputs rounded up to a panel] in bfloat16, as libraries multiply it; numbers of 8 bits
+// without their scales.
+void unpack(const void *weight, bf16 *out, long in, long panels, long bytes) {
+    #pragma omp parallel for schedule(static)
+    for (long panel = 0; panel < panels; panel++) {
+        for (long k = 0; k < in; k++) {
+            Factors low, high;
+            read_panel((const char *)weight + (panel * in + k) * PANEL * bytes, &low, &high, bytes, 0);
+            Halves *to = (Halves *)(out + (k * panels + panel) * PANEL);
+            to[0] = narrow_all(low);
+            to[1] = narrow_all(high);
+        }
+    }
+}
+
+#endif

@@ -2,8 +2,9 @@
 
 On CPU in bfloat16 a step of few rows takes as long as reading the weights. The compiled kernel reads them packed,
 multiplies pairs of bfloat16 where that is faster (AVX-512 of AMD) and widens them on the way elsewhere, and lets all
-layers be one call; where the processor multiplies tiles (AMX), or without a compiler, oneDNN's packed product is taken,
-which reads a third faster than a plain one. A packed weight replaces the plain one, so the memory is not paid twice.
+layers be one call; many rows go to oneDNN where the processor multiplies tiles (AMX). Without a compiler oneDNN's
+packed product is taken, which reads a third faster than a plain one. A packed weight replaces the plain one, so the
+memory is not paid twice.
 
 On CUDA single rows and quantized weights go to kernels in Triton, all else to the library. On CPU a quantized weight is
 read in 8 bits by the compiled kernel, and integers by torch's own product for such weights in 16 bit. Elsewhere it is
@@ -16,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shard.cpu.kernels import NAME, kernels_for
+from shard.cpu.kernels import NAME, CpuKernels, kernels_for
 from shard.cuda.kernels import NAME as TRITON
 from shard.cuda.kernels import multiply_for
 from shard.gate import Gate
@@ -68,6 +69,8 @@ class Product:
     def __call__(self, x: Tensor, *, wide: bool = False) -> Tensor:
         """[N, in] -> [N, out]; `wide`: at least float32, and what is summed in it is not rounded where that is free."""
         if self._compiled:
+            if not wide and self._compiled.leaves_to_tiles(len(x)):
+                return self._by_tiles(self._compiled, x)
             return self._compiled.linear(
                 x.contiguous(),
                 self.weight,
@@ -90,6 +93,15 @@ class Product:
             out = gate_mul(out, self._gate)
         return out.to(torch.promote_types(out.dtype, torch.float32)) if wide else out
 
+    def _by_tiles(self, compiled: CpuKernels, x: Tensor) -> Tensor:
+        out = x @ compiled.unpacked(self.weight)
+        # Scales and biases are float32.
+        out = out if self.scales is None else out * self.scales
+        out = (out if self.bias is None else out + self.bias).to(x.dtype)
+        if self._gate:
+            out = gate_mul(compiled.ungated(out), self._gate)
+        return out[:, : self._num_outputs].contiguous()
+
     def _quantized(self, x: Tensor) -> Tensor:
         assert self.scales is not None
         if self.kernel == "torch-int8":
@@ -111,9 +123,7 @@ def choose_kernel(dtype: torch.dtype, device: torch.device, *, weights: torch.dt
         return "torch-int8" if has_product else "torch"
     if device.type != "cpu" or dtype != torch.bfloat16:
         return "torch"
-    is_compiled = kernels_for(dtype, device) is not None
+    if kernels_for(dtype, device) is not None:
+        return NAME
     has_onednn = torch._C._has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    # Tiles multiply many rows several times as fast as vectors do.
-    if has_onednn and (torch.cpu._is_amx_tile_supported() or not is_compiled):
-        return "onednn-packed"
-    return NAME if is_compiled else "torch"
+    return "onednn-packed" if has_onednn else "torch"

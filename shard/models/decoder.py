@@ -179,7 +179,7 @@ class Decoder(Module):
         `on_launch` is called where the layers begin.
         """
         x = self.embed_tokens(batch.token_ids)
-        if self._compiled is not None:
+        if self._compiled is not None and self._compiled.takes(len(x)):
             return self._compiled(x, batch, cache, on_launch)
         on_launch()
         rotations = [rotary.rotation(batch.positions) for rotary in self.rotaries]

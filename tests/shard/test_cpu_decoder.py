@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from shard.cpu.kernels import NAME
+from shard.cpu.kernels import NAME, cpu_kernels
+from shard.cpu.tiles import LEAST_ROWS
 from tests.checkpoints import make_checkpoint
 from tests.shard.paged import PagedModel, Part, Sequence, random_tokens
 from tests.shard.targets import TARGETS, compiled_for
@@ -64,6 +65,32 @@ def script(paged: PagedModel) -> list[torch.Tensor]:
         paged.prefill(first, tokens[:41], chunk=23),
         *paged.step([tree, Part(second, tokens[:19], direct=True)]),
         *paged.step([Part(first, [tokens[57]]), Part(second, [tokens[19]])]),
+    ]
+
+
+def test_many_rows_go_layer_by_layer_where_the_processor_has_tiles(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    floats = torch.cat(long_script(compiled(folder)))
+    monkeypatch.setattr("shard.cpu.kernels.has_tiles", lambda: True)
+    cpu_kernels.cache_clear()
+    try:
+        paged = compiled(folder)
+        tiles = torch.cat(long_script(paged))
+    finally:
+        monkeypatch.undo()
+        cpu_kernels.cache_clear()
+    if "tiles" in paged.model.kernels["arithmetic"]:
+        assert not torch.equal(tiles, floats)
+    assert (tiles - floats).square().mean().sqrt() < 0.02 * floats.abs().max()
+
+
+def long_script(paged: PagedModel) -> list[torch.Tensor]:
+    """A prompt of many rows, a decode."""
+    tokens, sequence = random_tokens(LEAST_ROWS + 8), Sequence()
+    return [
+        paged.prefill(sequence, tokens[: LEAST_ROWS + 7], chunk=LEAST_ROWS),
+        *paged.step([Part(sequence, tokens[-1:])]),
     ]
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from shard.cpu import build
 from shard.cpu.kernels import NAME, CpuKernels, cpu_kernels
+from shard.cpu.tiles import LEAST_ROWS
 from shard.gate import Gate
 from shard.layers import matmul
 from shard.layers.matmul import Product, choose_kernel
@@ -158,6 +159,41 @@ def test_no_rows_are_no_error() -> None:
 def test_rows_that_the_kernel_would_misread_are_refused(x: Tensor) -> None:
     with pytest.raises(ValueError, match="contiguous bfloat16 rows of 8"):
         multiply(x, torch.ones(3, 8).bfloat16(), None)
+
+
+@pytest.fixture
+def tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As on a processor with them; whose product this one's library takes too, by other means."""
+    monkeypatch.setattr("shard.cpu.kernels.has_tiles", lambda: True)
+    cpu_kernels.cache_clear()
+    yield
+    cpu_kernels.cache_clear()
+
+
+@pytest.mark.usefixtures("tiles")
+@pytest.mark.parametrize("gate", [None, *get_args(Gate)])
+@pytest.mark.parametrize("is_int8", [False, True])
+@pytest.mark.parametrize("num_outputs", [96, 301])
+def test_many_rows_are_left_to_tiles(num_outputs: int, is_int8: bool, gate: Gate | None) -> None:
+    total = num_outputs * (2 if gate else 1)
+    x, weight, bias = draw(LEAST_ROWS, 130, seed=0), draw(total, 130, seed=1), draw(total, seed=2)
+    numbers, given = weight.double(), weight
+    if is_int8:
+        given = quantized(weight, "int8")
+        numbers = given.values * given.scales[:, None].double()
+    product = Product(given, bias, torch.bfloat16, gate=gate)
+    out, few = product(x), product(x[1:])
+    if kernels().arithmetic == "pairs of bfloat16":
+        # Who has tiles is compiled for floats.
+        assert torch.equal(out[1:], few)
+        return
+    expected = exact_gated(x, numbers, bias, gate) if gate else exact(x, numbers, bias)
+    # Rounded after each operation, and few rows once.
+    torch.testing.assert_close(out.double(), expected, rtol=2**-5, atol=0.2)
+    torch.testing.assert_close(few.double(), expected[1:], rtol=2**-8, atol=1e-3)
+    assert out.is_contiguous()
+    assert not torch.equal(out[1:], few)
+    assert "tiles" in kernels().arithmetic
 
 
 @pytest.mark.usefixtures("no_hardware")
