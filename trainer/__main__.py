@@ -1,7 +1,9 @@
 """`train-medusa …` or `python -m trainer …`: the flags, and what a run says at its end."""
 
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import click
@@ -48,6 +50,9 @@ def main(**flags: Any) -> None:
 
     Killed at any moment, the same command goes on where it was. The folder serves at once: launcher --model-id OUTPUT.
     """
+    # Python's own way out would leave a started service to the kernel, and its files to nobody.
+    signal.signal(signal.SIGTERM, _end)
+
     from trainer.pipeline import run  # torch and transformers: seconds that --help need not wait
 
     config = TrainConfig(**flags)
@@ -58,6 +63,10 @@ def main(**flags: Any) -> None:
         sys.exit(1)
     click.echo(evaluation.table())
     click.echo(f"{config.output} holds the heads; serve them with: launcher --model-id {config.output}")
+
+
+def _end(number: int, _frame: FrameType | None) -> None:
+    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from trainer.answers import Answer, read_answers
 from trainer.client import connected
 from trainer.collect import Journal, missing_answers, missing_self_prompts, write_answers, write_self_prompts
 from trainer.config import TrainConfig
-from trainer.model import BaseModel
+from trainer.model import DTYPE, BaseModel
 from trainer.prompts import drawn, read_prompts
 from trainer.service import launched
 from trainer.tokenizer import BaseTokenizer
@@ -58,7 +58,7 @@ def _service(config: TrainConfig, model: BaseModel) -> Iterator[str]:
         return
     with launched(
         model.folder,
-        dtype=model.dtype,
+        dtype=DTYPE,
         use_gpu=model.device.type == "cuda",
         threads=config.threads,
         log_file=config.work / "service.log",

@@ -11,29 +11,30 @@ from launcher.resolve import ModelRequest, resolve
 from trainer.config import TrainConfig
 from trainer.errors import TrainError
 
+# What the base answers in: as it will be served, and fast where layers are compiled for it.
+DTYPE = "bfloat16"
+
 
 @dataclass(frozen=True, slots=True)
 class BaseModel:
-    """`name`: for the heads' config, a hub id or an absolute path. `dtype`: of the service and of the features."""
+    """`name`: for the heads' config, a hub id or an absolute path."""
 
     folder: Path
     name: str
     device: torch.device
-    dtype: str
 
 
 def resolved_base(config: TrainConfig) -> BaseModel:
     """Downloads and converts where needed. Raises TrainError and the launcher's LaunchError."""
     device = _chosen_device(config.device)
-    dtype = "bfloat16" if device.type == "cuda" else "float32"
     log = LogWriter(level="info", json_output=False, stream=sys.stderr)
     # Without heads that the base may have already.
-    request = ModelRequest(config.model_id, config.revision, dtype, hub_cache=None, use_heads=False)
+    request = ModelRequest(config.model_id, config.revision, DTYPE, hub_cache=None, use_heads=False)
     folder = resolve(request, log).path
     if config.model_id is None or Path(config.model_id).expanduser().is_dir():
-        return BaseModel(folder, str(folder), device, dtype)
+        return BaseModel(folder, str(folder), device)
     file = Path(config.model_id).expanduser()
-    return BaseModel(folder, str(file.resolve()) if file.is_file() else config.model_id, device, dtype)
+    return BaseModel(folder, str(file.resolve()) if file.is_file() else config.model_id, device)
 
 
 def _chosen_device(name: str) -> torch.device:

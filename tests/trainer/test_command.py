@@ -46,6 +46,16 @@ def _run(words: list[str]) -> Result:
     return CliRunner().invoke(main, words)
 
 
+def _start(words: list[str], **environ: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "trainer", *words],
+        env=clean_environ() | {"PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}"} | environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
 def _write_prompts(path: Path, count: int) -> Path:
     path.write_text("".join(json.dumps({"question": f"What is {i} and {i * i}?"}) + "\n" for i in range(count)))
     return path
@@ -81,13 +91,7 @@ def test_a_killed_run_goes_on_and_ends_with_heads_that_the_launcher_takes(base: 
     words = _words(base, output, data=_write_prompts(tmp_path / "data.jsonl", 80), self_prompts=4)
     words += ["--max-answer-tokens=48", "--sampled-fraction=0.5", "--heads=3", "--threads=1"]
     answers = output / "work" / "answers.jsonl"
-    first = subprocess.Popen(
-        [sys.executable, "-m", "trainer", *words],
-        env=clean_environ() | {"PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    first = _start(words)
     wait_until(
         lambda: first.poll() is not None or (answers.is_file() and answers.read_bytes().count(b"\n") >= 5),
         what="the first answers",
@@ -126,6 +130,23 @@ def test_a_killed_run_goes_on_and_ends_with_heads_that_the_launcher_takes(base: 
     request = ModelRequest(str(output), None, "float32", None)
     resolved = resolve(request, LogWriter(level="error", json_output=False))
     assert (resolved.path, resolved.medusa_path) == (base, output)
+
+
+def test_a_run_that_is_asked_to_end_ends_its_service_and_leaves_nothing(base: Path, tmp_path: Path) -> None:
+    work, temporary = tmp_path / "heads" / "work", tmp_path / "tmp"
+    temporary.mkdir()
+    words = _words(base, tmp_path / "heads", data=_write_prompts(tmp_path / "data.jsonl", 80))
+    process = _start([*words, "--max-answer-tokens=48", "--threads=1"], TMPDIR=str(temporary))
+    wait_until(
+        lambda: process.poll() is not None or (work / "answers.jsonl").is_file(), what="the service", limit_s=LIMIT_S
+    )
+    children = _children(process.pid)
+    assert list(temporary.iterdir())
+    process.terminate()
+    said, _ = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 128 + signal.SIGTERM, said
+    assert not any(is_running(pid) for pid in children)
+    assert not list(temporary.iterdir())
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
