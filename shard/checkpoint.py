@@ -84,12 +84,13 @@ def _read(file: Any, name: str, dim: int, start: int, stop: int) -> Tensor:
 def _files(folder: Path) -> dict[str, set[str] | None]:
     """File name -> tensors it must hold (None: whatever it holds)."""
     index = folder / INDEX_FILE
-    if not index.exists():
-        if not (folder / SINGLE_FILE).exists():
-            raise CheckpointError(
-                f"{folder} holds neither {SINGLE_FILE} nor {INDEX_FILE}; download the safetensors weights"
-            )
+    # Of both transformers takes the single file, too.
+    if (folder / SINGLE_FILE).exists():
         return {SINGLE_FILE: None}
+    if not index.exists():
+        raise CheckpointError(
+            f"{folder} holds neither {SINGLE_FILE} nor {INDEX_FILE}; download the safetensors weights"
+        )
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         files: dict[str, set[str] | None] = {}

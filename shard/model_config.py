@@ -86,6 +86,8 @@ class ModelConfig:
             return cls.from_dict(raw)
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from error
+        except (TypeError, AttributeError, ArithmeticError) as error:
+            raise ValueError(f"{file} is malformed: {error}") from error
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> "ModelConfig":
@@ -96,12 +98,13 @@ class ModelConfig:
         raw = DEFAULTS[model_type] | raw
         _refuse_unsupported(raw)
         hidden_size, num_heads = _size(raw, "hidden_size"), _size(raw, "num_attention_heads")
-        num_kv_heads = raw.get("num_key_value_heads") or num_heads
+        num_kv_heads = _size(raw, "num_key_value_heads") if raw.get("num_key_value_heads") else num_heads
         if num_heads % num_kv_heads:
             raise ValueError(f"num_attention_heads {num_heads} is not a multiple of num_key_value_heads {num_kv_heads}")
         head_dim = _head_dim(raw, hidden_size, num_heads)
         is_gemma, is_sparse = model_type in GEMMAS, model_type == "mixtral"
-        attention_bias = bool(raw.get("attention_bias", False)) and model_type in ATTENTION_BIAS
+        attention_bias = _is_set(raw, "attention_bias") and model_type in ATTENTION_BIAS
+        query_scalar = raw.get("query_pre_attn_scalar") if model_type in ("gemma2", "gemma3_text") else None
         layer_types = _layer_types(raw)
         max_position_embeddings = _size(raw, "max_position_embeddings")
         ropes = _ropes(raw, max_position_embeddings)
@@ -115,14 +118,14 @@ class ModelConfig:
             num_kv_heads=num_kv_heads,
             head_dim=head_dim,
             max_position_embeddings=max_position_embeddings,
-            rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
-            tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
+            rms_norm_eps=_number("rms_norm_eps", raw.get("rms_norm_eps", 1e-6)),
+            tie_word_embeddings=_is_set(raw, "tie_word_embeddings"),
             qkv_bias=attention_bias or model_type == "qwen2",
             o_bias=attention_bias,
-            mlp_bias=bool(raw.get("mlp_bias", False)) and model_type == "llama",
+            mlp_bias=_is_set(raw, "mlp_bias") and model_type == "llama",
             ropes=tuple(ropes[kind] for kind in layer_types),
             windows=tuple(_size(raw, "sliding_window") if kind == SLIDING else None for kind in layer_types),
-            attention_scale=float(raw.get("query_pre_attn_scalar") or head_dim) ** -0.5,
+            attention_scale=_number("query_pre_attn_scalar", query_scalar or head_dim) ** -0.5,
             attention_softcap=_softcap(raw, "attn_logit_softcapping"),
             logit_softcap=_softcap(raw, "final_logit_softcapping"),
             embedding_scale=math.sqrt(hidden_size) if is_gemma else None,
@@ -138,11 +141,23 @@ def _size(raw: dict[str, Any], name: str) -> int:
     return value
 
 
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(f"{name} must be a positive number, found {value!r}")
+    return float(value)
+
+
+def _is_set(raw: dict[str, Any], name: str) -> bool:
+    value = raw.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise ValueError(f"{name} must be true or false, found {value!r}")
+    return bool(value)
+
+
 def _softcap(raw: dict[str, Any], name: str) -> float | None:
-    value = raw.get(name) if raw["model_type"] in GEMMAS else None
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value <= 0):
-        raise ValueError(f"{name} must be a positive number or null, found {value!r}")
-    return None if value is None else float(value)
+    """The first gemma has none, whatever its file says."""
+    value = raw.get(name) if raw["model_type"] in ("gemma2", "gemma3_text") else None
+    return None if value is None else _number(name, value)
 
 
 def _head_dim(raw: dict[str, Any], hidden_size: int, num_heads: int) -> int:

@@ -34,6 +34,7 @@ class RopeConfig:
 
         transformers 4 writes `rope_theta`, `rope_scaling` and `rope_local_base_freq`, 5 one set by layer type.
         """
+        _refuse_two(raw)
         sets = raw.get("rope_parameters") or {}
         if any(value is not None and not isinstance(value, dict) for value in sets.values()):
             raise ValueError("rope_parameters must be given by layer type (full_attention, sliding_attention)")
@@ -48,6 +49,7 @@ class RopeConfig:
     @classmethod
     def from_dict(cls, raw: dict[str, Any], max_position_embeddings: int) -> "RopeConfig":
         """Read the rope entries of a config.json. ValueError names what is missing or unsupported."""
+        _refuse_two(raw)
         entry = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
         if any(isinstance(value, dict) for value in entry.values()):
             raise ValueError("rope_parameters that differ by layer type are not supported (supported: one set)")
@@ -57,7 +59,7 @@ class RopeConfig:
         partial = entry.get("partial_rotary_factor", raw.get("partial_rotary_factor"))
         if partial not in (None, 1, 1.0):
             raise ValueError(f"partial_rotary_factor {partial} is not supported (supported: 1.0)")
-        theta = float(entry.get("rope_theta") or raw.get("rope_theta") or 10000.0)
+        theta = _number(entry.get("rope_theta") or raw.get("rope_theta") or 10000.0, "theta")
         if rope_type == "default":
             return cls(rope_type=rope_type, theta=theta)
         original = (
@@ -91,8 +93,18 @@ class RopeConfig:
         return cls(rope_type=rope_type, theta=theta, factor=_number(factor, "factor"))
 
 
+def _refuse_two(raw: dict[str, Any]) -> None:
+    """transformers 5 takes rope_scaling, or merges it into the other; 4 knows no other."""
+    new, old = raw.get("rope_parameters"), raw.get("rope_scaling")
+    for name, value in (("rope_parameters", new), ("rope_scaling", old)):
+        if value is not None and not isinstance(value, dict):
+            raise ValueError(f"{name} must be a set of names and values or null, found {value!r}")
+    if new and old and new != old:
+        raise ValueError("rope_parameters and rope_scaling differ; leave one of them out")
+
+
 def _number(value: Any, name: str) -> float:
-    if not isinstance(value, int | float) or value <= 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
         raise ValueError(f"rope {name} must be a positive number, found {value!r}")
     return float(value)
 

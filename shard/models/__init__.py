@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from shard.checkpoint import Checkpoint
+from shard.checkpoint import Checkpoint, CheckpointError
 from shard.distributed import TPGroup
 from shard.layers.quantize import Quantization
 from shard.model_config import ModelConfig
@@ -23,6 +23,9 @@ FAMILIES = {
     "gemma3_text": gemma.GEMMA3,
 }
 
+_LM_HEAD = "lm_head.weight"
+# Rows of a matrix that are compared at a time.
+_ROWS = 8192
 # constants that old files carry, and heads that are read elsewhere
 IGNORED = ("model.layers.*.self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq", "medusa_head.**")
 
@@ -43,7 +46,10 @@ def load_model(
     """
     family = FAMILIES[config.model_type]
     checkpoint = Checkpoint(path)
-    ignored = (*IGNORED, "lm_head.weight") if config.tie_word_embeddings else IGNORED
+    ignored: tuple[str, ...] = IGNORED
+    if config.tie_word_embeddings:
+        _refuse_another_head(config, checkpoint)
+        ignored = (*IGNORED, _LM_HEAD)
     with torch.inference_mode():
         model = Decoder(config, family, group=group, dtype=dtype, device=device)
         fill_model(
@@ -57,6 +63,24 @@ def load_model(
         )
         model.finish()
     return model.eval()
+
+
+def _refuse_another_head(config: ModelConfig, checkpoint: Checkpoint) -> None:
+    """A file may hold a tied head twice. If it is another one, transformers takes it or not, by its version."""
+    if _LM_HEAD not in checkpoint.names():
+        return
+    embedding = lm_head_tensor(config)
+    is_same = checkpoint.shape(_LM_HEAD) == checkpoint.shape(embedding) and all(
+        torch.equal(
+            *(checkpoint.read(name, dim=0, start=start, stop=start + _ROWS).double() for name in (_LM_HEAD, embedding))
+        )
+        for start in range(0, config.vocab_size, _ROWS)
+    )
+    if not is_same:
+        raise CheckpointError(
+            f"config.json ties {_LM_HEAD} to {embedding}, but the weights files hold another {_LM_HEAD}; "
+            "set tie_word_embeddings to false, or take that tensor out"
+        )
 
 
 def lm_head_tensor(config: ModelConfig) -> str:

@@ -143,6 +143,26 @@ def test_the_first_gemmas_gelu_means_its_approximation() -> None:
         ({"rope_parameters": {"rope_type": "linear"}}, ["rope factor", "None"]),
         ({"partial_rotary_factor": 0.5}, ["partial_rotary_factor 0.5"]),
         ({"num_key_value_heads": 2}, ["num_attention_heads 9", "num_key_value_heads 2"]),
+        (
+            {"rope_scaling": {"rope_type": "linear", "factor": 2.0}, "rope_parameters": {"rope_theta": 1e4}},
+            ["rope_parameters and rope_scaling differ"],
+        ),
+        (
+            {
+                "model_type": "gemma3_text",
+                "rope_scaling": {"rope_type": "linear", "factor": 2.0},
+                "rope_parameters": {"full_attention": {"rope_theta": 1e4}},
+            },
+            ["rope_parameters and rope_scaling differ"],
+        ),
+        ({"rope_scaling": "yarn"}, ["rope_scaling", "'yarn'"]),
+        ({"rope_theta": -1}, ["rope theta", "-1"]),
+        ({"rms_norm_eps": None}, ["rms_norm_eps", "None"]),
+        ({"rms_norm_eps": float("nan")}, ["rms_norm_eps", "nan"]),
+        ({"tie_word_embeddings": "false"}, ["tie_word_embeddings", "'false'"]),
+        ({"model_type": "gemma2", "query_pre_attn_scalar": -4}, ["query_pre_attn_scalar", "-4"]),
+        ({"num_key_value_heads": "3"}, ["num_key_value_heads", "'3'"]),
+        ({"num_key_value_heads": -3}, ["num_key_value_heads", "-3"]),
         ({"vocab_size": None}, ["vocab_size", "None"]),
         ({"num_hidden_layers": "two"}, ["num_hidden_layers", "'two'"]),
         ({"hidden_size": 70}, ["hidden_size 70", "num_attention_heads 9"]),
@@ -160,7 +180,18 @@ def test_what_is_not_honoured_exactly_is_refused_by_name(change: dict[str, Any],
 def test_a_broken_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"config\.json does not exist"):
         ModelConfig.from_folder(tmp_path)
-    for content in ("{", "[]", json.dumps(BASE | {"vocab_size": 0})):
+    for change in ({"vocab_size": 0}, {"quantization_config": "gptq"}, {"layer_types": 7}):
+        (tmp_path / "config.json").write_text(json.dumps(BASE | change))
+        with pytest.raises(ValueError, match=r"config\.json"):
+            ModelConfig.from_folder(tmp_path)
+    for content in ("{", "[]"):
         (tmp_path / "config.json").write_text(content)
         with pytest.raises(ValueError, match=r"config\.json"):
             ModelConfig.from_folder(tmp_path)
+
+
+def test_what_a_family_does_not_read_changes_nothing() -> None:
+    others = {"query_pre_attn_scalar": 4, "final_logit_softcapping": 3.0, "attn_logit_softcapping": 3.0}
+    for family in ("llama", "gemma"):
+        plain = BASE | {"model_type": family}
+        assert ModelConfig.from_dict(plain | others) == ModelConfig.from_dict(plain)

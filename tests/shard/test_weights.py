@@ -76,6 +76,15 @@ def test_several_files_load_like_one(folder: Path) -> None:
         assert torch.equal(several.get_parameter(name), parameter)
 
 
+def test_a_single_file_counts_and_not_the_index_beside_it(folder: Path) -> None:
+    """As in transformers; the other files may be of an older state."""
+    whole, expected = (folder / "model.safetensors").read_bytes(), numbers(load(folder))
+    change(folder, lambda tensors: tensors.update({Q_PROJ: torch.zeros_like(tensors[Q_PROJ])}))
+    split_files(folder)
+    (folder / "model.safetensors").write_bytes(whole)
+    assert all(map(torch.equal, numbers(load(folder)), expected))
+
+
 def test_progress_counts_every_byte_once(folder: Path) -> None:
     seen: list[tuple[int, int]] = []
     load(folder, lambda done, total: seen.append((done, total)))
@@ -96,6 +105,7 @@ def test_a_file_that_only_the_index_knows_is_refused(folder: Path) -> None:
 
 
 def test_an_index_that_is_not_one_is_refused(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text("[1, 2]")
     check_refused(folder, "model.safetensors.index.json", "not a safetensors index")
 
@@ -136,9 +146,11 @@ def test_old_rotary_constants_are_ignored(folder: Path) -> None:
     load(folder)
 
 
-def test_a_tied_head_ignores_a_stored_one_and_an_untied_one_needs_it(folder: Path) -> None:
+def test_a_tied_head_may_be_stored_as_it_is_and_an_untied_one_must_be(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    check_refused(folder, "ties lm_head.weight to model.embed_tokens.weight", "tie_word_embeddings to false")
+    change(folder, lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}))
     load(folder)
     (folder / "config.json").write_text(json.dumps(config))
     change(folder, lambda tensors: tensors.pop("lm_head.weight"))
