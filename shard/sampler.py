@@ -84,8 +84,10 @@ def choose_tokens(logits: Tensor, *, vocab_start: int, vocab_size: int, rows: Sa
         temperature, top_k = rows.temperature[index].to(logits.dtype), rows.top_k[index]
         top_p, min_p = rows.top_p[index].double(), rows.min_p[index].double()
         whole = group.all_gather(logits[index]).movedim(0, 1).flatten(1)[:, :vocab_size]
+        scores = whole / torch.where(temperature > 0, temperature, 1.0)[:, None]
         chosen = filtered_choice(
-            whole / torch.where(temperature > 0, temperature, 1.0)[:, None],
+            # A model that overflows has no best token, but must not end the service for others.
+            scores.nan_to_num(torch.finfo(scores.dtype).min, torch.finfo(scores.dtype).max, -math.inf),
             row_key(rows.seed[index], rows.position[index]),
             top_k=top_k,
             top_p=top_p,

@@ -21,15 +21,16 @@ _TREE_WIDTH = 8
 def speculation_sizes(config: ShardConfig, *, num_heads: int, device: torch.device) -> SpeculationSizes:
     """Sizes of a server with so many heads in use. ConfigError where flags contradict each other."""
     if config.speculate == "auto":
-        # Heads that reach further are in use anyway.
-        depth = max(num_heads, min(_AUTO_DEPTH, config.tree_size or _AUTO_DEPTH, config.max_batch_draft_tokens))
+        # Heads that reach further are in use anyway, and nothing else drafts where they are alone.
+        most = num_heads if config.speculation_method == "medusa" else _AUTO_DEPTH
+        depth = max(num_heads, min(most, config.tree_size or most, config.max_batch_draft_tokens))
     else:
         depth = num_heads if config.speculate is None else config.speculate
-    if not num_heads:
-        # A lookup gives one guess for each place.
-        return SpeculationSizes(depth, tree_size=depth, num_heads=0, tree_width=1)
     default = _CUDA_TREE_SIZE if device.type == "cuda" else _CPU_TREE_SIZE
     size = config.tree_size or max(depth, min(default, config.max_batch_draft_tokens))
+    if not num_heads and size >= depth:
+        # A lookup gives one guess for each place.
+        return SpeculationSizes(depth, tree_size=depth, num_heads=0, tree_width=1)
     if not depth <= size <= config.max_batch_draft_tokens:
         raise ConfigError(
             f"--tree-size {size} must be at least the {depth} tokens that drafts reach ahead and at most "

@@ -262,3 +262,20 @@ def test_a_step_without_rows_has_no_tokens() -> None:
     chosen = _choose(torch.empty(0, 50), _rows(0))
     assert chosen.token_ids.shape == (0,)
     assert chosen.logprobs is None
+
+
+@pytest.mark.parametrize("is_readable", [True, False])
+@pytest.mark.parametrize("parameters", [{"top_k": 5}, {"top_p": 0.9}, {"min_p": 0.1}], ids=str)
+def test_a_row_that_overflowed_gets_some_token_and_its_neighbour_its_own(
+    parameters: dict, is_readable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("shard.filters", "shard.sampler"):
+        monkeypatch.setattr(f"{module}.is_readable", lambda _: is_readable)
+    for wrong in (math.nan, math.inf, -math.inf):
+        logits = _logits(3, 500)
+        rows = _rows(3, temperature=0.7, **parameters)
+        expected = _choose(logits, rows).token_ids
+        logits[1] = wrong
+        chosen = _choose(logits, rows).token_ids
+        assert chosen[[0, 2]].tolist() == expected[[0, 2]].tolist()
+        assert 0 <= chosen[1] < 500

@@ -28,6 +28,8 @@ def config(*flags: str) -> ShardConfig:
         (("--speculate=auto",), 4, 8, 16),
         (("--speculate=auto", "--tree-size=5"), 4, 5, 5),
         (("--speculate=auto", "--max-batch-draft-tokens=6"), 0, 6, 6),
+        # Where lookup drafts nothing, nothing reaches beyond the heads.
+        (("--speculate=auto", "--speculation-method=medusa"), 3, 3, 16),
     ],
 )
 def test_sizes(flags: tuple[str, ...], num_heads: int, depth: int, size: int) -> None:
@@ -38,6 +40,8 @@ def test_sizes(flags: tuple[str, ...], num_heads: int, depth: int, size: int) ->
 def test_a_tree_that_is_smaller_than_it_is_deep_is_refused() -> None:
     with pytest.raises(ConfigError, match="--tree-size 3 must be at least the 4 tokens"):
         speculation_sizes(config("--tree-size=3"), num_heads=4, device=CPU)
+    with pytest.raises(ConfigError, match="--tree-size 4 must be at least the 8 tokens"):
+        speculation_sizes(config("--tree-size=4", "--speculate=8"), num_heads=0, device=CPU)
 
 
 @pytest.mark.parametrize(
