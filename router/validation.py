@@ -14,6 +14,8 @@ from router.sequence import SamplingParams
 from router.tokenizer import Tokenizer
 
 _MAX_REQUEST_ID_CHARACTERS = 128
+# All sequences of a shard have room for as many as one of them wants.
+_MAX_STOP_TOKENS = 64
 # Below it logits overflow float32 when they are divided by it.
 _MIN_TEMPERATURE = 1e-5
 _UINT64 = 2**64
@@ -29,8 +31,7 @@ def validate_generate(
         raise InvalidRequest("n", f"must be between 1 and {limits.max_choices}, not {num_choices}")
     sampling = _sampling(request.sampling, limits)
     stop_strings = _stop_strings(request.stopping.stop_strings, limits)
-    stop_token_ids = frozenset(request.stopping.stop_token_ids)
-    _check_token_ids("stopping.stop_token_ids", request.stopping.stop_token_ids, limits)
+    stop_token_ids = _stop_token_ids(request.stopping.stop_token_ids, limits)
     if not request.stopping.ignore_eos:
         stop_token_ids |= tokenizer.eos_token_ids
     prompt_token_ids = _prompt_token_ids(request, tokenizer, limits)
@@ -147,6 +148,14 @@ def _stop_strings(stop_strings: Sequence[str], limits: Limits) -> tuple[str, ...
     if "" in stop_strings:
         raise InvalidRequest(field, "an empty string cannot end a text")
     return tuple(stop_strings)
+
+
+def _stop_token_ids(token_ids: Sequence[int], limits: Limits) -> frozenset[int]:
+    field = "stopping.stop_token_ids"
+    _check_token_ids(field, token_ids, limits)
+    if len(distinct := frozenset(token_ids)) > _MAX_STOP_TOKENS:
+        raise InvalidRequest(field, f"{len(distinct)} were given; at most {_MAX_STOP_TOKENS} are possible")
+    return distinct
 
 
 def _sampling(sampling: sampling_pb2.SamplingParams, limits: Limits) -> SamplingParams:

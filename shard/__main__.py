@@ -8,6 +8,9 @@ import signal
 import sys
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
+
+import torch
 
 from shard.checkpoint import CheckpointError
 from shard.config import ConfigError, ShardConfig, parse_args
@@ -27,8 +30,19 @@ def main(argv: list[str]) -> None:
     try:
         asyncio.run(serve(config))
     except (ConfigError, CheckpointError, ValueError) as error:
-        write_fatal(config.run_dir, str(error))
-        sys.exit(f"shard: {error}")
+        _end_for_good(config, str(error))
+    except torch.OutOfMemoryError as error:
+        # While the rank was built: a step that fails ends the process elsewhere.
+        log.error("%s", error)
+        _end_for_good(
+            config, "the model does not fit the GPU; add shards (--num-shard), or keep it in 8 bits (--quantize)"
+        )
+
+
+def _end_for_good(config: ShardConfig, message: str) -> NoReturn:
+    """With what no restart can mend."""
+    write_fatal(config.run_dir, message)
+    sys.exit(f"shard: {message}")
 
 
 async def serve(config: ShardConfig) -> None:
@@ -38,7 +52,7 @@ async def serve(config: ShardConfig) -> None:
     device = DeviceThread()
     rank = await device.submit(partial(build_rank, config))
     steps = StepOrder(device, rank.runner.launch)
-    servicer = ShardServicer(info=rank.info, steps=steps, warm_up=rank.warm_up)
+    servicer = ShardServicer(info=rank.info, steps=steps, warm_up=partial(rank.warm_up, on_step=device.begin_step))
     path = Path(f"{config.uds_path}-{rank.group.rank}")
     # A predecessor that was killed leaves its socket behind.
     with contextlib.suppress(FileNotFoundError):

@@ -144,12 +144,17 @@ class CapturedSteps:
     def _is_to_be_captured(self, shape: _Shape, step: _Step) -> bool:
         if self._is_full or step.num_runs < (PROMPTS_CAPTURED_AT if shape.num_chunks else CAPTURED_AT):
             return False
-        self._is_full = self._num_captured >= _MOST_CAPTURED or not self._capture.has_room()
+        self._is_full = self._num_captured >= _MOST_CAPTURED or not self._all_have_room()
         if self._is_full:
             log.warning(
                 "%d steps are captured and there is no room for more: others run kernel by kernel", self._num_captured
             )
         return not self._is_full
+
+    def _all_have_room(self) -> bool:
+        """On every rank: the collectives of a step must be in graphs on all of them, or on none (NCCL's guide)."""
+        lacking = torch.tensor([float(not self._capture.has_room())], device=self._states.device)
+        return self._step.group.all_reduce(lacking).item() == 0
 
     def _fill_up_decodes(self, rows: StepRows, width: int, num_chunks: int) -> list[tuple[SequenceStep, int]] | None:
         """None: there would be logits of more rows than the largest step has, which are not counted."""

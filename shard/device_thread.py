@@ -67,12 +67,16 @@ class DeviceThread:
         return future
 
     async def watch(self, timeout_s: float) -> None:
-        """From now on, a job that takes longer ends the process; so does one that waits in a collective as long."""
+        """From now on, a step that takes longer ends the process; so does one that waits in a collective as long."""
         while True:
             await asyncio.sleep(_CHECK_INTERVAL_S)
             with contextlib.suppress(IndexError):
                 if time.monotonic() - self._started_s[0] > timeout_s:
                     leave(f"a step takes longer than {timeout_s:g} s")
+
+    def begin_step(self) -> None:
+        """Called by a job of many steps where one begins: each is watched by itself."""
+        self._started_s[-1] = time.monotonic()
 
     def hand_over(self) -> None:
         """The event loop gets the results of the jobs before this one."""

@@ -22,13 +22,22 @@ class MadeUpSteps:
     """Begins with a runner that has forgotten everything, and leaves it so after `forget`."""
 
     def __init__(
-        self, runner: ModelRunner, config: ShardConfig, *, num_blocks: int, vocab_size: int, sizes: SpeculationSizes
+        self,
+        runner: ModelRunner,
+        config: ShardConfig,
+        *,
+        num_blocks: int,
+        vocab_size: int,
+        sizes: SpeculationSizes,
+        on_step: Callable[[], None] = lambda: None,
     ) -> None:
+        """`on_step` is called where a step begins."""
         self._runner = runner
         self._config = config
         self._num_blocks = num_blocks
         self._vocab_size = vocab_size
         self._sizes = sizes
+        self._on_step = on_step
         self._step_id = 0
         self.forget()
 
@@ -54,13 +63,27 @@ class MadeUpSteps:
         """A token of each of the first sequences, with so many wrong drafts each."""
         return self.launch_decode(drafts, proposal)()
 
+    def prefill_beside(
+        self, drafts: list[int], prompts: list[int], *, sampling: Sampling = _GREEDY, logprobs: bool = False
+    ) -> StepResult:
+        """Whole prompts of these lengths in the slots behind the first ones, which decode, with so many wrong drafts
+        each."""
+        lengths = dict(enumerate(prompts, len(drafts)))
+        new = [self._new(slot, length, sampling, logprobs) for slot, length in lengths.items()]
+        chunks = [self._chunk(slot, 0, length, length) for slot, length in lengths.items()]
+        return self._launch(new, [*self._decodes(drafts, Proposal.NONE), *chunks], Proposal.NONE)()
+
     def launch_decode(self, drafts: list[int], proposal: Proposal) -> Callable[[], StepResult]:
         """The same as `ModelRunner.launch`: the next may be launched before this one is waited for."""
+        return self._launch([], self._decodes(drafts, proposal), proposal)
+
+    def _decodes(self, drafts: list[int], proposal: Proposal) -> list[SequenceStep]:
+        """And what they are to verify is made up."""
         if any(drafts):
             states = self._runner.states
             states.set_drafts(torch.arange(len(drafts), device=states.device), self._wrong(drafts))
         is_asked = proposal is not Proposal.NONE
-        steps = [
+        return [
             SequenceStep(
                 slot,
                 [],
@@ -72,7 +95,6 @@ class MadeUpSteps:
             )
             for slot, count in enumerate(drafts)
         ]
-        return self._launch([], steps, proposal)
 
     def _run(self, new: list[NewSequence], steps: list[SequenceStep]) -> StepResult:
         return self._launch(new, steps, Proposal.NONE)()
@@ -81,6 +103,7 @@ class MadeUpSteps:
         self, new: list[NewSequence], steps: list[SequenceStep], proposal: Proposal
     ) -> Callable[[], StepResult]:
         self._step_id += 1
+        self._on_step()
         return self._runner.launch(StepPlan(self._step_id, [], new, steps, proposal))
 
     def _new(self, slot: int, num_tokens: int, sampling: Sampling = _GREEDY, logprobs: bool = False) -> NewSequence:
@@ -94,8 +117,8 @@ class MadeUpSteps:
         )
 
     def _chunk(self, slot: int, start: int, length: int, most_tokens: int) -> SequenceStep:
-        """With blocks for `most_tokens`; sequences share them only where there are too few."""
-        count = most_tokens // self._config.block_size + 1
+        """With blocks for `most_tokens`, if a sequence can have so many; shared only where there are too few."""
+        count = min(most_tokens, self._config.max_total_tokens) // self._config.block_size + 1
         blocks = [1 + (slot * count + i) % self._num_blocks for i in range(count)]
         return SequenceStep(slot, blocks, start, length, verify=0, propose=0, propose_depth=0)
 

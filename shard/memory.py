@@ -10,7 +10,8 @@ import torch
 
 from shard.config import ConfigError, ShardConfig
 
-# Without a flag a rank on CPU takes at most this, and at most a fraction of the memory that is there.
+# Without a flag a rank on CPU takes at most this, or what one sequence needs, and at most a fraction of the memory
+# that is there.
 _CPU_DEFAULT_BYTES = 1 << 30
 _CPU_FRACTION = 0.25
 # Of what a GPU has beside weights and the largest step so much is for other captured steps: on 80 GB with 8B
@@ -57,7 +58,10 @@ def kept_bytes(device: torch.device, make: Callable[[], object]) -> int:
 def _must_fit() -> Iterator[None]:
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (torch.OutOfMemoryError, torch.AcceleratorError) as error:
+        # The latter where the driver has no memory for a graph.
+        if "out of memory" not in str(error).lower() and not isinstance(error, torch.OutOfMemoryError):
+            raise
         raise ConfigError(
             "the largest step does not fit the GPU beside the weights; lower --max-batch-prefill-tokens, "
             "--max-batch-size or --max-batch-draft-tokens, or add shards"
@@ -79,13 +83,15 @@ def available_bytes(config: ShardConfig, *, device: torch.device, ranks_on_host:
         left = free - least_free_bytes(config, device=device, largest=largest) - largest.captured
         return left - int(_GRAPHS_FRACTION * max(left, 0)) if largest.captured else left
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min(_CPU_DEFAULT_BYTES, int(_CPU_FRACTION * physical) // ranks_on_host)
+    return int(_CPU_FRACTION * physical) // ranks_on_host
 
 
 def num_kv_blocks(config: ShardConfig, *, bytes_per_block: int, available: int, device: torch.device) -> int:
     """Blocks of this rank. ConfigError if they could not hold one sequence of the greatest length, or on a GPU have no
     room."""
     per_sequence = -(-config.max_total_tokens // config.block_size)
+    if device.type == "cpu":
+        available = min(available, max(_CPU_DEFAULT_BYTES, per_sequence * bytes_per_block))
     room = max(available, 0) // bytes_per_block
     if config.max_batch_total_tokens:
         wanted = -(-config.max_batch_total_tokens // config.block_size)

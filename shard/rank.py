@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import torch
 
@@ -43,7 +44,13 @@ class Rank:
     runner: ModelRunner
     info: shard_pb2.GetInfoResponse
     # Measures what steps cost; see shard.warmup.
-    warm_up: Callable[[], list[StepCost]]
+    warm_up: "WarmUp"
+
+
+class WarmUp(Protocol):
+    """Calls `on_step` where each of its steps begins."""
+
+    def __call__(self, *, on_step: Callable[[], None] = ...) -> list[StepCost]: ...
 
 
 def build_rank(config: ShardConfig) -> Rank:

@@ -14,6 +14,9 @@ from shard.host_copy import integers, is_readable
 from shard.plan import NewSequence, SequenceStep
 from shard.speculation import DraftTree
 
+# Of a sequence at first: more than models have. A step that was captured is for one number of them.
+_STOP_TOKENS = 8
+
 
 @dataclass(slots=True)
 class HostSlot:
@@ -54,7 +57,7 @@ class SequenceStates:
         self.num_drafts = integers()
         self.max_num_tokens = integers()
         self.finished = torch.zeros(num_rows, dtype=torch.bool, device=device)
-        self.stop_token_ids = integers(1)
+        self.stop_token_ids = integers(_STOP_TOKENS)
         self.temperature, self.top_p, self.min_p = reals(), reals(), reals()
         self.top_k, self.seed = integers(), integers()
         self.block_tables = integers(max_total_tokens // block_size + 1).int()
@@ -113,9 +116,8 @@ class SequenceStates:
         self.seed[slot] = new.sampling.seed - (new.sampling.seed >> 63 << 64)  # the same 64 bits, signed
 
     def _insert_stop_tokens(self, slot: int, stop_token_ids: list[int]) -> None:
-        missing = len(stop_token_ids) - self.stop_token_ids.shape[1]
-        if missing > 0:
-            self.stop_token_ids = torch.nn.functional.pad(self.stop_token_ids, (0, missing), value=-1)
+        while len(stop_token_ids) > (width := self.stop_token_ids.shape[1]):
+            self.stop_token_ids = torch.nn.functional.pad(self.stop_token_ids, (0, width), value=-1)
         self.stop_token_ids[slot] = -1
         self.stop_token_ids[slot, : len(stop_token_ids)] = integers(stop_token_ids, self.device)
 

@@ -5,7 +5,7 @@ Leaves nothing behind: the runner is reset before and after.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from statistics import median
 
@@ -55,9 +55,11 @@ def warm_up(
     vocab_size: int,
     sizes: SpeculationSizes,
     proposals: list[Proposal],
+    on_step: Callable[[], None] = lambda: None,
 ) -> list[StepCost]:
-    """What steps cost, on every rank; empty if nothing is ever drafted. `proposals`: who can be asked for drafts."""
-    steps = MadeUpSteps(runner, config, num_blocks=num_blocks, vocab_size=vocab_size, sizes=sizes)
+    """What steps cost, on every rank; empty if nothing is ever drafted. `proposals`: who can be asked for drafts.
+    `on_step` is called where each step begins."""
+    steps = MadeUpSteps(runner, config, num_blocks=num_blocks, vocab_size=vocab_size, sizes=sizes, on_step=on_step)
     # Single prompts as they are captured, and the longest chunk there can be.
     longest = min(config.max_batch_prefill_tokens, config.max_total_tokens - 1)
     captured = [min(length, longest) for length in runner.captured_chunk_rows] * PROMPTS_CAPTURED_AT

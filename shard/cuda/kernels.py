@@ -6,6 +6,7 @@ Triton is imported at the first question about a CUDA device, and never on anoth
 import logging
 from dataclasses import dataclass
 from functools import cache
+from subprocess import CalledProcessError
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 import torch
@@ -284,7 +285,17 @@ def _load(device: torch.device) -> _Kernels | None:
         from shard.cuda.drafter import DraftingKernels
         from shard.cuda.layout import lay_out
         from shard.cuda.product import multiply
-    except ImportError as error:
+
+        if device.type == "cuda":
+            _compile_launcher()
+    except (ImportError, RuntimeError, AssertionError, OSError, CalledProcessError) as error:
         log.warning("serving without Triton kernels, which is slower: %s", error)
         return None
     return _Kernels(attend, multiply, rows, lay_out, best, decide, commit, DraftingKernels)
+
+
+def _compile_launcher() -> None:
+    """What Triton launches kernels with, which wants a C compiler: now, and not in the middle of the first step."""
+    from triton.runtime import driver
+
+    _ = driver.active.utils

@@ -46,7 +46,8 @@ class Tiles:
         if rows == 2 * _LEAST_ROWS and is_roomy:
             return cls(rows, 64, 128, stages=4, are_weights_left=True)
         if rows > _LEAST_ROWS:
-            return cls(rows, 128, 128, stages=3 if is_roomy and dtype.itemsize == 2 else 2)
+            outputs = 128 if is_roomy or dtype.itemsize == 2 else 64
+            return cls(rows, outputs, 128, stages=3 if is_roomy and dtype.itemsize == 2 else 2)
         return cls(rows, 32, 256, stages=3) if weights == torch.int8 else cls(rows, 32, 128, stages=5)
 
 

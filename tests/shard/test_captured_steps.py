@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shard.captured_steps import CapturedSteps
+from shard.distributed import TPGroup
 from shard.layout import StepRows
 from shard.model_runner import ModelRunner
 from shard.plan import NewSequence, SequenceResult, SequenceStep, StepPlan
@@ -92,6 +93,44 @@ def test_where_memory_has_room_for_few_the_others_run_one_by_one(
     assert [record.message for record in caplog.records].count(
         "2 steps are captured and there is no room for more: others run kernel by kernel"
     ) == 1
+
+
+class _OthersAreFull(TPGroup):
+    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+        return x + 1
+
+
+def test_nothing_is_captured_where_another_rank_has_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its collectives would be in a graph on one rank alone."""
+    case = Case.make(tmp_path, *CASES[0])
+    expected = case.run(case.rank().runner, digits=9).results()
+    as_on_a_gpu(monkeypatch)
+    capture, step = RecordedCapture(), case.rank().runner.step
+    step.group = _OthersAreFull()
+    runner = ModelRunner(step, capture=capture)
+    for _ in range(3):
+        assert case.run(runner, digits=9).results() == expected
+        runner.reset()
+    assert (capture.num_captured, capture.num_asked_for_room) == (0, 1)
+
+
+@pytest.mark.parametrize("stop_token_ids", [[], [17], [15, 16, 17, 18]])
+def test_what_warm_up_captured_serves_sequences_with_any_usual_number_of_stop_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_token_ids: list[int]
+) -> None:
+    as_on_a_gpu(monkeypatch)
+    capture = RecordedCapture()
+    monkeypatch.setattr("shard.rank.capture_for", lambda *_, **__: capture)
+    rank = Case.make(tmp_path, *CASES[0]).rank()
+    rank.warm_up()
+    captured, replayed = capture.num_captured, capture.num_replayed
+    rank.runner.reset()
+    new = NewSequence(0, [5, 6, 7, 8], GREEDY, 60, stop_token_ids, logprobs=False)
+    rank.runner.launch(StepPlan(1, [], [new], [SequenceStep(0, [1, 2, 3, 4, 5], 0, 4, 0, 0, 0)], Proposal.NONE))()
+    for step_id in range(2, 8):
+        rank.runner.launch(StepPlan(step_id, [], [], [SequenceStep(0, [], 0, 0, 0, 0, 0)], Proposal.NONE))()
+    assert capture.num_captured == captured
+    assert capture.num_replayed >= replayed + 6
 
 
 def test_where_as_many_rows_have_logits_as_there_are_they_are_still_chosen(

@@ -178,21 +178,27 @@ def test_merging_compiles_without_a_gpu(compile_for_device: Any) -> None:
 @pytest.mark.parametrize("num_rows", [2, 32, 64])
 @pytest.mark.parametrize("splits", [True, False])
 @pytest.mark.parametrize("weight", ["*i8", "*fp8e4nv"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("is_roomy", [False, True])
 def test_products_compile_without_a_gpu(
-    compile_for_device: Any, is_roomy: bool, weight: str, splits: bool, num_rows: int, request: pytest.FixtureRequest
+    compile_for_device: Any,
+    is_roomy: bool,
+    dtype: torch.dtype,
+    weight: str,
+    splits: bool,
+    num_rows: int,
+    request: pytest.FixtureRequest,
 ) -> None:
     from shard.cuda import product
     from shard.cuda.product_kernels import multiply_tiles
 
-    tiles = product.Tiles.of(
-        num_rows, torch.bfloat16, torch.int8 if weight == "*i8" else torch.float8_e4m3fn, is_roomy=is_roomy
-    )
+    tiles = product.Tiles.of(num_rows, dtype, torch.int8 if weight == "*i8" else torch.float8_e4m3fn, is_roomy=is_roomy)
     constants = {"TILE_ROWS": tiles.rows, "TILE_OUTPUTS": tiles.outputs, "TILE_INPUTS": tiles.inputs}
     constants |= {"ARE_WEIGHTS_LEFT": tiles.are_weights_left}
     constants |= {"bias": None} if splits else {"bias": None, "sums": None}
     options = {"num_warps": 4, "num_stages": tiles.stages}
-    call = partial(compile_for_device, multiply_tiles, constants, {"weight": weight}, **options)
+    kind = "*bf16" if dtype == torch.bfloat16 else "*fp32"
+    call = partial(compile_for_device, multiply_tiles, constants, {"weight": weight, "x": kind, "out": kind}, **options)
     if weight == "*fp8e4nv" and request.node.callspec.params["compile_for_device"] < 89:
         with pytest.raises(Exception, match="fp8e4nv"):
             call()
@@ -368,3 +374,19 @@ def test_the_product_of_a_row_begins_early(
     # Weights are asked for, 16 bytes at a time, before what earlier kernels wrote is waited for.
     before = ptx[: ptx.index("griddepcontrol.wait")]
     assert "ld.global.v4" in before
+
+
+def test_without_a_c_compiler_there_are_no_kernels_and_one_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> None:
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(kernels, "_compile_launcher", fail)
+    device = torch.device("cuda", 7)  # the answer is kept for each
+    for _ in range(2):
+        assert kernels.attention_for(torch.bfloat16, device) is None
+    assert [record.getMessage() for record in caplog.records] == [
+        "serving without Triton kernels, which is slower: Failed to find C compiler"
+    ]

@@ -1,7 +1,9 @@
 """The order of works and their finishes, with the real thread."""
 
 import asyncio
+import contextlib
 import threading
+import time
 from functools import partial
 
 import pytest
@@ -89,3 +91,34 @@ def test_an_error_is_that_of_its_own_job(fails_late: bool) -> None:
         assert await other == "b"
 
     asyncio.run(run())
+
+
+def test_a_job_of_many_steps_is_watched_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A warm-up takes longer than any step may."""
+    monkeypatch.setattr("shard.device_thread._CHECK_INTERVAL_S", 0.01)
+
+    class Left(Exception):
+        pass
+
+    def leave(reason: str) -> None:
+        raise Left(reason)
+
+    monkeypatch.setattr("shard.device_thread.leave", leave)
+
+    async def run(num_steps: int, step_s: float) -> None:
+        device = DeviceThread()
+
+        def many() -> None:
+            for _ in range(num_steps):
+                device.begin_step()
+                time.sleep(step_s)
+
+        watch, job = asyncio.create_task(device.watch(0.5)), device.submit(many)
+        await job
+        watch.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await watch
+
+    asyncio.run(run(20, 0.05))
+    with pytest.raises(Left, match=r"longer than 0\.5 s"):
+        asyncio.run(run(1, 1.0))

@@ -15,6 +15,7 @@ from shard.rank import build_rank
 from shard.speculation import Proposal
 from shard.speculation.drafter import SpeculationSizes
 from tests.checkpoints import make_checkpoint
+from tests.shard.recorded import as_on_a_gpu
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 GB = 1 << 30
@@ -33,6 +34,14 @@ def test_blocks_are_what_fits_and_never_more_than_all_sequences_can_fill() -> No
     assert blocks(20_999, CPU) == 20
     # Seven hold one sequence, and four run at once.
     assert blocks(1_000_000, CUDA) == 28
+
+
+def test_on_a_cpu_one_sequence_may_take_more_than_is_given_by_default() -> None:
+    gb = {"bytes_per_block": GB, "available": 100 * GB}
+    assert num_kv_blocks(config_of(), device=CPU, **gb) == 7
+    assert num_kv_blocks(config_of(), device=CPU, bytes_per_block=GB // 10, available=100 * GB) == 10
+    with pytest.raises(ConfigError, match="left for 80 tokens"):
+        num_kv_blocks(config_of(), device=CPU, bytes_per_block=GB, available=5 * GB)
 
 
 @pytest.mark.parametrize("available", [-5, 0, 6_999])
@@ -72,8 +81,18 @@ def test_what_a_step_takes_is_its_peak_and_too_much_is_said(monkeypatch: pytest.
     def too_large() -> None:
         raise torch.OutOfMemoryError("no room")
 
-    with pytest.raises(ConfigError, match="lower --max-batch-prefill-tokens"):
-        peak_bytes(CUDA, too_large)
+    def too_many_graphs() -> None:
+        raise torch.AcceleratorError("CUDA error: out of memory")
+
+    for fails in (too_large, too_many_graphs):
+        with pytest.raises(ConfigError, match="lower --max-batch-prefill-tokens"):
+            peak_bytes(CUDA, fails)
+
+    def broken() -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    with pytest.raises(torch.AcceleratorError, match="illegal"):
+        peak_bytes(CUDA, broken)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +107,7 @@ def test_no_step_can_be_larger_than_those_that_are_run_and_nothing_is_left_of_th
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = config_of(
-        *("--speculate=3", "--max-batch-prefill-tokens=50", "--max-batch-draft-tokens=7"),
+        *("--speculate=3", "--max-batch-prefill-tokens=130", "--max-batch-draft-tokens=7"),
         model=make_checkpoint(tmp_path),
     )
     runner = build_rank(config).runner
@@ -105,11 +124,27 @@ def test_no_step_can_be_larger_than_those_that_are_run_and_nothing_is_left_of_th
     steps = MadeUpSteps(runner, config, num_blocks=7, vocab_size=131, sizes=sizes)
     run_largest(steps, config, sizes, [Proposal.LOOKUP])
     chunks = [step for plan in plans for step in plan.sequences if step.chunk_length]
-    assert (chunks[0].chunk_start, chunks[0].chunk_length) == (49, 50)
-    decodes = [plan for plan in plans if not plan.sequences[0].chunk_length]
+    assert (chunks[0].chunk_start, chunks[0].chunk_length) == (0, 99)
+    full = next(plan for plan in plans if {bool(step.chunk_length) for step in plan.sequences} == {True, False})
+    assert [(step.verify, step.chunk_length) for step in full.sequences] == [(3, 0), (3, 0), (0, 99), (0, 31)]
+    decodes = [plan for plan in plans if not any(step.chunk_length for step in plan.sequences)]
     assert [plan.proposal for plan in decodes] == [Proposal.NONE, Proposal.LOOKUP]
     for plan in decodes:
         assert [step.verify for step in plan.sequences] == [3, 3, 1, 0]
     sampled = [new for plan in plans[1:] for new in plan.new_sequences]
     assert all(new.sampling.is_filtered and new.logprobs for new in sampled)
     assert not runner.states.host
+
+
+def test_the_largest_steps_leave_the_spare_slot_without_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose rows would be written there for ever: sequences are short beside what a step may bring."""
+    as_on_a_gpu(monkeypatch)
+    flags = "--max-total-tokens=48", "--speculate=16", "--max-batch-draft-tokens=64"
+    config = config_of(*flags, model=make_checkpoint(tmp_path))
+    runner = build_rank(config).runner
+    sizes = SpeculationSizes(num_speculative_tokens=16, tree_size=16, num_heads=0, tree_width=1)
+    steps = MadeUpSteps(runner, config, num_blocks=12, vocab_size=131, sizes=sizes)
+    run_largest(steps, config, sizes, [Proposal.LOOKUP], times=2)
+    tables = runner.states.block_tables
+    assert tables[:-1].any()
+    assert not tables[runner.states.spare_slot].any()

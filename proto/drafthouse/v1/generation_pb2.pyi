@@ -185,7 +185,7 @@ class StoppingCriteria(_message.Message):
 
     @_builtins.property
     def stop_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Besides the model's own end tokens."""
+        """Besides the model's own end tokens; at most 64."""
 
     def __init__(
         self,
