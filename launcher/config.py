@@ -119,7 +119,7 @@ class LauncherConfig:
         "Share of a GPU's memory to use.", default=0.9, kind=click.FloatRange(min=0, max=1, min_open=True)
     )
     max_concurrent_requests: int = _flag(
-        "Most requests running and waiting; more are refused.", default=128, kind=_COUNT
+        "Most requests running and waiting, each choice counted; more are refused.", default=128, kind=_COUNT
     )
     max_stop_sequences: int = _flag("Most stop strings of a request.", default=4, kind=click.IntRange(min=0))
     payload_limit: int = _flag("Largest request, in bytes.", default=2_000_000, kind=_COUNT)

@@ -94,6 +94,7 @@ def _supervisor(
 
     def announce() -> None:
         host = reachable_host(config.hostname)
+        host = f"[{host}]" if ":" in host else host
         log.info(
             f"ready in {time.monotonic() - started_s:.1f} s: {model.model_id} ({config.dtype}), "
             f"{config.num_shard} shard{'s' if config.num_shard != 1 else ''}, {_speculation(config, model)}; "

@@ -5,6 +5,7 @@ agent that used up its own restarts costs a pause, because the router replays it
 child's command line is made, nor what a shard or a router is beyond its name.
 """
 
+import math
 import signal
 import time
 from collections.abc import Callable
@@ -21,6 +22,8 @@ from launcher.restart_budget import RestartBudget
 MAX_STARTS = 5
 WINDOW_S = 600.0
 TICK_S = 0.1
+# What children get to end where the launcher gives up: with one of them for good away, requests cannot be finished.
+GIVEN_UP_S = 5.0
 # A child writes its message for the user here before it exits with an error that a restart cannot mend.
 FATAL_FILE = "fatal"
 
@@ -65,14 +68,16 @@ class Supervisor:
         with ExitStack() as handlers:
             for number in (signal.SIGTERM, signal.SIGINT):
                 handlers.callback(signal.signal, number, signal.signal(number, self._on_signal))
+            most_s = math.inf
             try:
                 failure = self._watch()
                 if failure is not None:
                     self._log.error(failure)
+                    most_s = GIVEN_UP_S
                 else:
                     self._log.info("stopping: open requests may finish, a second signal hurries")
             finally:
-                clean = self._stop_all()
+                clean = self._stop_all(time.monotonic() + most_s)
         return 0 if failure is None and clean else 1
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -120,14 +125,18 @@ class Supervisor:
         except FileNotFoundError:
             return None
 
-    def _stop_all(self) -> bool:
+    def _stop_all(self, until_s: float) -> bool:
         """True when every child ended by itself. After a failure one signal hurries, after a signal a second one."""
-        asked_by_signal = self._num_signals > 0
+        needed = 2 if self._num_signals else 1
+
+        def is_hurried() -> bool:
+            return self._num_signals >= needed or time.monotonic() > until_s
+
         clean = True
         for service in reversed(self._services):
             if service.child is None:
                 continue
-            if not service.child.stop(lambda: self._num_signals > (1 if asked_by_signal else 0)):
+            if not service.child.stop(is_hurried):
                 self._log.warning(f"{service.spec.name} did not end in time and was killed")
                 clean = False
         return clean

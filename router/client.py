@@ -4,6 +4,7 @@ Owns its flags and its two lines of output. Knows the public service and nothing
 """
 
 import argparse
+import io
 import os
 import sys
 import time
@@ -44,6 +45,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code: 1 after an error, 130 after Ctrl-C and 141 where nobody reads any more, which also cancel
     the request."""
     options = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # An answer may hold what a terminal cannot show.
+        sys.stdout.reconfigure(errors="replace")
     with grpc.insecure_channel(options.address) as channel:
         # Closing the channel cancels the call, also where the interrupt comes before there is a name for it.
         try:
@@ -65,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m router.client", description="Ask a Drafthouse server.")
-    parser.add_argument("prompt")
+    parser.add_argument("prompt", type=_text)
     parser.add_argument("--address", default="localhost:3001", help="host:port of the gRPC service (%(default)s)")
     parser.add_argument("--max-new-tokens", type=_unsigned(32), help="unset: up to the model's length limit")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (%(default)s)")
@@ -76,8 +80,16 @@ def _parser() -> argparse.ArgumentParser:
         "--speculate", type=_unsigned(32), help="draft tokens per step, 0 for none; unset: the server's"
     )
     parser.add_argument("--raw", action="store_true", help="send the prompt as it is, without the chat template")
-    parser.add_argument("--system", help="a system message before the prompt")
+    parser.add_argument("--system", type=_text, help="a system message before the prompt")
     return parser
+
+
+def _text(argument: str) -> str:
+    try:
+        argument.encode()
+    except UnicodeEncodeError as error:
+        raise argparse.ArgumentTypeError("is not valid UTF-8") from error
+    return argument
 
 
 def _unsigned(bits: int) -> Callable[[str], int]:

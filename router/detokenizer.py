@@ -38,6 +38,7 @@ class Detokenizer:
     def __init__(self, tokenizer: Tokenizer, prompt_token_ids: Sequence[int], stop_strings: Iterable[str] = ()) -> None:
         self._tokenizer = tokenizer
         self._stop_strings = tuple(stop_strings)
+        self._stop_ends = {f"<0x{stop.encode()[-1]:02X}>" for stop in self._stop_strings}
         self._stopped = False
         # The last tokens that have text, and the beginning of their text that needs no more saying.
         self._window = _context(tokenizer, prompt_token_ids)
@@ -52,7 +53,10 @@ class Detokenizer:
             return Detokenized(self._decode(token_ids), len(token_ids), stopped=False)
         pieces = []
         for i, token_id in enumerate(token_ids):
-            pieces.append(self._release(self._decode((token_id,))))
+            text = self._decode((token_id,))
+            if not text and self._ends_a_stop_string():
+                text = self._unsaid(self._tokenizer.decode(self._window))
+            pieces.append(self._release(text))
             if self._stopped:
                 return Detokenized("".join(pieces), i + 1, stopped=True)
         return Detokenized("".join(pieces), len(token_ids), stopped=False)
@@ -81,6 +85,14 @@ class Detokenizer:
             self._window = self._window[-_KEPT_TOKENS:]
             self._window_said = _without_last_replacement(self._tokenizer.decode(self._window))
         return text
+
+    def _ends_a_stop_string(self) -> bool:
+        """Whether a run of bytes, of which nothing is said until it ends, completes one: then it ends here."""
+        last = self._tokenizer.token(self._window[-1]) if self._window else ""
+        if last not in self._stop_ends or self._tokenizer.kind(self._window[-1]) is not TokenKind.BYTE:
+            return False
+        text = self._held + self._unsaid(self._tokenizer.decode(self._window))
+        return any(stop in text for stop in self._stop_strings)
 
     def _unsaid(self, text: str) -> str:
         if text.startswith(self._window_said):

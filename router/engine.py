@@ -91,7 +91,9 @@ class Engine:
 
     def limits(self) -> Limits:
         return self._known_info().limits(
-            max_input_tokens=self._config.max_input_tokens, max_stop_sequences=self._config.max_stop_sequences
+            max_input_tokens=self._config.max_input_tokens,
+            max_stop_sequences=self._config.max_stop_sequences,
+            max_concurrent_requests=self._config.max_concurrent_requests,
         )
 
     def model_info(self) -> ModelInfo:
@@ -150,6 +152,7 @@ class Engine:
             logprobs=request.logprobs,
         )
         self._next_seq_id += 1
+        log.debug("request %s: %d prompt tokens", request.request_id, num_prompt_tokens)
         now = time.monotonic()
         detokenizer = Detokenizer(self._tokenizer, request.prompt_token_ids, request.stop_strings)
         stream = Stream(request, sequence, detokenizer, arrived_s=now)
@@ -169,6 +172,7 @@ class Engine:
         if stream.is_ended:
             return
         stream.close(last)
+        log.debug("request %s ended: %s", stream.request.request_id, last or "nobody listens")
         del self._streams[stream.sequence]
         assert self._scheduler is not None
         reason = last if isinstance(last, FinishReason) else None
@@ -187,6 +191,9 @@ class Engine:
                 except ShardGroupLost as lost:
                     log.error("shard group lost: %s; replaying %d sequences", lost, len(self._streams))
                     await self._close_session(abort=str(lost))
+                    # Nothing of what was planned is there any more.
+                    assert self._scheduler is not None
+                    self._scheduler.restart(self._scheduler.config, self._scheduler.budget)
         finally:
             if self._session is not None:
                 await self._close_session(abort=None)
@@ -210,6 +217,8 @@ class Engine:
                 if str(error) != last_reason:
                     log.debug("waiting for the shards: %s", error)
                     last_reason = str(error)
+                if self._scheduler is not None:
+                    self._observer.set_gauges(self._scheduler)
                 await asyncio.sleep(_RECONNECT_INTERVAL_S)
         self._adopt(session.info, session.costs)
         return session

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
 import grpc
@@ -52,11 +52,12 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
         status = "error"
         try:
             status = await self._generate(request, context, deadline_s)
-        except asyncio.CancelledError:
-            # The client left, or grpc ended the call at its deadline before the engine did.
+        except (asyncio.CancelledError, grpc.aio.InternalError) as error:
+            # The client left, or grpc ended the call at its deadline before the engine did; a message under way then
+            # fails.
             is_late = deadline_s is not None and time.monotonic() >= deadline_s - _DEADLINE_SLACK_S
             status = "deadline" if is_late else "cancelled"
-            raise
+            raise asyncio.CancelledError from error
         except Exception as error:
             status = request_status(error)
             await _abort(context, error)
@@ -68,7 +69,10 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
         self, request: generation_pb2.TokenizeRequest, context: _Context
     ) -> generation_pb2.TokenizeResponse:
         async def tokenize() -> generation_pb2.TokenizeResponse:
-            token_ids = await _off_loop_if_long(request, lambda: validate_tokenize(request, self._tokenizer))
+            return await _off_loop_if_long(request, answer)
+
+        def answer() -> generation_pb2.TokenizeResponse:
+            token_ids = validate_tokenize(request, self._tokenizer)
             tokens = [self._tokenizer.token(token_id) for token_id in token_ids]
             return generation_pb2.TokenizeResponse(token_ids=token_ids, tokens=tokens)
 
@@ -167,4 +171,5 @@ async def _answer(context: _Context, work: Callable[[], Awaitable[_Reply]]) -> _
 async def _abort(context: _Context, error: Exception) -> None:
     if request_status(error) == "error" and not isinstance(error, Unavailable):
         logger.error("request failed", exc_info=error)
-    await context.abort_with_status(to_grpc_status(error))
+    with suppress(grpc.aio.InternalError):  # the client has left
+        await context.abort_with_status(to_grpc_status(error))

@@ -5,7 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from drafthouse.v1 import shard_pb2
 from router.budget import BudgetConfig
-from router.request import Limits, ModelInfo
+from router.request import MOST_CHOICES, Limits, ModelInfo
 from router.wire import methods_from_proto
 
 
@@ -51,8 +51,8 @@ class GroupInfo:
             f"{', '.join(self.speculation_methods)}{heads}"
         )
 
-    def limits(self, *, max_input_tokens: int | None, max_stop_sequences: int) -> Limits:
-        """What a request may ask for. A prompt leaves room for one token at least."""
+    def limits(self, *, max_input_tokens: int | None, max_stop_sequences: int, max_concurrent_requests: int) -> Limits:
+        """What a request may ask for. A prompt leaves room for one token at least; each choice counts as a request."""
         most = self.max_total_tokens - 1
         return Limits(
             max_total_tokens=self.max_total_tokens,
@@ -60,6 +60,7 @@ class GroupInfo:
             max_speculative_tokens=self.speculate,
             vocab_size=self.vocab_size,
             max_stop_sequences=max_stop_sequences,
+            max_choices=min(MOST_CHOICES, max_concurrent_requests),
         )
 
     def model_info(self, *, model_id: str, revision: str, num_shards: int) -> ModelInfo:

@@ -76,6 +76,11 @@ class Metrics:
         self.sequences = Gauge(
             "drafthouse_sequences", "Sequences in the scheduler by state.", ["state"], registry=registry
         )
+        self.preemptions = Counter(
+            "drafthouse_preemptions_total",
+            "Sequences that gave their KV blocks to older ones, to be computed again.",
+            registry=registry,
+        )
         self.kv_blocks = Gauge("drafthouse_kv_blocks", "Blocks of the KV cache by state.", ["state"], registry=registry)
         self.step_duration_seconds = Histogram(
             "drafthouse_step_duration_seconds",

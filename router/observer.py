@@ -21,8 +21,9 @@ class Observer:
         self._num_free, self._num_cached, self._num_used = (
             metrics.kv_blocks.labels(state) for state in KV_BLOCK_STATES
         )
-        # What the counters have been told of the controller's own.
+        # What the counters have been told of the controller's and the scheduler's own.
         self._num_decisions = dict.fromkeys(PROPOSAL_DECISIONS, 0)
+        self._num_preemptions = 0
         # What the outputs of a step bring together.
         self._num_tokens = 0
         self._draft_counts: list[DraftCounts] = []
@@ -67,7 +68,11 @@ class Observer:
                 metrics.inter_token_latency_seconds.observe((now - stream.last_output_s) / num_tokens)
         stream.last_output_s = now
         self._num_tokens += num_tokens
-        self._draft_counts += result.draft_counts
+        # Of drafts that a stop string cut off nobody got anything.
+        is_cut = num_tokens < len(result.token_ids)
+        self._draft_counts += (
+            [_cut(counts, num_tokens) for counts in result.draft_counts] if is_cut else result.draft_counts
+        )
 
     def note_step(self, phase: Phase, result: StepResult) -> None:
         """After its outputs, with which it is counted."""
@@ -88,6 +93,8 @@ class Observer:
         self._num_free.set(scheduler.blocks.num_free_blocks)
         self._num_cached.set(scheduler.blocks.num_cached_blocks)
         self._num_used.set(scheduler.blocks.num_allocated_blocks)
+        self._metrics.preemptions.inc(scheduler.num_preemptions - self._num_preemptions)
+        self._num_preemptions = scheduler.num_preemptions
         last = scheduler.budget.budget
         self._metrics.draft_min_probability.set(last.price)
         self._metrics.draft_cost_seconds.set(last.row_s)
@@ -95,6 +102,11 @@ class Observer:
         for decision, count in scheduler.budget.num_decisions.items():
             self._metrics.proposals.labels(decision).inc(count - self._num_decisions[decision])
             self._num_decisions[decision] = count
+
+
+def _cut(counts: DraftCounts, num_tokens: int) -> DraftCounts:
+    """With the first tokens of a step alone."""
+    return counts._replace(accepted=[count * (depth < num_tokens) for depth, count in enumerate(counts.accepted)])
 
 
 def _by_depth(counts: Iterable[list[int]]) -> list[int]:

@@ -24,13 +24,16 @@ class Placement:
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.num_preemptions = 0
+        self._has_prefixes = enable_prefix_caching
+        # For the oldest that waits, when last tried.
+        self._lacks_blocks = False
         self._free_slots = list(range(num_slots - 1, -1, -1))
         self._released_slots: list[int] = []
 
     @property
     def next_to_admit(self) -> list[Sequence]:
-        """Those that wait, as far as there are slots for them."""
-        return self.waiting[: len(self._free_slots)]
+        """Those that wait, as far as there are slots for them; nobody while the oldest waits for blocks."""
+        return [] if self._lacks_blocks else self.waiting[: len(self._free_slots)]
 
     def take_released_slots(self) -> list[int]:
         """Slots given back since the last call; the shards are to forget them."""
@@ -59,12 +62,13 @@ class Placement:
             return None
         sequence, block_size = self.waiting[0], self.blocks.block_size
         # A hit never covers the last token: some forward pass has to yield the next one.
-        hittable = (sequence.num_tokens - 1) // block_size
+        hittable = (sequence.num_tokens - 1) // block_size if self._has_prefixes else 0
         extend_prefix_keys(sequence.prefix_keys, sequence.token_ids, block_size, num_blocks=hittable)
         hit = self.blocks.match(sequence.prefix_keys[:hittable])
         missing = self.blocks.blocks_for(sequence.num_tokens) - len(hit)
         # A block for each that runs stays free: a newcomer that is preempted at once would prefill in vain.
-        if not self.blocks.can_allocate(missing + len(self.running), holding=hit):
+        self._lacks_blocks = not self.blocks.can_allocate(missing + len(self.running), holding=hit)
+        if self._lacks_blocks:
             return None
         self.blocks.hold(hit)
         sequence.block_table = hit + self.blocks.allocate(missing)
@@ -97,7 +101,7 @@ class Placement:
 
     def register(self, sequence: Sequence) -> None:
         """Offers its full, written blocks to the prefix table."""
-        full = sequence.num_computed_tokens // self.blocks.block_size
+        full = sequence.num_computed_tokens // self.blocks.block_size if self._has_prefixes else 0
         if full <= sequence.num_registered_blocks:
             return
         extend_prefix_keys(sequence.prefix_keys, sequence.token_ids, self.blocks.block_size, num_blocks=full)

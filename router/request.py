@@ -45,6 +45,9 @@ class GenerationOutput:
     num_accepted_tokens: int = 0
 
 
+MOST_CHOICES = 8
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What a single request may ask for. Tokens, unless the name says otherwise."""
@@ -57,7 +60,7 @@ class Limits:
     # Rows of the model's embedding: token ids are below it.
     vocab_size: int
     max_stop_sequences: int = 4
-    max_choices: int = 8
+    max_choices: int = MOST_CHOICES
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,7 @@ class Stream:
     last: FinishReason | RequestError | None = None
     last_message_s: float | None = None
     news: asyncio.Event = field(default_factory=asyncio.Event)
+    go_on: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def next_output(self, interval_s: Callable[[], float]) -> GenerationOutput:
         """All that came since the last call, when there is something. What is neither the first nor the last waits
@@ -48,7 +49,7 @@ class Stream:
         if self.last_message_s is not None and self.last is None:
             wait_s = self.last_message_s + interval_s() - time.monotonic()
             if wait_s > 0:
-                await asyncio.sleep(wait_s)
+                await self._pause(wait_s)
         self.last_message_s = time.monotonic()
         if not isinstance(self.last, RequestError):
             self.news.clear()
@@ -56,6 +57,15 @@ class Stream:
         if not self.token_ids:
             raise self.last
         return self._output(None)
+
+    async def _pause(self, wait_s: float) -> None:
+        """Until then, or until the end comes."""
+        timer = asyncio.get_running_loop().call_later(wait_s, self.go_on.set)
+        try:
+            await self.go_on.wait()
+        finally:
+            timer.cancel()
+            self.go_on.clear()
 
     def take(self, result: SequenceResult) -> tuple[int, FinishReason | None]:
         """How many of the tokens of a result are kept, and whether they are the last. A stop string ends the text
@@ -70,7 +80,7 @@ class Stream:
         self.logprobs += result.logprobs[:kept]
         self.num_steps += 1
         self.num_drafted_tokens += result.drafted
-        self.num_accepted_tokens += result.accepted
+        self.num_accepted_tokens += min(result.accepted, kept)
         self.num_generated_tokens += kept
         self.news.set()
         return kept, reason
@@ -82,6 +92,7 @@ class Stream:
             self.deadline.cancel()
         self.last = last
         self.news.set()
+        self.go_on.set()
 
     def _output(self, reason: FinishReason | None) -> GenerationOutput:
         text, token_ids, logprobs = self.text, self.token_ids, self.logprobs

@@ -74,7 +74,8 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Special tokens are added as tokenizer.json's post-processor says."""
-        return self._backend.encode(text).ids
+        # The form that lets other threads run: a long text takes seconds.
+        return self._backend.encode_batch_fast([text])[0].ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text without special tokens."""
@@ -89,7 +90,7 @@ class Tokenizer:
         if self._chat_template is None:
             raise InvalidRequest("chat", "this model has no chat template; send text or token_ids instead")
         text = self._chat_template.render(messages)
-        return self._backend.encode(text, add_special_tokens=False).ids
+        return self._backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
 
     def token(self, token_id: int) -> str:
         """The token as the vocabulary spells it; empty for an id it does not have."""
@@ -138,7 +139,10 @@ def _eos_token_ids(folder: Path, backend: tokenizers.Tokenizer, eos_token: str |
     for name in ("generation_config.json", "config.json"):
         ids = _read_json(folder / name).get("eos_token_id")
         if ids is not None:
-            return frozenset(ids if isinstance(ids, list) else [ids])
+            listed = ids if isinstance(ids, list) else [ids]
+            if not all(type(token_id) is int and token_id >= 0 for token_id in listed):
+                raise TokenizerError(f"{folder / name}: eos_token_id must be a token id or a list of them, not {ids!r}")
+            return frozenset(listed)
     token_id = None if eos_token is None else backend.token_to_id(eos_token)
     return frozenset() if token_id is None else frozenset({token_id})
 

@@ -16,8 +16,8 @@ from router.tokenizer import Tokenizer
 _MAX_REQUEST_ID_CHARACTERS = 128
 # All sequences of a shard have room for as many as one of them wants.
 _MAX_STOP_TOKENS = 64
-# Below it logits overflow float32 when they are divided by it.
-_MIN_TEMPERATURE = 1e-5
+# Below it logits overflow float32 when they are divided by it; clients that say 1e-5 send the float32 next to it.
+_MIN_TEMPERATURE = 0.99e-5
 _UINT64 = 2**64
 
 
@@ -102,7 +102,6 @@ def _prompt_token_ids(request: generation_pb2.GenerateRequest, tokenizer: Tokeni
             token_ids = _chat_token_ids(request.chat, tokenizer)
         case "token_ids":
             token_ids = list(request.token_ids.ids)
-            _check_token_ids("token_ids.ids", token_ids, limits)
         case _:
             raise InvalidRequest("input", "text, chat or token_ids must be given")
     if not token_ids:
@@ -111,6 +110,8 @@ def _prompt_token_ids(request: generation_pb2.GenerateRequest, tokenizer: Tokeni
         raise InvalidRequest(
             field, f"the prompt has {len(token_ids)} tokens; at most {limits.max_input_tokens} are possible"
         )
+    # Some tokenizers have more tokens than the model has rows.
+    _check_token_ids("token_ids.ids" if field == "token_ids" else field, token_ids, limits)
     return token_ids
 
 
@@ -163,7 +164,7 @@ def _sampling(sampling: sampling_pb2.SamplingParams, limits: Limits) -> Sampling
     temperature = sampling.temperature
     if not (temperature == 0 or _MIN_TEMPERATURE <= temperature < math.inf):
         raise InvalidRequest(
-            "sampling.temperature", f"must be 0 (greedy) or at least {_MIN_TEMPERATURE}: {temperature}"
+            "sampling.temperature", f"must be 0 (greedy) or a finite number from 1e-5 on, not {temperature}"
         )
     for name in ("top_p", "min_p"):
         value = getattr(sampling, name)

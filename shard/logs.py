@@ -28,7 +28,7 @@ class _Formatter(logging.Formatter):
             return super().format(record)
         line = {
             "time": self.formatTime(record),
-            "level": record.levelname,
+            "level": record.levelname.lower(),
             "process": "shard",
             "rank": self._rank,
             "logger": record.name,

@@ -166,6 +166,16 @@ def test_a_child_that_keeps_failing_uses_up_its_budget(supervise: Callable[..., 
     assert launched.events()[-1] == "agent stopped"
 
 
+def test_where_one_child_is_given_up_the_other_is_not_waited_for_as_if_it_could_finish(
+    supervise: Callable[..., Launched],
+) -> None:
+    launched = supervise(agent=FAILING, router=STUBBORN, grace_s=600.0)
+    code, output = launched.finish()
+    assert code == 1
+    assert "giving up" in output
+    assert "router did not end in time and was killed" in output
+
+
 def test_a_fatal_message_stops_everything_and_is_printed_once(supervise: Callable[..., Launched]) -> None:
     fatal = (
         PREAMBLE

@@ -70,6 +70,7 @@ class SimulatedShards:
         assert len(set(slot.block_table)) == len(slot.block_table)
         if slot.finished:
             return None
+        drafts = slot.drafts[: 0 if step.chunk_length else step.verify]
         if step.chunk_length:
             end = step.chunk_start + step.chunk_length
             assert end <= len(slot.token_ids)
@@ -77,11 +78,10 @@ class SimulatedShards:
             self._write(slot, step.chunk_start, end)
             if end < len(slot.token_ids):
                 return None
-            emitted, checked, accepted = [next_token(tuple(slot.token_ids))], 0, 0
+            emitted, accepted = [next_token(tuple(slot.token_ids))], 0
         else:
-            drafts = slot.drafts[: step.verify]
             self._read(slot, len(slot.token_ids) - 1)
-            emitted, checked = self._verify(slot, drafts), len(drafts)
+            emitted = self._verify(slot, drafts)
             accepted = sum(tuple(emitted[:depth]) in drafts for depth in range(1, len(emitted) + 1))
         start = len(slot.token_ids) - 1
         slot.token_ids += emitted
@@ -91,8 +91,10 @@ class SimulatedShards:
         slot.finished = slot.token_ids[-1] in slot.new.stop_token_ids or len(slot.token_ids) >= limit
         assert len(slot.token_ids) <= limit
         self._propose(slot, step.propose, min(step.propose_depth, limit - len(slot.token_ids) - 1))
-        counts = [DraftCounts("ngram", [checked], [accepted])] if checked else []
-        return SequenceResult(step.slot, emitted, [], checked, accepted, counts)
+        depths = range(1, 1 + max(map(len, drafts), default=0))
+        drafted = [sum(len(draft) == depth for draft in drafts) for depth in depths]
+        counts = [DraftCounts("ngram", drafted, [int(depth <= accepted) for depth in depths])] if drafts else []
+        return SequenceResult(step.slot, emitted, [], len(drafts), accepted, counts)
 
     def _verify(self, slot: _Slot, drafts: list[tuple[int, ...]]) -> list[int]:
         tokens, start = list(slot.token_ids), len(slot.token_ids)

@@ -137,6 +137,39 @@ def test_a_full_queue_turns_away_and_serves_on(tmp_path: Path) -> None:
     run(scenario)
 
 
+def test_more_choices_than_there_can_be_requests_are_no_matter_of_patience(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with FakeShards(tmp_path, FakeGroup()), service(tmp_path, max_concurrent_requests=3) as s:
+            await s.ready()
+            assert s.engine.limits().max_choices == 3
+
+    run(scenario)
+
+
+def test_what_is_shown_while_the_shards_are_away_is_true(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with service(tmp_path) as s:
+            async with FakeShards(tmp_path, FakeGroup(incarnation=1, latency_s=LATENCY_S)):
+                await s.ready()
+                streams = [asyncio.create_task(s.tokens(request([i], new=30))) for i in range(3)]
+                while s.value("drafthouse_sequences", state="running") < 3:
+                    await asyncio.sleep(0.01)
+            while s.value("drafthouse_sequences", state="running"):
+                await asyncio.sleep(0.01)
+            assert s.value("drafthouse_sequences", state="waiting") == 3
+            assert s.value("drafthouse_kv_blocks", state="used") == 0
+            streams.pop().cancel()
+            streams.append(asyncio.create_task(s.tokens(request([7], new=5))))
+            streams.append(asyncio.create_task(s.tokens(request([8], new=5))))
+            while s.value("drafthouse_sequences", state="waiting") != 4:
+                await asyncio.sleep(0.01)
+            async with FakeShards(tmp_path, FakeGroup(incarnation=2)):
+                wanted = [([0], 30), ([1], 30), ([7], 5), ([8], 5)]
+                assert await asyncio.gather(*streams) == [expected(*each) for each in wanted]
+
+    run(scenario)
+
+
 def test_a_client_that_leaves_frees_its_blocks(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with FakeShards(tmp_path, FakeGroup(latency_s=LATENCY_S)), service(tmp_path) as s:
@@ -177,6 +210,26 @@ def test_a_stop_string_cuts_tokens_that_came_in_one_step(tmp_path: Path) -> None
             assert len(tokens) <= 12
             assert stop not in "".join(o.text for o in outputs)
             assert outputs[-1].num_generated_tokens == len(tokens)
+
+    run(scenario)
+
+
+def test_drafts_that_a_stop_string_cut_are_not_counted_as_accepted(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with FakeShards(tmp_path, FakeGroup()), service(tmp_path) as s:
+            await s.ready()
+            num_accepted = num_generated = 0
+            for at in range(40):
+                text = byte_level_tokenizer().decode(expected([1, 2, 3, at], 30)[:5])
+                outputs = await collect(
+                    s.engine.generate(request([1, 2, 3, at], new=30, k=3, stop_strings=(text[-1],)))
+                )
+                last = outputs[-1]
+                assert last.num_accepted_tokens <= max(0, last.num_generated_tokens - (last.num_steps > 0))
+                num_accepted += last.num_accepted_tokens
+                num_generated += last.num_generated_tokens
+            assert 0 < num_accepted < num_generated
+            assert s.total("drafthouse_speculation_accepted_tokens_total") == num_accepted
 
     run(scenario)
 

@@ -32,7 +32,7 @@ def test_json_output_is_one_object_a_line_even_with_an_exception(capsys: pytest.
         logging.getLogger("router.x").exception('a "quote"\nand 你')
     (line,) = capsys.readouterr().err.splitlines()
     entry = json.loads(line)
-    assert (entry["level"], entry["process"], entry["logger"]) == ("ERROR", "router", "router.x")
+    assert (entry["level"], entry["process"], entry["logger"]) == ("error", "router", "router.x")
     assert entry["message"] == 'a "quote"\nand 你'
     assert "ValueError: a\nb" in entry["exception"]
 

@@ -40,6 +40,7 @@ EXPECTED: dict[str, tuple[str, set[str]]] = {
     "drafthouse_prefix_cache_hit_tokens": ("counter", set()),
     "drafthouse_sequences": ("gauge", {"state"}),
     "drafthouse_kv_blocks": ("gauge", {"state"}),
+    "drafthouse_preemptions": ("counter", set()),
     "drafthouse_step_duration_seconds": ("histogram", {"phase"}),
     "drafthouse_speculation_steps": ("counter", {"method"}),
     "drafthouse_speculation_drafted_tokens": ("counter", {"method", "position"}),

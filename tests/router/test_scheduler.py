@@ -127,6 +127,33 @@ def test_a_prompt_longer_than_the_budget_is_prefilled_in_chunks_beside_decodes()
     assert sorted((s.chunk_length, s.num_rows) for s in plan.sequences) == [(0, 1), (7, 7)]
 
 
+def test_a_prompt_that_waits_for_blocks_keeps_nobody_from_drafting() -> None:
+    """Its rows fill no step until there is room for it."""
+    costs = StepCosts(StepCost(n, n, 0, Proposal.NONE, max(4, n) * 1e-3) for n in (1, 4, 64))
+    config = SchedulerConfig(num_blocks=20, block_size=4, max_batch_size=4, max_batch_tokens=24, max_draft_tokens=20)
+
+    def drafts(waiting: list[Sequence]) -> list[int]:
+        """That a sequence is to check, step by step."""
+        scheduler = Scheduler(config, BudgetController(BUDGET, costs))
+        shards, checked = SimulatedShards(num_blocks=20, block_size=4), []
+        scheduler.add(sequence(0, [1, 2, 3], new=60, k=5))
+        step(scheduler, shards)
+        for one in waiting:
+            scheduler.add(one)
+        for _ in range(20):
+            plan = planned(scheduler)
+            checked.append(sum(s.propose for s in plan.sequences))
+            shards.send(plan)
+            scheduler.update(shards.reply())
+        assert scheduler.num_waiting == len(waiting)
+        return checked
+
+    alone = drafts([])
+    assert sum(alone) > 20
+    # It is tried once before that is known.
+    assert drafts([sequence(1, list(range(75)), new=1)])[1:] == alone[1:]
+
+
 def test_the_last_planned_step_is_not_wasted() -> None:
     scheduler, shards = make()
     one = sequence(0, [1, 2, 3], new=2)

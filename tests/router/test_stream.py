@@ -58,7 +58,7 @@ def test_what_waits_together_is_one_output() -> None:
     in_a_stream(do)
 
 
-def test_neither_the_first_output_waits_nor_the_last_but_those_between() -> None:
+def test_outputs_wait_but_the_first_and_until_the_end_comes() -> None:
     async def do(stream: Stream) -> None:
         begin_s = time.monotonic()
         bring(stream, "a")
@@ -68,8 +68,20 @@ def test_neither_the_first_output_waits_nor_the_last_but_those_between() -> None
         # What comes while it waits goes with it.
         assert (await stream.next_output(lambda: LATER_S)).text == "bc"
         assert time.monotonic() - begin_s >= LATER_S
-        bring(stream, "d", FinishReason.STOP)
-        assert (await stream.next_output(lambda: 60.0)).text == "d"
+        bring(stream, "d")
+        # The end comes while it waits.
+        asyncio.get_running_loop().call_later(LATER_S / 2, bring, stream, "e", FinishReason.STOP)
+        assert (await stream.next_output(lambda: 60.0)).text == "de"
+
+    in_a_stream(do)
+
+
+def test_the_last_output_does_not_wait_either() -> None:
+    async def do(stream: Stream) -> None:
+        bring(stream, "a")
+        await stream.next_output(lambda: 60.0)
+        bring(stream, "b", FinishReason.STOP)
+        assert (await stream.next_output(lambda: 60.0)).text == "b"
 
     in_a_stream(do)
 

@@ -54,6 +54,13 @@ def test_end_tokens_come_from_the_first_file_that_names_them(
     assert Tokenizer.from_folder(tmp_path).eos_token_ids == eos
 
 
+@pytest.mark.parametrize("wrong", [-1, "</s>", [2, None], True])
+def test_end_tokens_that_are_no_ids_are_refused(tmp_path: Path, wrong: Any) -> None:
+    save(tmp_path, byte_level(), tokenizer_config=CONFIG, config={"eos_token_id": wrong})
+    with pytest.raises(TokenizerError, match=r"config\.json: eos_token_id must be"):
+        Tokenizer.from_folder(tmp_path)
+
+
 def test_of_several_templates_the_default_is_used_and_a_template_file_wins(tmp_path: Path) -> None:
     templates = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "a{{ eos_token }}"}]
     save(tmp_path, byte_level(), tokenizer_config=CONFIG | {"chat_template": templates})

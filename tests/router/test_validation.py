@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -79,6 +80,8 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"text": "a" * 16}, "text", "17 tokens; at most 16"),
     ({"token_ids": {"ids": [1, 300]}}, "token_ids.ids", "300 is outside .* 300"),
     ({"sampling": {"temperature": -0.5}}, "sampling.temperature", "-0.5"),
+    ({"sampling": {"temperature": 0.9e-5}}, "sampling.temperature", "from 1e-5 on"),
+    ({"stopping": {"stop_token_ids": list(range(65))}}, "stopping.stop_token_ids", "65 were given; at most 64"),
     ({"sampling": {"temperature": float("nan")}}, "sampling.temperature", "nan"),
     ({"sampling": {"temperature": float("inf")}}, "sampling.temperature", "inf"),
     ({"sampling": {"temperature": 1e-30}}, "sampling.temperature", "greedy"),
@@ -102,6 +105,15 @@ def test_a_wrong_field_is_named(fields: dict[str, Any], field: str, reason: str)
     with pytest.raises(InvalidRequest, match=reason) as caught:
         validate(**fields)
     assert caught.value.field == field
+
+
+def test_a_text_of_tokens_that_the_model_has_no_rows_for_is_refused() -> None:
+    """Tokenizers may know more of them."""
+    limits = replace(LIMITS, vocab_size=50)
+    for fields in ({"text": "hello"}, {"token_ids": {"ids": [60]}}):
+        request = generation_pb2.GenerateRequest(**fields)
+        with pytest.raises(InvalidRequest, match="outside the vocabulary of 50 tokens"):
+            validate_generate(request, tokenizer=TOKENIZER, limits=limits, deadline_s=None)
 
 
 def test_an_input_is_required() -> None:
