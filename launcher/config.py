@@ -136,7 +136,7 @@ class LauncherConfig:
         kind=_COUNT,
     )
     collective_timeout: float = _flag(
-        "Seconds after which a shard gives up waiting for the others.", default=60.0, kind=_SECONDS
+        "Seconds after which a shard gives up on a step, or on waiting for the others.", default=60.0, kind=_SECONDS
     )
     step_timeout: float = _flag(
         "Seconds after which the router gives up on a step and its shards.", default=120.0, kind=_SECONDS

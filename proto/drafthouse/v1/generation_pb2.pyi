@@ -55,7 +55,7 @@ class GenerateRequest(_message.Message):
     LOGPROBS_FIELD_NUMBER: _builtins.int
     N_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Appears in logs; drawn by the router when empty."""
+    """Appears in the logs of level debug; drawn by the router when empty."""
     text: _builtins.str
     """Tokenized as it is; special tokens are added as the tokenizer's configuration says."""
     speculate: _builtins.int

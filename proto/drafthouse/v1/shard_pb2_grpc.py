@@ -82,7 +82,7 @@ class ShardServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Warmup(self, request, context):
-        """Begins a session: forgets every slot and block of the one before and runs each kind of step once.
+        """Begins a session: forgets every slot and block of the one before, runs each kind of step and measures it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -38,7 +38,7 @@ class ShardServiceStub:
     def __new__(cls, channel: _aio.Channel) -> ShardServiceAsyncStub: ...
     GetInfo: _grpc.UnaryUnaryMultiCallable[_shard_pb2.GetInfoRequest, _shard_pb2.GetInfoResponse]
     Warmup: _grpc.UnaryUnaryMultiCallable[_shard_pb2.WarmupRequest, _shard_pb2.WarmupResponse]
-    """Begins a session: forgets every slot and block of the one before and runs each kind of step once."""
+    """Begins a session: forgets every slot and block of the one before, runs each kind of step and measures it."""
     Prefill: _grpc.StreamStreamMultiCallable[_shard_pb2.PrefillRequest, _shard_pb2.PrefillResponse]
     """Steps that hold at least one prompt chunk."""
     Decode: _grpc.StreamStreamMultiCallable[_shard_pb2.DecodeRequest, _shard_pb2.DecodeResponse]
@@ -58,7 +58,7 @@ class ShardServiceAsyncStub(ShardServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetInfo: _aio.UnaryUnaryMultiCallable[_shard_pb2.GetInfoRequest, _shard_pb2.GetInfoResponse]  # type: ignore[assignment]
     Warmup: _aio.UnaryUnaryMultiCallable[_shard_pb2.WarmupRequest, _shard_pb2.WarmupResponse]  # type: ignore[assignment]
-    """Begins a session: forgets every slot and block of the one before and runs each kind of step once."""
+    """Begins a session: forgets every slot and block of the one before, runs each kind of step and measures it."""
     Prefill: _aio.StreamStreamMultiCallable[_shard_pb2.PrefillRequest, _shard_pb2.PrefillResponse]  # type: ignore[assignment]
     """Steps that hold at least one prompt chunk."""
     Decode: _aio.StreamStreamMultiCallable[_shard_pb2.DecodeRequest, _shard_pb2.DecodeResponse]  # type: ignore[assignment]
@@ -87,7 +87,7 @@ class ShardServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _shard_pb2.WarmupRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_shard_pb2.WarmupResponse, _abc.Awaitable[_shard_pb2.WarmupResponse]]:
-        """Begins a session: forgets every slot and block of the one before and runs each kind of step once."""
+        """Begins a session: forgets every slot and block of the one before, runs each kind of step and measures it."""
 
     @_abc_1.abstractmethod
     def Prefill(
