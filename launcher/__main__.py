@@ -24,7 +24,7 @@ def main(**flags: object) -> None:
         machine = inspect_machine(os.environ)
         config = settled(LauncherConfig(**flags), machine)  # type: ignore[arg-type]
         log = LogWriter(level=config.log_level, json_output=config.json_output)
-        sys.exit(launch(config, os.environ, log, Programs.for_machine(config, machine)))
+        sys.exit(launch(config, os.environ, log, Programs.for_machine(machine)))
     except ConfigError as error:
         raise click.UsageError(str(error)) from error
     except LaunchError as error:

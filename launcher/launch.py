@@ -33,9 +33,8 @@ class Programs:
     kernels: tuple[str, ...] | None = None
 
     @classmethod
-    def for_machine(cls, config: LauncherConfig, machine: Machine) -> "Programs":
-        needs_kernels = config.dtype == "bfloat16" and not machine.num_gpus
-        return cls(kernels=(sys.executable, "-m", "shard.cpu.build") if needs_kernels else None)
+    def for_machine(cls, machine: Machine) -> "Programs":
+        return cls(kernels=None if machine.num_gpus else (sys.executable, "-m", "shard.cpu.build"))
 
 
 def launch(config: LauncherConfig, environ: Mapping[str, str], log: LogWriter, programs: Programs) -> int:

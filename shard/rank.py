@@ -255,7 +255,14 @@ def _make_cache(
             available * 1e-9,
             num_blocks,
         )
-    return cache_of(num_blocks=num_blocks), largest
+    try:
+        return cache_of(num_blocks=num_blocks), largest
+    except (OSError, OverflowError) as error:
+        # On CPU, where memory is only reserved.
+        raise ConfigError(
+            f"there is no memory for keys and values of {num_blocks * config.block_size} tokens ({error}); lower "
+            "--max-batch-total-tokens"
+        ) from error
 
 
 def _draw_incarnation(group: TPGroup, device: torch.device) -> int:

@@ -1,12 +1,14 @@
 """Compiles the .c files of this folder into one library, once per source, compiler and processor, in the user's cache.
 
-Must not know what the kernels do. No compiler is no error: the caller goes on without.
+Must not know what the kernels do. No compiler is no error: the caller goes on without. It is GCC: others bring an
+OpenMP library of their own, and the kernels share torch's.
 """
 
 import fcntl
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -21,6 +23,9 @@ _COMPILE = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-f
 # Rapids (bench/RESULTS.md).
 _WITHOUT_PAIRS = "-U__AVX512BF16__"
 
+# Of folders in which a library is made; a killed build leaves one.
+_SCRATCH = "kernels-tmp"
+
 _CPUINFO = ("vendor_id", "model name", "flags", "Features")
 
 
@@ -29,35 +34,49 @@ class BuildError(Exception):
 
 
 def built_library() -> Path:
-    """The shared library, compiled now (a few seconds) if it is not in the cache."""
-    compiler = shutil.which(os.environ.get("CC", "cc"))
-    if compiler is None:
-        raise BuildError("no C compiler was found")
-    version, flags = _run([compiler, "--version"]), _flags()
+    """The shared library, compiled now (a few seconds) if it is not in the cache. OSError if that cannot be written."""
+    compiler = shlex.split(os.environ.get("CC") or "cc")
+    if shutil.which(compiler[0]) is None:
+        raise BuildError(f"there is no C compiler {compiler[0]!r} (CC names another)")
+    version, flags = _run([*compiler, "--version"]), _flags()
+    if "clang" in version:
+        raise BuildError(f"{compiler[0]} is clang, and the kernels need GCC (CC names another)")
     sources = [source.read_text() for source in (*SOURCES, *HEADERS)]
     key = hashlib.sha256("\n".join([*sources, version, _processor(), *flags]).encode()).hexdigest()[:16]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "drafthouse"
+    cache = _cache_folder()
     library = cache / f"kernels-{key}.so"
     if not library.exists():
         cache.mkdir(parents=True, exist_ok=True)
         # Ranks, and the launcher for them, may want it at the same time: who comes second finds it made.
         with (cache / "kernels.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
+            for stale in cache.glob(f"{_SCRATCH}*"):
+                shutil.rmtree(stale, ignore_errors=True)
             if not library.exists():
                 _build(compiler, flags, library)
     return library
 
 
-def _build(compiler: str, flags: tuple[str, ...], library: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=library.parent) as scratch, ThreadPoolExecutor() as pool:
+def _cache_folder() -> Path:
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "drafthouse"
+    except RuntimeError as error:
+        raise BuildError("there is no home folder to keep them in; set XDG_CACHE_HOME") from error
+
+
+def _build(compiler: list[str], flags: tuple[str, ...], library: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=library.parent) as scratch, ThreadPoolExecutor() as pool:
         objects = [str(Path(scratch) / f"{source.stem}.o") for source in SOURCES]
         commands = [
-            [compiler, *flags, str(source), "-o", compiled] for source, compiled in zip(SOURCES, objects, strict=True)
+            [*compiler, *flags, str(source), "-o", compiled] for source, compiled in zip(SOURCES, objects, strict=True)
         ]
         list(pool.map(_run, commands))
         built = Path(scratch) / "kernels.so"
         # Without -fopenmp here: the OpenMP functions are to be those of the library that torch brought.
-        _run([compiler, "-shared", *objects, "-o", str(built), "-lm"])
+        _run([*compiler, "-shared", *objects, "-o", str(built), "-lm"])
+        # A library that a power cut left half written would end every later start.
+        with built.open("rb") as file:
+            os.fsync(file.fileno())
         built.replace(library)
 
 
@@ -69,8 +88,10 @@ def _run(command: list[str]) -> str:
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout
     except (OSError, subprocess.SubprocessError) as error:
-        detail = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
-        raise BuildError(f"{Path(command[0]).name} failed: {detail[-1] if detail else error}") from error
+        lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines() or [repr(error)]
+        # The last line of a compiler says that it ended.
+        reason = next((line for line in lines if "error:" in line or "cannot find" in line), lines[-1])
+        raise BuildError(f"{Path(command[0]).name} failed: {reason}") from error
 
 
 def _processor() -> str:

@@ -54,10 +54,10 @@ INLINE Halves narrow_all(Floats values) {
 INLINE Floats widen_all(const bf16 *values) {
     // Of a conversion GCC 12 makes four operations where there is one. By its name in the compiler: immintrin.h would take
     // most of the time that this library compiles.
-#if defined __AVX512F__ && !defined __clang__
+#if defined __AVX512F__
     typedef short Shorts __attribute__((vector_size(32), aligned(2)));
     return (Floats)((Words)__builtin_ia32_pmovzxwd512_mask(*(const Shorts *)values, (Ints){0}, 0xffff) << 16);
-#elif defined __AVX2__ && !defined __clang__
+#elif defined __AVX2__
     typedef short Shorts __attribute__((vector_size(16), aligned(2)));
     return (Floats)((Words)__builtin_ia32_pmovzxwd256(*(const Shorts *)values) << 16);
 #else
@@ -66,10 +66,10 @@ INLINE Floats widen_all(const bf16 *values) {
 }
 
 INLINE Floats widen_integers(const int8_t *values) {
-#if defined __AVX512F__ && !defined __clang__
+#if defined __AVX512F__
     typedef char Bytes __attribute__((vector_size(16), aligned(1)));
     return __builtin_convertvector((Ints)__builtin_ia32_pmovsxbd512_mask(*(const Bytes *)values, (Ints){0}, 0xffff), Floats);
-#elif defined __AVX2__ && !defined __clang__
+#elif defined __AVX2__
     typedef char Bytes __attribute__((vector_size(16)));
     typedef int64_t Pair __attribute__((vector_size(16)));
     int64_t eight;
@@ -106,7 +106,7 @@ INLINE Factors factors_of(const bf16 *values) {
 }
 
 INLINE Floats add_product(Floats sum, Factors a, Factors b) {
-    // By its name: GCC and clang call the function for it differently, and immintrin.h takes long to compile.
+    // By its name: immintrin.h takes long to compile.
     __asm__("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
     return sum;
 }

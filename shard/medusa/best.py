@@ -66,7 +66,8 @@ def log_sum_exp(scores: Tensor, best: Tensor) -> Tensor:
 def _first(scores: Tensor, columns: Tensor, count: int) -> Tensor:
     """Of `columns` [M, N] or [N], which have `scores` [M, N], the first `count` in the order."""
     # Score and column in one integer, so that no two are equal. Below zero the bits of a float run the other way.
-    bits = scores.float().view(torch.int32)
+    # Zero has two forms: of the sum it has one.
+    bits = (scores.float() + 0.0).view(torch.int32)
     ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
     keys = (ordered.long() << 32) - columns
     first: Tensor = -keys.topk(count, dim=1).values & 0xFFFFFFFF

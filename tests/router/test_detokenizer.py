@@ -63,7 +63,7 @@ def streams(draw: st.DrawFn) -> tuple[Tokenizer, list[int], list[int], list[Sequ
     return tokenizer, prompt, token_ids, cut(token_ids, sizes)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(streams())
 def test_the_pieces_make_the_text_that_decoding_at_once_makes(
     stream: tuple[Tokenizer, list[int], list[int], list[Sequence[int]]],
@@ -72,7 +72,7 @@ def test_the_pieces_make_the_text_that_decoding_at_once_makes(
     assert run(tokenizer, prompt, pushes) == (whole_text(tokenizer, prompt, token_ids), len(token_ids), False)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(streams(), st.lists(st.text(LETTERS.replace("�", ""), min_size=1, max_size=3), min_size=1, max_size=3))
 def test_a_stop_string_ends_the_text_at_the_same_place_whatever_the_pushes(
     stream: tuple[Tokenizer, list[int], list[int], list[Sequence[int]]], stop_strings: list[str]

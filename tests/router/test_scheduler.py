@@ -364,5 +364,5 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert blocks.num_allocated_blocks == 0
 
 
-SchedulerMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+SchedulerMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=60)
 TestSchedulerMachine = SchedulerMachine.TestCase

@@ -5,7 +5,7 @@ from unittest import mock
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shard import sampler
@@ -27,7 +27,6 @@ def kernels() -> BestKernels:
     num_rows=st.integers(1, 3),
     num_unused=st.integers(0, 3),
 )
-@settings(deadline=None)
 def test_the_first_of_the_greatest_is_found(values: list[float], num_rows: int, num_unused: int) -> None:
     # Rows of a wider tensor, as the logits of a padded vocabulary are.
     wide = torch.full((num_rows, len(values) + num_unused), 9.0)

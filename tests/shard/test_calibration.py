@@ -4,7 +4,7 @@ from unittest import mock
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shard.speculation import Candidates, Continuation, Method
@@ -156,7 +156,6 @@ def _random_trees(num_trees: int, num_drafts: int, deepest: int, generator: torc
 
 
 @given(seed=st.integers(0, 1000), num_drafts=st.integers(1, 6), num_trees=st.integers(1, 4))
-@settings(deadline=None)
 def test_checked_and_accepted_drafts_are_counted_by_method_and_depth(
     seed: int, num_drafts: int, num_trees: int
 ) -> None:

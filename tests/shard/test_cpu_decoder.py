@@ -124,7 +124,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory, target: None) -> tuple[Path,
     return folder, tokens, torch.cat(rows)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_a_row_is_the_same_to_the_last_bit_in_any_company(
     alone: tuple[Path, list[int], torch.Tensor], data: st.DataObject

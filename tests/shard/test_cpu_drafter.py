@@ -16,7 +16,7 @@ from tests.shard.drafting import DEPTH, Side, assert_same_steps, random_prices
     num_heads=st.sampled_from([0, 2, DEPTH + 1]),
     num_prices=st.integers(0, 3),
 )
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_both_learn_and_draft_the_same(seed: int, min_match: int | None, num_heads: int, num_prices: int) -> None:
     if not num_heads:
         min_match = min_match or 1

@@ -3,7 +3,7 @@
 from unittest import mock
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -43,7 +43,6 @@ def _steps(draw: st.DrawFn) -> tuple[SequenceStates, list[SequenceStep]]:
 
 
 @given(planned=_steps())
-@settings(deadline=None)
 def test_rows_are_laid_out_as_by_the_torch_operations(planned: tuple[SequenceStates, list[SequenceStep]]) -> None:
     states, steps = planned
     rows = plan_rows(steps, states)

@@ -79,7 +79,7 @@ SHAPES: dict[str, st.SearchStrategy[Any]] = {
 }
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(**SHAPES)
 def test_the_product_equals_the_exact_one_rounded_once(
     num_rows: int, num_inputs: int, num_outputs: int, with_bias: bool, seed: int
@@ -89,7 +89,7 @@ def test_the_product_equals_the_exact_one_rounded_once(
     assert_rounded_once(multiply(x, weight, bias), exact(x, weight, bias))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(**SHAPES)
 def test_the_product_of_a_weight_in_8_bits_equals_that_of_its_numbers(
     num_rows: int, num_inputs: int, num_outputs: int, with_bias: bool, seed: int
@@ -99,7 +99,7 @@ def test_the_product_of_a_weight_in_8_bits_equals_that_of_its_numbers(
     assert_rounded_once(multiply_int8(x, weight, bias), exact(x, weight.values * weight.scales[:, None].double(), bias))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(**SHAPES, gate=st.sampled_from(get_args(Gate)), is_int8=st.booleans())
 def test_a_gated_product_equals_the_exact_one(
     num_rows: int, num_inputs: int, num_outputs: int, with_bias: bool, seed: int, gate: Gate, is_int8: bool

@@ -19,7 +19,7 @@ pytestmark = [] if INTERPRETED else [pytest.mark.gpu, needs_gpu]
     num_columns=st.sampled_from([1, 7, 256, 1024, 1025, 3000, 4096]),
     num_unused=st.integers(0, 3),
 )
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_the_first_of_the_greatest_is_that_of_the_torch_path(
     values: list[float], num_columns: int, num_unused: int
 ) -> None:

@@ -109,7 +109,7 @@ def _by_torch(of: SequenceStates, layout: StepLayout, token_ids: Tensor, depth: 
     num_spare=st.integers(0, 2),
     num_stops=st.sampled_from([1, 2, 8, 11]),
 )
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_decisions_and_what_is_kept_are_those_of_the_torch_path(
     seed: int, width: int, part: list[float], num_spare: int, num_stops: int
 ) -> None:

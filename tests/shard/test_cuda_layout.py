@@ -88,7 +88,7 @@ def _assert_same(made: object, expected: object, names: tuple[str, ...]) -> None
 
 
 @given(planned=_steps())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_rows_are_laid_out_as_by_the_torch_operations(planned: tuple[SequenceStates, StepRows]) -> None:
     states, rows = planned
     made, expected = _by_kernel(states, rows), _by_torch(states, rows)

@@ -1,7 +1,7 @@
 """How many drafts are taken at given prices, against trying every number of them."""
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shard.speculation import DraftPrice
@@ -11,7 +11,6 @@ SIZE = 6
 PROBABILITY = st.sampled_from([0.01, 0.1, 0.25, 0.5, 0.75, 1.0])
 
 
-@settings(deadline=None)
 @given(
     trees=st.lists(st.lists(PROBABILITY, max_size=SIZE), min_size=1, max_size=5),
     prices=st.lists(st.sampled_from([0.0, 0.05, 0.3, 0.7, 2.0]), min_size=1, max_size=4),

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
@@ -41,7 +41,6 @@ def draw(*shape: int, seed: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-@settings(deadline=None)
 @given(st.integers(1, 2000), st.integers(1, 40), st.sampled_from([torch.float64, torch.float32, torch.bfloat16]))
 def test_the_nearest_of_255_numbers_is_taken(num_outputs: int, num_inputs: int, dtype: torch.dtype) -> None:
     weight = draw(num_outputs, num_inputs, seed=num_inputs).to(dtype)
@@ -52,7 +51,6 @@ def test_the_nearest_of_255_numbers_is_taken(num_outputs: int, num_inputs: int, 
     assert ((values * scales[:, None] - weight).abs() <= 0.5001 * scales[:, None]).all()
 
 
-@settings(deadline=None)
 @given(st.integers(1, 2000), st.integers(1, 40), st.sampled_from([torch.float64, torch.float32, torch.bfloat16]))
 def test_the_nearest_number_of_three_bits_and_an_exponent_is_taken(
     num_outputs: int, num_inputs: int, dtype: torch.dtype

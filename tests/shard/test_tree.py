@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shard.speculation import Candidates, Continuation, Method
@@ -56,7 +56,6 @@ def paths_of(marked: MarkedTree, sequence: int) -> list[tuple[int, ...]]:
     return paths[1:]
 
 
-@settings(deadline=None)
 @given(
     seed=st.integers(0, 10_000),
     heads=st.integers(1, 4),

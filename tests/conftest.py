@@ -1,0 +1,6 @@
+"""For all tests: none of them is about time, and other work on the machine may slow any of them down."""
+
+from hypothesis import settings
+
+settings.register_profile("drafthouse", deadline=None)
+settings.load_profile("drafthouse")
