@@ -27,7 +27,7 @@ def main(**flags: object) -> None:
         sys.exit(launch(config, os.environ, log, Programs.for_machine(machine)))
     except ConfigError as error:
         raise click.UsageError(str(error)) from error
-    except LaunchError as error:
+    except (LaunchError, OSError) as error:
         log.error(str(error))
         sys.exit(1)
 

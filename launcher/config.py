@@ -3,6 +3,7 @@
 Must not know how the children are started; `commands.py` turns a settled config into their command lines.
 """
 
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -39,9 +40,19 @@ class _Ahead(click.IntRange):
         return value if value == "auto" else super().convert(value, param, ctx)
 
 
+class _Real(click.FloatRange):
+    """A finite number: NaN would pass every bound."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
 _COUNT = click.IntRange(min=1)
 _PORT = click.IntRange(min=1, max=65535)
-_SECONDS = click.FloatRange(min=0.1)
+_SECONDS = _Real(min=0.1, max=1e6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +90,7 @@ class LauncherConfig:
     draft_min_probability: float | None = _flag(
         "Check every draft that is at least so likely right, at any load, whatever it costs; 0 checks all there are.  "
         "[default: what steps cost on this machine, measured at the start, decides]",
-        kind=click.FloatRange(0, 1),
+        kind=_Real(0, 1),
     )
     dtype: str = _flag(
         "Number format of weights and arithmetic.",
@@ -116,7 +127,7 @@ class LauncherConfig:
     )
     block_size: int = _flag("Tokens in a block of the KV cache.", default=16, kind=_COUNT)
     cuda_memory_fraction: float = _flag(
-        "Share of a GPU's memory to use.", default=0.9, kind=click.FloatRange(min=0, max=1, min_open=True)
+        "Share of a GPU's memory to use.", default=0.9, kind=_Real(min=0, max=1, min_open=True)
     )
     max_concurrent_requests: int = _flag(
         "Most requests running and waiting, each choice counted; more are refused.", default=128, kind=_COUNT
@@ -142,7 +153,7 @@ class LauncherConfig:
         "Seconds after which the router gives up on a step and its shards.", default=120.0, kind=_SECONDS
     )
     graceful_termination_timeout: float = _flag(
-        "Seconds that open requests have to finish after SIGTERM.", default=90.0, kind=click.FloatRange(min=0)
+        "Seconds that open requests have to finish after SIGTERM.", default=90.0, kind=_Real(min=0)
     )
     huggingface_hub_cache: str | None = _flag("Where models from the hub are kept.  [default: the hub client's own]")
     disable_prefix_caching: bool = _flag("Compute every prompt anew.", default=False, kind=bool)
@@ -188,7 +199,11 @@ def with_model_length(config: LauncherConfig, max_positions: int | None) -> Laun
         wanted = min(max_positions or DEFAULT_MAX_TOTAL_TOKENS, DEFAULT_MAX_TOTAL_TOKENS)
         if config.max_batch_total_tokens is not None:
             wanted = min(wanted, config.max_batch_total_tokens)
-    elif max_positions is not None and wanted > max_positions:
+    if wanted < 2:
+        raise ConfigError(
+            "--max-batch-total-tokens and the model's positions must have room for a prompt and an answer: 2"
+        )
+    if max_positions is not None and wanted > max_positions:
         raise ConfigError(
             f"--max-total-tokens {wanted} is more than the {max_positions} positions of the model; lower it"
         )

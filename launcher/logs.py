@@ -5,6 +5,7 @@ traceback, a library's print) gets the time, a level and the name of the process
 """
 
 import json
+import os
 import re
 import sys
 import threading
@@ -69,6 +70,13 @@ class LogWriter:
             return False
 
     def _write(self, line: str) -> None:
+        """Whatever happens to the log, the service goes on: nobody reads it any more, or the disk is full."""
         with self._lock:
-            self._stream.write(line + "\n")
-            self._stream.flush()
+            try:
+                self._stream.write(line + "\n")
+                self._stream.flush()
+            except BrokenPipeError:
+                # What is left in the buffer would be an error again at the exit.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            except (OSError, ValueError):
+                pass

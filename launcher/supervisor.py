@@ -66,7 +66,10 @@ class Supervisor:
 
     def run(self) -> int:
         with ExitStack() as handlers:
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                # A terminal that closes is a wish to end, but not under nohup.
+                if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                    continue
                 handlers.callback(signal.signal, number, signal.signal(number, self._on_signal))
             most_s = math.inf
             try:

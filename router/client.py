@@ -48,7 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # An answer may hold what a terminal cannot show.
         sys.stdout.reconfigure(errors="replace")
-    with grpc.insecure_channel(options.address) as channel:
+    # A proxy is for the web; the library would take it even for this machine.
+    with grpc.insecure_channel(options.address, options=[("grpc.enable_http_proxy", 0)]) as channel:
         # Closing the channel cancels the call, also where the interrupt comes before there is a name for it.
         try:
             call = generation_pb2_grpc.GenerationServiceStub(channel).Generate(_request(options))

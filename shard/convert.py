@@ -103,6 +103,12 @@ def _check_metadata(reader: GGUFReader) -> str:
     scaling = _text(reader, f"{architecture}.rope.scaling.type")
     if scaling not in (None, "none"):
         raise ConversionError(f"its rope scaling ({scaling}) cannot be carried over; use the safetensors of this model")
+    for key in (f"{architecture}.rope.scaling.factor", f"{architecture}.rope.scale_linear"):
+        # Old files name no type and mean a linear one.
+        if scaling is None and (factor := _text(reader, key)) is not None and float(factor) not in (0.0, 1.0):
+            raise ConversionError(
+                f"its rope scaling ({factor}) cannot be carried over; use the safetensors of this model"
+            )
     model, split = _text(reader, "tokenizer.ggml.model"), _text(reader, "tokenizer.ggml.pre")
     if model == "gpt2" and split not in PRE_TOKENIZERS:
         raise ConversionError(f"its tokenizer splits text in a way that is not known here ({split or 'not given'})")

@@ -42,7 +42,7 @@ _SHARE = click.FloatRange(0, 1)
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     help="Share of prompts to measure on.",
 )
-@click.option("--seed", default=0, type=click.IntRange(min=0), help="Of everything that is drawn.")
+@click.option("--seed", default=0, type=click.IntRange(0, 2**32 - 1), help="Of everything that is drawn.")
 @click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to train.")
 @click.option("--threads", type=_COUNT, help="Threads on CPU.  [default: all cores]")
 def main(**flags: Any) -> None:

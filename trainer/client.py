@@ -59,7 +59,8 @@ class Client:
 @asynccontextmanager
 async def connected(address: str) -> AsyncIterator[Client]:
     """Raises TrainError where nothing answers, or a request fails inside."""
-    async with grpc.aio.insecure_channel(address) as channel:
+    # A proxy is for the web; the library would take it even for this machine.
+    async with grpc.aio.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
         stub: generation_pb2_grpc.GenerationServiceAsyncStub = generation_pb2_grpc.GenerationServiceStub(channel)
         try:
             info = await stub.GetModelInfo(generation_pb2.GetModelInfoRequest())

@@ -13,7 +13,7 @@ from trainer.config import TrainConfig
 from trainer.errors import TrainError
 from trainer.evaluate import Evaluation, evaluate
 from trainer.features import Features, compute_features
-from trainer.files import fingerprint
+from trainer.files import fingerprint, read_json
 from trainer.heads import make_heads
 from trainer.model import resolved_base
 from trainer.output import write_heads
@@ -27,6 +27,9 @@ def run(config: TrainConfig) -> Evaluation:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     model = resolved_base(config)
+    found = read_json(config.output / "config.json")
+    if config.output.resolve() == model.folder.resolve() or (found and "medusa_num_heads" not in found):
+        raise TrainError(f"--output {config.output} holds a model; give a folder of its own")
     tokenizer = BaseTokenizer(model.folder)
     given = [answer for path in config.answers for answer in read_answers(path, tokenizer)]
     if config.data or config.self_prompts:

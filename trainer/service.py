@@ -53,10 +53,19 @@ def launched(model: Path, *, dtype: str, use_gpu: bool, threads: int | None, log
     finally:
         process.terminate()
         try:
-            process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            _wait(process)
+        except SystemExit:
+            # This run is asked to end while its service ends: the kernel would kill that with this process.
+            _wait(process)
+            raise
+
+
+def _wait(process: "subprocess.Popen[bytes]") -> None:
+    try:
+        process.wait(_STOP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _free_ports(count: int) -> list[int]:

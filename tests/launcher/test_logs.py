@@ -2,6 +2,8 @@ import io
 import json
 import os
 
+import pytest
+
 from launcher.log_pump import LogPump
 from launcher.logs import LogWriter
 from tests.launcher.conftest import wait_until
@@ -64,3 +66,27 @@ def test_closing_the_pump_hands_on_what_is_in_a_pipe_that_stays_open() -> None:
     pump.close()
     os.close(write)
     assert lines == ["a", "b"]
+
+
+@pytest.mark.parametrize("error", [OSError("No space left on device"), ValueError("closed file")])
+def test_a_log_that_cannot_be_written_stops_nothing(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    log = LogWriter(level="info", json_output=False, stream=stream)
+
+    def fail(_: str) -> int:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(log, "_stream", type("Full", (), {"write": staticmethod(fail), "flush": lambda _: None})())
+        log.info("lost")
+    log.info("said")
+    assert "said" in stream.getvalue()
+
+
+def test_a_reader_that_goes_stops_nothing() -> None:
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "w") as stream:
+        log = LogWriter(level="info", json_output=False, stream=stream)
+        os.close(reading)
+        for _ in range(3):
+            log.info("nobody reads this")

@@ -78,6 +78,7 @@ def write_gguf(
     architecture: str = "llama",
     pre: str = "gpt-2",
     rope_scaling: str | None = None,
+    rope_factor: float | None = None,
     leave_out: str | None = None,
     extra: str | None = None,
 ) -> dict[str, np.ndarray]:
@@ -96,6 +97,8 @@ def write_gguf(
     writer.add_vocab_size(len(TOKENS))
     if rope_scaling is not None:
         writer.add_string(f"{architecture}.rope.scaling.type", rope_scaling)
+    if rope_factor is not None:
+        writer.add_float32(f"{architecture}.rope.scaling.factor", rope_factor)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pre)
     writer.add_token_list(TOKENS)
@@ -184,6 +187,7 @@ def test_smollm_sets_digits_apart_before_it_looks_at_spaces(tmp_path: Path) -> N
     [
         ({"architecture": "gptneox"}, "its architecture is gptneox"),
         ({"rope_scaling": "linear"}, "rope scaling (linear)"),
+        ({"rope_factor": 4.0}, "rope scaling (4.0)"),
         ({"pre": "poro-chat"}, "splits text in a way that is not known here (poro-chat)"),
         ({"extra": "rope_freqs.weight"}, "its tensor rope_freqs.weight has no place"),
         ({"extra": "blk.0.attn_sinks.weight"}, "its tensor blk.0.attn_sinks.weight has no place"),

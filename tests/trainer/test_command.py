@@ -196,6 +196,16 @@ def test_flags_that_do_not_fit_are_refused_by_name(
     assert not (tmp_path / "heads").exists()
 
 
+def test_a_folder_that_holds_a_model_is_not_written_to(base: Path, tmp_path: Path) -> None:
+    other = make_checkpoint(tmp_path / "other", hidden=HIDDEN, vocab=VOCAB)
+    for folder in (base, other):
+        before = (folder / "config.json").read_bytes()
+        result = _run(_words(base, folder, answers=_write_answers(tmp_path / "a.jsonl")))
+        assert result.exit_code == 1
+        assert f"--output {folder} holds a model" in result.stderr
+        assert (folder / "config.json").read_bytes() == before
+
+
 def test_answers_are_not_mixed_with_those_of_other_settings(base: Path, tmp_path: Path) -> None:
     output = tmp_path / "heads"
     data = _write_prompts(tmp_path / "data.jsonl", 2)
