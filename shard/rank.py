@@ -38,19 +38,19 @@ from shard.wire import methods_to_proto
 log = logging.getLogger(__name__)
 
 
+class WarmUp(Protocol):
+    """Calls `on_step` where each of its steps begins."""
+
+    def __call__(self, *, on_step: Callable[[], None] = ...) -> list[StepCost]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Rank:
     group: TPGroup
     runner: ModelRunner
     info: shard_pb2.GetInfoResponse
     # Measures what steps cost; see shard.warmup.
-    warm_up: "WarmUp"
-
-
-class WarmUp(Protocol):
-    """Calls `on_step` where each of its steps begins."""
-
-    def __call__(self, *, on_step: Callable[[], None] = ...) -> list[StepCost]: ...
+    warm_up: WarmUp
 
 
 def build_rank(config: ShardConfig) -> Rank:

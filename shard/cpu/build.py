@@ -4,6 +4,7 @@ Must not know what the kernels do. No compiler is no error: the caller goes on w
 OpenMP library of their own, and the kernels share torch's.
 """
 
+import ctypes
 import fcntl
 import hashlib
 import os
@@ -31,6 +32,17 @@ _CPUINFO = ("vendor_id", "model name", "flags", "Features")
 
 class BuildError(Exception):
     """There is no compiler, or it failed; the message says which."""
+
+
+def loaded_library() -> ctypes.CDLL:
+    """As `built_library`."""
+    library = built_library()
+    try:
+        return ctypes.CDLL(str(library))
+    except OSError:
+        # Damaged, or of another machine's libraries: made anew once.
+        library.unlink(missing_ok=True)
+        return ctypes.CDLL(str(built_library()))
 
 
 def built_library() -> Path:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from shard.attention_spec import AttentionSpec
-from shard.cpu.build import BuildError, built_library
+from shard.cpu.build import BuildError, loaded_library
 from shard.cpu.huge_pages import Arena
 from shard.cpu.spans import PagedSpans, SpansStruct
 from shard.cpu.tiles import LEAST_ROWS, has_tiles
@@ -278,21 +278,11 @@ def cpu_kernels() -> CpuKernels | None:
     try:
         # The kernels share the threads of torch's own OpenMP library, so its functions must be found first.
         ctypes.CDLL(_openmp_library(), mode=ctypes.RTLD_GLOBAL)
-        return CpuKernels(_loaded())
+        return CpuKernels(loaded_library())
     except (BuildError, OSError) as error:
         hint = "; set XDG_CACHE_HOME to a folder that can be written" if isinstance(error, PermissionError) else ""
         log.warning("serving without compiled CPU kernels, which is slower: %s%s", error, hint)
         return None
-
-
-def _loaded() -> ctypes.CDLL:
-    library = built_library()
-    try:
-        return ctypes.CDLL(str(library))
-    except OSError:
-        # Damaged, or of another machine's libraries: made anew once.
-        library.unlink(missing_ok=True)
-        return ctypes.CDLL(str(built_library()))
 
 
 def _openmp_library() -> str:
