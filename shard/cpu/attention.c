@@ -200,7 +200,7 @@ static void attend_heads(const Cache *c, const Spans *spans, long span, long fir
     // The first row reaches back farthest: blocks that it does not see are not read.
     const long begin = c->window > length ? 0 : (length - c->window + 1) / block_size * block_size;
     const long paged = (tree < 0 ? length + rows : length) - begin, own = tree < 0 ? 0 : rows, blocks = (paged + block_size - 1) / block_size;
-    const Pages pages = {c, spans->tables + span * spans->table_stride + begin / block_size, blocks, first_head, num_heads};
+    const Pages pages = {c, spans->tables + spans->begins[span] + begin / block_size, blocks, first_head, num_heads};
     const long width = round_up(paged + own, 4) + 2 * LANES, places = block_size > own ? block_size : own;
     const long own_stride = 2 * c->kv_heads * dim, all_m = num_heads * m;
 

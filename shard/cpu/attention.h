@@ -6,14 +6,14 @@
 
 // Where the n spans of a step stand. Span s has counts[s] rows from row firsts[s] of the step on, the first of them at
 // the first position that is not committed; positions are those of all rows of the step. Its block ids are
-// tables[s * table_stride] and on. Where trees[s] >= 0 its rows are a tree below the first one and their keys and values are
+// tables[begins[s]] and on. Where trees[s] >= 0 its rows are a tree below the first one and their keys and values are
 // step rows; ancestors[trees[s] + r * most_rows + j] is 1 if row j is row r or lies on its way from the first. Where it is
 // -1 the rows follow one another and their keys and values are in the pages.
 typedef struct {
-    const int32_t *tables, *firsts, *counts, *trees;
+    const int32_t *tables, *begins, *firsts, *counts, *trees;
     const int64_t *positions;
     const uint8_t *ancestors;
-    long n, table_stride, most_rows;
+    long n, most_rows;
 } Spans;
 
 // pages: [K or V, block, kv_head, place, dim], V value_offset elements behind K. step_rows: [row, 2 * kv_heads, dim].

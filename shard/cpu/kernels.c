@@ -58,7 +58,7 @@ void find_slots(const Spans *spans, long block_size, int64_t *physical_slots) {
     for (long s = 0; s < spans->n; s++)
         for (long row = spans->firsts[s]; row < spans->firsts[s] + spans->counts[s]; row++) {
             const long position = spans->positions[row];
-            physical_slots[row] = spans->tables[s * spans->table_stride + position / block_size] * block_size + position % block_size;
+            physical_slots[row] = spans->tables[spans->begins[s] + position / block_size] * block_size + position % block_size;
         }
 }
 

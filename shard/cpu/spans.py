@@ -1,6 +1,7 @@
 """Where the rows of a step stand in the paged cache, as the kernels read it. Must not know what they do with it."""
 
 import ctypes
+from array import array
 
 import torch
 from torch import Tensor
@@ -15,8 +16,8 @@ class SpansStruct(ctypes.Structure):
     """`Spans` of attention.h."""
 
     _fields_ = [
-        *((name, _pointer) for name in ("tables", "firsts", "counts", "trees", "positions", "ancestors")),
-        *((name, _long) for name in ("n", "table_stride", "most_rows")),
+        *((name, _pointer) for name in ("tables", "begins", "firsts", "counts", "trees", "positions", "ancestors")),
+        *((name, _long) for name in ("n", "most_rows")),
     ]
 
 
@@ -41,10 +42,11 @@ class PagedSpans:
         positions [N] int64. `ancestors` [num_steps or 1, R, R] bool: row j of a span is row r or lies on its way from
         the first row; None if there is no tree.
         """
-        width = max(len(table) for table in tables)
         most_rows = 0 if ancestors is None else ancestors.shape[1]
         tree = 0 if ancestors is None or len(ancestors) == 1 else most_rows * most_rows
-        padded: list[int] = []
+        # One after another: those of many short texts would be padded to that of a long one.
+        block_ids = array("i")
+        begins: list[int] = []
         firsts: list[int] = []
         counts: list[int] = []
         trees: list[int] = []
@@ -52,20 +54,24 @@ class PagedSpans:
         for index, (table, count) in enumerate(zip(tables, num_rows, strict=True)):
             is_step = index < num_steps
             for start in [0] if is_step else range(0, count, _CHUNK_ROWS):
-                padded += table
-                padded += [0] * (width - len(table))
+                begins.append(len(block_ids))
                 firsts.append(first + start)
                 counts.append(count if is_step else min(_CHUNK_ROWS, count - start))
                 trees.append(index * tree if is_step else -1)
+            block_ids += array("i", table)
             first += count
         self.num_step_rows = sum(num_rows[:num_steps])
         self.positions = positions.contiguous()
         # Kept alive with the addresses that point into them.
-        self._numbers = torch.tensor(padded + firsts + counts + trees, dtype=torch.int32)
+        self._block_ids = block_ids
+        self._numbers = torch.tensor([begins, firsts, counts, trees], dtype=torch.int32)
         self._ancestors = None if ancestors is None else ancestors.contiguous()
-        num_spans, address = len(firsts), self._numbers.data_ptr()
-        lists = [address + 4 * (len(padded) + i * num_spans) for i in range(3)]
         trees_address = None if self._ancestors is None else self._ancestors.data_ptr()
         self.struct = SpansStruct(
-            address, *lists, self.positions.data_ptr(), trees_address, num_spans, width, most_rows
+            block_ids.buffer_info()[0],
+            *(numbers.data_ptr() for numbers in self._numbers),
+            self.positions.data_ptr(),
+            trees_address,
+            len(firsts),
+            most_rows,
         )
