@@ -44,10 +44,10 @@ class MadeUpSteps:
     def forget(self) -> None:
         self._runner.reset()
 
-    def prefill(self, *, context: int, length: int) -> StepResult:
+    def prefill(self, *, context: int, length: int, logprobs: bool = False) -> StepResult:
         """A chunk of one prompt, `length` tokens behind `context`; the sequence stays."""
         total = context + length
-        return self._run([self._new(0, total)], [self._chunk(0, context, length, total)])
+        return self._run([self._new(0, total, logprobs=logprobs)], [self._chunk(0, context, length, total)])
 
     def enter(
         self, num_sequences: int, *, context: int, room: int, sampling: Sampling = _GREEDY, logprobs: bool = False

@@ -5,6 +5,7 @@ Leaves nothing behind: the runner is reset before and after.
 """
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from statistics import median
@@ -62,6 +63,7 @@ def warm_up(
     steps = MadeUpSteps(runner, config, num_blocks=num_blocks, vocab_size=vocab_size, sizes=sizes, on_step=on_step)
     # Single prompts as they are captured, and the longest chunk there can be.
     longest = min(config.max_batch_prefill_tokens, config.max_total_tokens - 1)
+    _look_at_logits(steps, min(_SHORT, longest), config)
     captured = [min(length, longest) for length in runner.captured_chunk_rows] * PROMPTS_CAPTURED_AT
     for length in (*captured, longest):
         steps.prefill(context=0, length=length)
@@ -82,6 +84,18 @@ def warm_up(
     costs = typical_costs(sweeps)
     log.info("steps: %s", ", ".join(_words(cost) for cost in costs))
     return costs
+
+
+def _look_at_logits(steps: MadeUpSteps, length: int, config: ShardConfig) -> None:
+    """Of a model that overflows every token means nothing, and nothing else would say so."""
+    result = steps.prefill(context=0, length=length, logprobs=True)
+    steps.forget()
+    if not all(math.isfinite(logprob) for sequence in result.sequences for logprob in sequence.logprobs):
+        log.warning(
+            "the model's logits are not all finite: its tokens mean nothing. Its weights are damaged, or it overflows "
+            "in --dtype %s",
+            config.dtype,
+        )
 
 
 def typical_costs(sweeps: list[dict[_Kind, StepCost]]) -> list[StepCost]:

@@ -1,9 +1,12 @@
 """The steps before the first request: what they run, and that their costs reach the router whatever the limits are."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from shard.config import parse_args
 from shard.plan import StepCost, StepPlan, StepResult
@@ -59,6 +62,19 @@ def test_short_contexts_have_costs_too(
     # Costs of long contexts only where sequences can be long.
     assert any(cost.context > 1000 * cost.sequences for cost in costs) == (max_total_tokens > 1024 + 20)
     assert plans
+
+
+@pytest.mark.parametrize("value", [1.0, float("nan"), 3e38])
+def test_a_model_that_overflows_is_told(
+    value: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    make_checkpoint(tmp_path)
+    file, name = tmp_path / "model.safetensors", "model.layers.1.mlp.down_proj.weight"
+    weights = load_file(file)
+    save_file(weights | {name: torch.full_like(weights[name], value)}, file)
+    with caplog.at_level(logging.WARNING):
+        warmed_up(tmp_path, monkeypatch, "--speculate=0", "--max-total-tokens=100")
+    assert ("logits are not all finite" in caplog.text) == (value != 1.0)
 
 
 def _sweep(pace: float, disturbed: int | None = None) -> dict[_Kind, StepCost]:
