@@ -1,4 +1,5 @@
-"""Compiles the .c files of this folder into one library, once per source, compiler and processor, in the user's cache.
+"""Compiles the .c files of this folder into one library, once per source, compiler and processor, in the user's cache
+or, where that cannot be written, for as long as there are temporary files.
 
 Must not know what the kernels do. No compiler is no error: the caller goes on without. It is GCC: others bring an
 OpenMP library of their own, and the kernels share torch's.
@@ -11,6 +12,7 @@ import os
 import platform
 import shlex
 import shutil
+import stat
 import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -46,7 +48,7 @@ def loaded_library() -> ctypes.CDLL:
 
 
 def built_library() -> Path:
-    """The shared library, compiled now (a few seconds) if it is not in the cache. OSError if that cannot be written."""
+    """The shared library, compiled now (a few seconds) if it is not there. OSError if nothing can be written."""
     compiler = shlex.split(os.environ.get("CC") or "cc")
     if shutil.which(compiler[0]) is None:
         raise BuildError(f"there is no C compiler {compiler[0]!r} (CC names another)")
@@ -57,8 +59,10 @@ def built_library() -> Path:
     key = hashlib.sha256("\n".join([*sources, version, _processor(), *flags]).encode()).hexdigest()[:16]
     cache = _cache_folder()
     library = cache / f"kernels-{key}.so"
-    if not library.exists():
-        cache.mkdir(parents=True, exist_ok=True)
+    if not os.access(library, os.R_OK):
+        cache = cache if _is_writable(cache) else _temporary_folder()
+        library = cache / library.name
+    if not os.access(library, os.R_OK):
         # Ranks, and the launcher for them, may want it at the same time: who comes second finds it made.
         with (cache / "kernels.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -72,8 +76,28 @@ def built_library() -> Path:
 def _cache_folder() -> Path:
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "drafthouse"
-    except RuntimeError as error:
-        raise BuildError("there is no home folder to keep them in; set XDG_CACHE_HOME") from error
+    except RuntimeError:
+        # Nobody's home.
+        return _temporary_folder()
+
+
+def _is_writable(folder: Path) -> bool:
+    """And there, now. A container's files are often read only."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
+
+
+def _temporary_folder() -> Path:
+    """This user's alone: what is loaded from it is run."""
+    folder = Path(tempfile.gettempdir()) / f"drafthouse-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
+        raise BuildError(f"{folder} is not this user's alone; set XDG_CACHE_HOME to a folder that can be written")
+    return folder
 
 
 def _build(compiler: list[str], flags: tuple[str, ...], library: Path) -> None:

@@ -280,8 +280,7 @@ def cpu_kernels() -> CpuKernels | None:
         ctypes.CDLL(_openmp_library(), mode=ctypes.RTLD_GLOBAL)
         return CpuKernels(loaded_library())
     except (BuildError, OSError) as error:
-        hint = "; set XDG_CACHE_HOME to a folder that can be written" if isinstance(error, PermissionError) else ""
-        log.warning("serving without compiled CPU kernels, which is slower: %s%s", error, hint)
+        log.warning("serving without compiled CPU kernels, which is slower: %s", error)
         return None
 
 

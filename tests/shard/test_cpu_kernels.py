@@ -1,6 +1,7 @@
 """The compiled kernels against torch in float32, on random shapes; outputs are poisoned first."""
 
 import logging
+import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -188,6 +189,35 @@ def test_a_damaged_library_is_made_anew_and_what_a_killed_build_left_is_gone(
     library.write_bytes(b"")
     assert cpu_kernels.__wrapped__() is not None
     assert library.stat().st_size > 0
+
+
+def test_where_the_cache_cannot_be_written_the_library_is_made_among_temporary_files(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # Root may write to any folder, so one is to be made below a file.
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(build.tempfile, "tempdir", str(tmp_path))
+    made = build.built_library()
+    assert made.parent.parent == tmp_path
+    assert made.parent.stat().st_mode & 0o777 == 0o700
+    assert build.loaded_library()
+    # One that is in a cache that can only be read is used as it is.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "read_only"))
+    cache = tmp_path / "read_only" / "drafthouse"
+    cache.mkdir(parents=True)
+    kept = made.rename(cache / made.name)
+    monkeypatch.setattr(build, "_is_writable", lambda folder: False)
+    assert build.built_library() == kept
+
+
+def test_what_others_can_write_is_not_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nothing")
+    monkeypatch.setattr(build.tempfile, "tempdir", str(tmp_path))
+    (tmp_path / f"drafthouse-{os.getuid()}").mkdir()
+    (tmp_path / f"drafthouse-{os.getuid()}").chmod(0o777)
+    with pytest.raises(build.BuildError, match="not this user's alone"):
+        build.built_library()
 
 
 @pytest.mark.parametrize("num_spans", [1, 3, 100])
