@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import sys
 import tempfile
 import time
@@ -53,6 +54,8 @@ def _launch(config: LauncherConfig, environ: Mapping[str, str], log: LogWriter, 
         medusa_revision=config.medusa_revision,
         use_heads=config.drafts_with_heads,
     )
+    if config.master_port is not None and _is_taken(config.master_port):
+        raise LaunchError(f"--master-port {config.master_port} is taken; name another, or none to get a free one")
     model = resolve(request, log)
     config = with_model_length(config, model.max_positions)
     started_s = time.monotonic()  # after a download or conversion, which happens once
@@ -63,6 +66,17 @@ def _launch(config: LauncherConfig, environ: Mapping[str, str], log: LogWriter, 
     finally:
         pump.close()
         shutil.rmtree(run_dir, ignore_errors=True)
+
+
+def _is_taken(port: int) -> bool:
+    """As a server of all addresses would find it."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return True
+    return False
 
 
 def _supervisor(
