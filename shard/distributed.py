@@ -10,22 +10,27 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from shard.cpu.collectives import SUMMED, SharedMemory, share_memory
+
 
 class TPGroup:
     """The ranks that hold one model together. Collectives are called by all ranks in the same order."""
 
-    def __init__(self, *, rank: int = 0, size: int = 1) -> None:
+    def __init__(self, *, rank: int = 0, size: int = 1, shared: SharedMemory | None = None) -> None:
+        """`shared`: through what tensors on CPU go, if ranks share memory."""
         self.rank = rank
         self.size = size
+        self._shared = shared
 
     @classmethod
     def init(cls, backend: str, timeout_s: float) -> "TPGroup":
         """Join the group that torchrun's environment describes (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, …).
 
-        `backend` is "gloo" on CPU and "nccl" on CUDA. A collective that waits longer than `timeout_s` fails.
+        `backend` is "gloo" on CPU, where ranks that share memory exchange through that, and "nccl" on CUDA. A
+        collective that waits longer than `timeout_s` fails.
         """
         rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-        device = None
+        device = shared = None
         if backend == "nccl":
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
             torch.cuda.set_device(device)
@@ -33,11 +38,22 @@ class TPGroup:
             dist.init_process_group(
                 backend, rank=rank, world_size=size, timeout=timedelta(seconds=timeout_s), device_id=device
             )
-        return cls(rank=rank, size=size)
+            if backend == "gloo":
+                shared = share_memory(timeout_s)
+        return cls(rank=rank, size=size, shared=shared)
+
+    @property
+    def collectives(self) -> str:
+        """By what ranks exchange; nothing where there is one."""
+        if self.size == 1:
+            return ""
+        return "shared-memory" if self._shared is not None else dist.get_backend()
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """Sum over the ranks, in place; returns x. Every rank ends with the same bits."""
-        if self.size > 1:
+        if (shared := self._shared_by(x)) and x.dtype in SUMMED:
+            shared.all_reduce(x)
+        elif self.size > 1:
             dist.all_reduce(x)
         return x
 
@@ -46,15 +62,23 @@ class TPGroup:
         if self.size == 1:
             return x.unsqueeze(0)
         out = x.new_empty((self.size, *x.shape))
-        # The form that every torch from 2.11 on has without a deprecation warning.
-        dist.all_gather(list(out.unbind()), x.contiguous())
+        if shared := self._shared_by(x):
+            shared.all_gather(x.contiguous(), out)
+        else:
+            # The form that every torch from 2.11 on has without a deprecation warning.
+            dist.all_gather(list(out.unbind()), x.contiguous())
         return out
 
     def broadcast(self, x: Tensor) -> Tensor:
         """Rank 0's x on every rank, in place; returns x."""
-        if self.size > 1:
+        if shared := self._shared_by(x):
+            shared.broadcast(x)
+        elif self.size > 1:
             dist.broadcast(x, src=0)
         return x
+
+    def _shared_by(self, x: Tensor) -> SharedMemory | None:
+        return self._shared if x.device.type == "cpu" else None
 
     def close(self) -> None:
         """Leave the group. The object is not used afterwards."""

@@ -159,7 +159,9 @@ def build_rank(config: ShardConfig) -> Rank:
         max_batch_draft_tokens=config.max_batch_draft_tokens,
         speculation_methods=methods_to_proto(methods),
         heads=heads.description if heads else "",
-        kernels=model.kernels | ({"steps": "cuda-graphs"} if capture else {}),
+        kernels=model.kernels
+        | ({"steps": "cuda-graphs"} if capture else {})
+        | ({"collectives": group.collectives} if group.size > 1 else {}),
         weights=", ".join(
             filter(
                 None,

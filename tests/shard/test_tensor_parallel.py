@@ -1,10 +1,13 @@
 """Several ranks equal one, in float64, for head counts and sizes that do not divide. One process start per size."""
 
+import contextlib
 import multiprocessing
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -57,19 +60,54 @@ def run_all(root: Path, group: TPGroup) -> dict[str, dict[str, torch.Tensor]]:
     return results | {f"{name}, bfloat16": run_script(root / name, group, torch.bfloat16) for name in IN_16_BIT}
 
 
-def rank_main(rank: int, size: int, port: int, root: Path) -> None:
+def joined(rank: int, size: int, port: int) -> TPGroup:
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    group = TPGroup.init("gloo", 60.0)
-    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.int64):
+    return TPGroup.init("gloo", 60.0)
+
+
+def assert_collectives(group: TPGroup) -> None:
+    rank, size = group.rank, group.size
+    for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64):
         mine = torch.arange(3).to(dtype) + rank
         assert torch.equal(group.all_gather(mine), torch.stack([torch.arange(3).to(dtype) + r for r in range(size)]))
         assert torch.equal(group.broadcast(mine.clone()), torch.arange(3).to(dtype))
         assert torch.equal(group.all_reduce(mine), (torch.arange(3) * size + size * (size - 1) // 2).to(dtype))
+
+
+def rank_main(rank: int, size: int, port: int, root: Path) -> None:
+    group = joined(rank, size, port)
+    assert group.collectives == "shared-memory"
+    assert_collectives(group)
     results = run_all(root, group)
     if rank == 0:
         torch.save(results, root / f"results-{size}.pt")
     group.close()
+
+
+def unequal_rank_main(rank: int, size: int, port: int, lacking: int, name: str, nothing: object) -> None:
+    """Of the ranks one cannot share memory."""
+    lacks = mock.patch(f"shard.cpu.collectives.{name}", return_value=nothing)
+    with lacks if rank == lacking else contextlib.nullcontext():
+        group = joined(rank, size, port)
+    assert group.collectives == "gloo"
+    assert_collectives(group)
+    group.close()
+
+
+def run_ranks(main: Callable[..., None], size: int, *arguments: object) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    ranks = [context.Process(target=main, args=(rank, size, port, *arguments)) for rank in range(size)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(90)
+        if process.is_alive():
+            process.kill()
+    assert [process.exitcode for process in ranks] == [0] * size
 
 
 @pytest.fixture(scope="module")
@@ -87,24 +125,21 @@ def alone(root: Path) -> dict[str, dict[str, torch.Tensor]]:
 
 @pytest.mark.parametrize("size", [2, 3, 4])
 def test_ranks_together_equal_one_alone(size: int, root: Path, alone: dict[str, dict[str, torch.Tensor]]) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    ranks = [context.Process(target=rank_main, args=(rank, size, port, root)) for rank in range(size)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(90)
-        if process.is_alive():
-            process.kill()
-    assert [process.exitcode for process in ranks] == [0] * size
+    run_ranks(rank_main, size, root)
     together = torch.load(root / f"results-{size}.pt", weights_only=True)
     for name, steps in alone.items():
         for step, expected in steps.items():
             # What is rounded to 16 bits may be rounded the other way where sums differ by little.
             atol = 0.05 * float(expected.abs().max()) if name.endswith("bfloat16") else 1e-10
             torch.testing.assert_close(together[name][step], expected, rtol=0, atol=atol, msg=f"{name}, {step}")
+
+
+@pytest.mark.parametrize(
+    ("lacking", "name", "nothing"),
+    [(0, "cpu_kernels", None), (1, "cpu_kernels", None), (0, "_make", (None, -1)), (1, "_open", None)],
+)
+def test_where_one_rank_cannot_share_memory_none_does(lacking: int, name: str, nothing: object) -> None:
+    run_ranks(unequal_rank_main, 2, lacking, name, nothing)
 
 
 def test_a_group_of_one_changes_nothing() -> None:
