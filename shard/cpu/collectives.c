@@ -11,6 +11,9 @@
 #include "collectives.h"
 #include "team.h"
 
+// Looks, after the first SPINS, between which others may have the core, before a rank sleeps: some hundreds of microseconds.
+#define YIELDS 1000
+
 static long futex(atomic_uint *word, int operation, uint32_t value, const struct timespec *timeout) {
     return syscall(SYS_futex, word, operation, value, timeout, 0, 0);
 }
@@ -29,9 +32,10 @@ INLINE int is_reached(const Flag *flag, uint32_t count) {
 // Until a rank has given `count` parts. After a time without it the group has failed, and nothing waits any more.
 static void wait_for(Ranks *ranks, long rank, uint32_t count) {
     Flag *flag = ranks->flags + rank;
-    for (long spins = 0; spins < SPINS && !ranks->has_failed; spins++) {
+    for (long looks = 0; looks < SPINS + YIELDS && !ranks->has_failed; looks++) {
         if (is_reached(flag, count)) return;
-        relax();
+        if (looks < SPINS) relax();
+        else sched_yield();
     }
     const double end = seconds() + ranks->timeout_s;
     while (!ranks->has_failed) {
