@@ -13,6 +13,7 @@ A block enters the prefix table under a key that covers every token up to its en
 content. Only full blocks whose keys and values are known to be written may be registered.
 """
 
+from array import array
 from collections import OrderedDict
 from collections.abc import Sequence as Seq
 from hashlib import blake2b
@@ -20,10 +21,10 @@ from hashlib import blake2b
 
 def extend_prefix_keys(keys: list[bytes], token_ids: Seq[int], block_size: int, *, num_blocks: int) -> None:
     """Appends to `keys` until it covers the first `num_blocks` full blocks of `token_ids`."""
-    for index in range(len(keys), num_blocks):
-        tokens = token_ids[index * block_size : (index + 1) * block_size]
+    tokens = array("I", token_ids[len(keys) * block_size : num_blocks * block_size])
+    for start in range(0, len(tokens), block_size):
         parent = keys[-1] if keys else b""
-        keys.append(blake2b(b"".join(t.to_bytes(4, "little") for t in tokens), key=parent, digest_size=16).digest())
+        keys.append(blake2b(tokens[start : start + block_size], key=parent, digest_size=16).digest())
 
 
 class BlockManager:
