@@ -58,7 +58,7 @@ def main(**flags: Any) -> None:
     config = TrainConfig(**flags)
     try:
         evaluation = run(config)
-    except (TrainError, LaunchError) as error:
+    except (TrainError, LaunchError, OSError) as error:
         click.echo(f"train-medusa: {error}", err=True)
         sys.exit(1)
     click.echo(evaluation.table())

@@ -20,9 +20,9 @@ from trainer.tokenizer import BaseTokenizer
 def asked(config: TrainConfig, model: BaseModel, tokenizer: BaseTokenizer) -> list[Answer]:
     """The base's answers. Raises TrainError; what has been answered by then is kept."""
     texts = read_prompts(config.data)
-    own = Journal(config.work / "self_prompts.jsonl", model.name, config.seed)
+    own = Journal(config.work / "self_prompts.jsonl", model.mark, config.seed)
     journal = Journal(
-        config.work / "answers.jsonl", model.name, config.max_answer_tokens, config.sampled_fraction, config.seed
+        config.work / "answers.jsonl", model.mark, config.max_answer_tokens, config.sampled_fraction, config.seed
     )
 
     def prompts() -> list[list[int]]:

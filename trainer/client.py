@@ -25,6 +25,10 @@ class Generated:
     ended: bool
 
 
+class Refused(TrainError):
+    """The service takes no such prompt, and never will."""
+
+
 class Client:
     """Made by `connected`. `max_total_tokens`: prompt and answer, of one sequence."""
 
@@ -35,7 +39,7 @@ class Client:
     async def generate(
         self, prompt: Sequence[int], *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0
     ) -> Generated:
-        """Raises grpc.aio.AioRpcError; a full queue is waited for."""
+        """Raises Refused and grpc.aio.AioRpcError; a full queue is waited for."""
         request = generation_pb2.GenerateRequest(
             token_ids=generation_pb2.TokenIds(ids=prompt),
             sampling=sampling_pb2.SamplingParams(temperature=temperature, seed=seed),
@@ -51,6 +55,8 @@ class Client:
                     reason = response.finish_reason
                 return Generated(token_ids, reason == generation_pb2.FINISH_REASON_STOP)
             except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
+                    raise Refused(error.details()) from error
                 if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
                     raise
             await asyncio.sleep(_RETRY_S)

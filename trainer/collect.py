@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+import click
 from tqdm import tqdm
 
-from trainer.client import Client, for_all
+from trainer.client import Client, Refused, for_all
 from trainer.errors import TrainError
 from trainer.files import drop_torn_line, fingerprint, read_json, read_lines, write_json
 from trainer.tokenizer import BaseTokenizer
@@ -84,29 +85,36 @@ async def write_answers(
     seed: int,
 ) -> None:
     """Greedy answers, but sampled for `sampled_fraction` of the prompts; none to a prompt that fills the service."""
-    num_tokens = 0
+    num_tokens, refused = 0, list[str]()
     with journal.opened() as file, tqdm(total=len(prompts), desc="answers", unit="answer") as bar:
 
         async def write(prompt: list[int]) -> None:
             nonlocal num_tokens
+            bar.update()
             drawn = _drawn_seed(seed, prompt)
             room = client.max_total_tokens - len(prompt)
             if room < 1:
                 # Kept too, or each start would look for it again.
                 _append(file, {"prompt_token_ids": prompt, "token_ids": []})
                 return
-            generated = await client.generate(
-                prompt,
-                max_new_tokens=min(max_tokens, room),
-                temperature=_SAMPLED_TEMPERATURE if drawn < sampled_fraction * 2**64 else 0.0,
-                seed=drawn,
-            )
+            try:
+                generated = await client.generate(
+                    prompt,
+                    max_new_tokens=min(max_tokens, room),
+                    temperature=_SAMPLED_TEMPERATURE if drawn < sampled_fraction * 2**64 else 0.0,
+                    seed=drawn,
+                )
+            except Refused as error:
+                refused.append(str(error))
+                _append(file, {"prompt_token_ids": prompt, "token_ids": []})
+                return
             _append(file, {"prompt_token_ids": prompt, "token_ids": generated.token_ids})
             num_tokens += len(generated.token_ids)
-            bar.update()
             bar.set_postfix_str(f"{num_tokens} tokens")
 
         await for_all(prompts, write)
+    if refused:
+        click.echo(f"{len(refused)} prompts are left out, the service refuses them: {refused[0]}")
 
 
 def _append(file: TextIO, entry: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 Computed once, batch by batch; a run that was killed goes on at the batch it was in.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,7 @@ def compute_features(base: Base, answers: Sequence[Answer], work: Path, *, model
     num_done = int(done.get("num_answers", 0)) if done.get("made_from") == made_from and data.is_file() else 0
     if num_done == 0:
         data.unlink(missing_ok=True)  # maybe of another size
+        _reserve(data, 2 * size)
     hidden = torch.from_file(str(data), shared=True, size=size, dtype=torch.float16).view(-1, base.hidden_size)
     device = base.lm_head.device
     total = sum(len(answer) for answer in answers)
@@ -66,6 +68,16 @@ def compute_features(base: Base, answers: Sequence[Answer], work: Path, *, model
             bar.update(sum(len(answer) for answer in batch))
     token_ids = torch.tensor([token for answer in answers for token in answer.token_ids])
     return Features(hidden, token_ids, starts)
+
+
+def _reserve(path: Path, num_bytes: int) -> None:
+    """Writing to a mapping for which the disk has no room would end the process without a word."""
+    try:
+        with path.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, max(1, num_bytes))
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise TrainError(f"{path} needs {num_bytes * 1e-9:.2f} GB: {error.strerror}") from error
 
 
 def _batches(answers: Sequence[Answer], first: int, tokens: int) -> Iterator[tuple[int, Sequence[Answer]]]:

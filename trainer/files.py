@@ -12,10 +12,28 @@ from typing import Any
 
 from trainer.errors import TrainError
 
+_MODEL_SUFFIXES = {".safetensors", ".bin", ".json"}
+_SAMPLES, _SAMPLE_BYTES = 64, 1 << 16
+
 
 def fingerprint(*parts: object) -> str:
     """Of anything JSON can hold; equal parts give equal fingerprints on any machine."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def fingerprint_of_folder(folder: Path) -> str:
+    """Of a model's files: names, sizes and a sample of their bytes, which other weights would not have."""
+    files = sorted(path for path in folder.iterdir() if path.suffix in _MODEL_SUFFIXES and path.is_file())
+    return fingerprint(*((path.name, path.stat().st_size, _sample(path)) for path in files))
+
+
+def _sample(path: Path) -> str:
+    size, digest = path.stat().st_size, hashlib.sha256()
+    with path.open("rb") as file:
+        for place in range(_SAMPLES):
+            file.seek(size * place // _SAMPLES)
+            digest.update(file.read(_SAMPLE_BYTES))
+    return digest.hexdigest()
 
 
 def write_json(path: Path, content: object) -> None:
@@ -41,7 +59,9 @@ def read_lines(path: Path) -> Iterator[tuple[int, Any]]:
                 if line.strip():
                     try:
                         entry = json.loads(line)
-                    except ValueError as error:
+                        # Half of a surrogate pair, which JSON can say, is no text.
+                        json.dumps(entry, ensure_ascii=False).encode()
+                    except (ValueError, RecursionError) as error:
                         raise TrainError(f"{path}, line {number}: not JSON ({error})") from error
                     if not isinstance(entry, dict):
                         raise TrainError(f"{path}, line {number}: a JSON object is needed")

@@ -38,7 +38,7 @@ def run(config: TrainConfig) -> Evaluation:
     answers = usable(given, vocab_size=base.vocab_size, max_positions=base.max_positions)
     training, held_out = _split(answers, config.held_out)
     click.echo(f"{len(training)} answers to train on, {len(held_out)} held out")
-    features = compute_features(base, answers, config.work, model=str(model.folder))
+    features = compute_features(base, answers, config.work, model=model.mark)
     lm_head = base.lm_head
     del base  # the body is not needed any more, and heads need its memory
     heads = make_heads(lm_head, version=config.version, num_heads=config.num_heads, num_layers=config.num_layers)
@@ -50,7 +50,7 @@ def run(config: TrainConfig) -> Evaluation:
         seed=config.seed,
     )
     made_from = fingerprint(
-        [str(model.folder), config.version, config.num_heads, config.num_layers, model.device.type],
+        [model.mark, config.version, config.num_heads, config.num_layers, model.device.type],
         [[answers[number].prompt_token_ids, answers[number].token_ids] for number in training],
     )
     train(heads, lm_head, features, training, settings, config.work, made_from=made_from)

@@ -1,3 +1,5 @@
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -6,6 +8,7 @@ import torch
 from tests.checkpoints import make_checkpoint
 from trainer.answers import Answer, usable
 from trainer.base import Base, load_base
+from trainer.errors import TrainError
 from trainer.features import compute_features
 from trainer.train import Batch
 
@@ -83,6 +86,18 @@ def test_features_go_on_at_the_batch_a_kill_left_them_in(
     assert calls == at_the_end, "finished features were computed again"
     compute_features(dying, answers[1:], tmp_path / "cut", model="tiny")
     assert calls > at_the_end, "features of other answers were taken"
+
+
+def test_a_disk_without_room_is_said_before_anything_is_computed(
+    base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def is_full(descriptor: int, offset: int, length: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("trainer.features.os.posix_fallocate", is_full)
+    with pytest.raises(TrainError, match=r"features\.f16 needs .* GB: No space left"):
+        compute_features(base, _answers(base), tmp_path, model="tiny")
+    assert not list(tmp_path.iterdir())
 
 
 class _Counted(Base):

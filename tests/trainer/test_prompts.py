@@ -32,9 +32,10 @@ def test_a_line_without_a_prompt_is_named(tmp_path: Path, entry: dict[str, objec
         read_prompts([file])
 
 
-def test_a_line_that_is_not_json_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("line", ["Why?", '{"text": "half of a pair: \\ud83d"}', '{"text": ' + 200_000 * "["])
+def test_a_line_that_is_not_json_is_named(tmp_path: Path, line: str) -> None:
     file = tmp_path / "data.jsonl"
-    file.write_text("Why?\n")
+    file.write_text(line + "\n")
     with pytest.raises(TrainError, match=r"data\.jsonl, line 1: not JSON"):
         read_prompts([file])
 
