@@ -79,7 +79,7 @@ def attend(
     spec: AttentionSpec,
     rotation: tuple[Tensor, Tensor] | None = None,
 ) -> None:
-    """As `shard.cuda.kernels.Attend` says."""
+    """As `shard.cuda.interface.Attend` says."""
     assert qkv.stride()[1:] == (qkv.shape[2], 1)
     assert rotation is None or spans.num_spans == spans.num_steps
     num_steps, num_chunks = spans.num_steps, spans.num_spans - spans.num_steps

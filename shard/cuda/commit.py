@@ -15,7 +15,7 @@ def commit(
     num_kept: Tensor,
     physical_slots: Tensor,
 ) -> None:
-    """As `shard.cuda.kernels.Commit` says."""
+    """As `shard.cuda.interface.Commit` says."""
     num_layers, _, _, kv_heads, block_size, dim = pages.shape
     num_spans, depth = path.shape
     assert path.stride(1) == first_rows.stride(0) == physical_slots.stride(0) == 1

@@ -25,7 +25,7 @@ def decide(
     num_drafts: Tensor,
     depth: int,
 ) -> Tensor:
-    """As `shard.cuda.kernels.Decide` says."""
+    """As `shard.cuda.interface.Decide` says."""
     num_sequences, num_rows = cells.shape
     decided = torch.empty((num_sequences, 2 * depth + 5), dtype=torch.int64, device=slots.device)
     rows = power_of_two(num_rows, least=_LEAST_TILE)

@@ -87,8 +87,9 @@ def decide_sequences(
     """Grid (sequences). Of each the slot, and of num_rows rows the cells of `tokens`, the ways on_path
     [num_rows, num_rows] uint8 (None: one row), drafts and parents [num_rows - 1] of which num_drafts count.
 
-    Of all slots texts [length], num_tokens, max_num_tokens, num_pending, finished uint8 and stops [num_stops]. A slot
-    that has ended may come more than once: all write what was there. `decided` is as `shard.cuda.kernels.Decide` says.
+    Of all slots texts [length], num_tokens, max_num_tokens, num_pending, finished uint8 and stops [num_stops]. A
+    slot that has ended may come more than once: all write what was there. `decided` is as
+    `shard.cuda.interface.Decide` says.
     """
     begin_early(IS_EARLY)
     wait_for_inputs(IS_EARLY)

@@ -28,7 +28,7 @@ _PLACES_PER_WARP, _MOST_WARPS = 128, 8
 
 
 class DraftingKernels:
-    """As `shard.cuda.kernels.Drafting` says."""
+    """As `shard.cuda.interface.Drafting` says."""
 
     def __init__(self, memory: Memory, asked_lookup: Tensor, asked_heads: Tensor) -> None:
         self._memory = memory

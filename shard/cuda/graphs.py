@@ -3,11 +3,13 @@ only one runs at a time, and each graph has some of its own, of which the driver
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 
 from shard.cuda.stamps import stamp
-from shard.report import Outcome
+
+Outcome = TypeVar("Outcome")
 
 
 class GraphCapture:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from shard.cuda.device import WARP, early, power_of_two
-from shard.cuda.kernels import LaidOut
+from shard.cuda.interface import LaidOut
 from shard.cuda.layout_kernels import lay_out_sequence
 from shard.cuda.spans import DeviceSpans
 from shard.states import SequenceStates
@@ -24,7 +24,7 @@ def lay_out(
     num_step_rows: int,
     width: int,
 ) -> LaidOut:
-    """As `shard.cuda.kernels.LayOut` says."""
+    """As `shard.cuda.interface.LayOut` says."""
     num_sequences, device = len(slots), states.device
 
     def made(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:

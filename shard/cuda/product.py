@@ -59,7 +59,7 @@ def multiply(
     dtype: torch.dtype,
     gate: Gate | None = None,
 ) -> Tensor:
-    """As `shard.cuda.kernels.Multiply` says."""
+    """As `shard.cuda.interface.Multiply` says."""
     if len(x) == 1:
         return _multiply_row(x, weight, scales, bias, dtype, gate)
     if scales is None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from shard import attention
 from shard.attention_spec import AttentionSpec
-from shard.cuda.kernels import Attend
+from shard.cuda.interface import Attend
 from shard.cuda.spans import DeviceSpans
 from shard.forward_batch import ForwardBatch, Span
 from shard.kv_cache import KVCache

@@ -137,7 +137,7 @@ def attend(
     spec: AttentionSpec,
     rotation: tuple[Tensor, Tensor] | None = None,
 ) -> None:
-    """`shard.cuda.kernels.Attend` in torch's operations, the same ones whatever is in the tensors: each row looks at
+    """`shard.cuda.interface.Attend` in torch's operations, the same ones whatever is in the tensors: each row looks at
     all places of its table and at all rows of the step, most of them hidden."""
     assert spec.window is None
     assert spec.softcap is None

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from shard.attention_spec import AttentionSpec
-from shard.cuda.kernels import Attend
+from shard.cuda.interface import Attend
 from tests.shard.cuda_steps import Shape, check, device_spans, random_step, reference
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

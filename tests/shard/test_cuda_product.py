@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from shard.cuda.kernels import Multiply
+from shard.cuda.interface import Multiply
 from shard.gate import Gate
 from shard.layers.quantize import Quantization, quantized
 from tests.shard.test_cuda_attention import DEVICE, DTYPES, INTERPRETED, needs_gpu
