@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import sys
 import tempfile
 import time
@@ -19,7 +18,7 @@ from launcher.log_pump import LogPump
 from launcher.logs import LogWriter
 from launcher.machine import Machine
 from launcher.process import helper
-from launcher.readiness import is_healthy, reachable_host
+from launcher.readiness import is_healthy, is_taken, reachable_host
 from launcher.resolve import ModelRequest, ResolvedModel, resolve
 from launcher.supervisor import Service, Supervisor
 
@@ -54,8 +53,13 @@ def _launch(config: LauncherConfig, environ: Mapping[str, str], log: LogWriter, 
         medusa_revision=config.medusa_revision,
         use_heads=config.drafts_with_heads,
     )
-    if config.master_port is not None and _is_taken(config.master_port):
-        raise LaunchError(f"--master-port {config.master_port} is taken; name another, or none to get a free one")
+    for flag, host, port in (
+        ("--port", config.hostname, config.port),
+        ("--grpc-port", config.hostname, config.grpc_port),
+        ("--master-port", "", config.master_port),
+    ):
+        if port is not None and is_taken(host, port):
+            raise LaunchError(f"port {port} is taken; choose another with {flag}")
     model = resolve(request, log)
     config = with_model_length(config, model.max_positions)
     started_s = time.monotonic()  # after a download or conversion, which happens once
@@ -66,17 +70,6 @@ def _launch(config: LauncherConfig, environ: Mapping[str, str], log: LogWriter, 
     finally:
         pump.close()
         shutil.rmtree(run_dir, ignore_errors=True)
-
-
-def _is_taken(port: int) -> bool:
-    """As a server of all addresses would find it."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", port))
-        except OSError:
-            return True
-    return False
 
 
 def _supervisor(

@@ -1,7 +1,11 @@
-"""Asks the router whether the service is ready. The router's /health speaks for all ranks."""
+"""Asks the router whether the service is ready, and before that whether its ports are free: another service there would
+answer for it. The router's /health speaks for all ranks.
+"""
 
+import errno
 import http.client
 import ipaddress
+import socket
 
 
 def reachable_host(hostname: str) -> str:
@@ -13,6 +17,18 @@ def reachable_host(hostname: str) -> str:
     if not address.is_unspecified:
         return hostname
     return "127.0.0.1" if address.version == 4 else "::1"
+
+
+def is_taken(hostname: str, port: int) -> bool:
+    """Whether somebody listens there already; "": on any address. Other reasons not to get a port are its server's."""
+    family = socket.AF_INET6 if ":" in hostname else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((hostname, port))
+        except OSError as error:
+            return error.errno == errno.EADDRINUSE
+    return False
 
 
 def is_healthy(hostname: str, port: int, *, timeout_s: float = 1.0) -> bool:

@@ -145,6 +145,7 @@ BAD_LAUNCHES = {
     "too many drafts": BadLaunch(("'--speculate'", "17"), {"speculate": 17}),
     "taken http port": BadLaunch(("choose another with --port",), {"port": None}),
     "taken grpc port": BadLaunch(("choose another with --grpc-port",), {"grpc_port": None}),
+    "taken master port": BadLaunch(("choose another with --master-port",), {"master_port": None}),
 }
 
 

@@ -5,7 +5,7 @@ from threading import Thread
 
 import pytest
 
-from launcher.readiness import is_healthy, reachable_host
+from launcher.readiness import is_healthy, is_taken, reachable_host
 
 
 @pytest.fixture
@@ -36,6 +36,18 @@ def test_nobody_listening_is_not_ready() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         assert not is_healthy("127.0.0.1", unused.getsockname()[1])
+
+
+def test_a_port_is_taken_by_who_listens_there_and_not_by_what_is_left_of_a_connection() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        assert all(is_taken(host, port) for host in ("127.0.0.1", "localhost", "0.0.0.0", ""))
+        with socket.create_connection(("127.0.0.1", port)):
+            listener.accept()[0].close()
+    assert not is_taken("127.0.0.1", port)
+    # Its server says why not.
+    assert not is_taken("192.0.2.1", port)
+    assert not is_taken("no-such-host.invalid", port)
 
 
 def test_an_unspecified_address_is_reached_over_loopback() -> None:
