@@ -10,6 +10,7 @@ from grpc_reflection.v1alpha import reflection
 from drafthouse.v1 import generation_pb2, generation_pb2_grpc
 from router.generation_service import GenerationService
 from router.health import HealthService
+from router.malformed import MalformedMessages
 from router.metrics import Metrics
 from router.request import GenerationEngine
 from router.tokenizer import Tokenizer
@@ -34,6 +35,7 @@ class GrpcServer:
     ) -> None:
         """`payload_limit` bounds a request message, in bytes. Port 0 takes a free one. Needs a running event loop."""
         self._server = grpc.aio.server(
+            interceptors=[MalformedMessages(_SERVICE_NAME)],
             options=[
                 ("grpc.max_receive_message_length", payload_limit),
                 ("grpc.max_send_message_length", -1),
@@ -43,7 +45,7 @@ class GrpcServer:
                 ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.http2.min_ping_interval_without_data_ms", _KEEPALIVE_TIMEOUT_MS),
-            ]
+            ],
         )
         generation_pb2_grpc.add_GenerationServiceServicer_to_server(
             GenerationService(engine, tokenizer, metrics), self._server

@@ -234,6 +234,26 @@ async def test_tokenize_answers_with_ids_and_tokens() -> None:
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
+@pytest.mark.parametrize("method", ["Generate", "Tokenize", "GetModelInfo"])
+def test_what_is_no_message_is_the_clients_error(method: str, caplog: pytest.LogCaptureFixture) -> None:
+    @in_loop
+    async def send() -> None:
+        async with session() as (_, channel, stub):
+            call = channel.unary_stream if method == "Generate" else channel.unary_unary
+            reply = call(f"/drafthouse.v1.GenerationService/{method}")(b"\xff\xff\xff")
+            with pytest.raises(grpc.aio.AioRpcError, match=r"request: cannot be read: .*Wire format") as caught:
+                await (anext(aiter(reply)) if method == "Generate" else reply)
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await channel.unary_unary("/drafthouse.v1.GenerationService/Nothing")(b"")
+            assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+            assert await generate(stub, text="abc")
+
+    send()
+    assert "Traceback" not in caplog.text
+    assert not caplog.records
+
+
 @in_loop
 async def test_model_info_carries_every_field() -> None:
     async with session() as (_, __, stub):
