@@ -52,7 +52,12 @@ def converted_folder(gguf: Path, dtype: str, log: LogWriter, *, converter: list[
             log.info(f"converting {gguf.name} to {stored_dtype}, once: {target}")
             command = converter or [sys.executable, "-m", "shard.convert"]
             command = [*command, "--gguf", str(gguf), "--output", str(partial), "--dtype", stored_dtype]
-            _convert(command, gguf, log)
+            try:
+                _convert(command, gguf, log)
+            except LaunchError:
+                # The disk may be full of it.
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
             os.rename(partial, target)
     return target
 

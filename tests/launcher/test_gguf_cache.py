@@ -64,6 +64,7 @@ def test_a_failure_is_one_message_and_leaves_nothing_that_looks_converted(
     failing = program("failing", CONVERTER + "sys.stderr.write('noise\\n' * 50000); sys.exit('its shape is wrong')\n")
     with pytest.raises(LaunchError, match=r"^model\.gguf cannot be served: its shape is wrong$"):
         converted_folder(gguf, "bfloat16", log, converter=failing)
+    assert not list(gguf.parent.rglob("*.partial"))
     assert converted_folder(gguf, "bfloat16", log, converter=program("converter", CONVERTER)).is_dir()
 
 
