@@ -5,6 +5,7 @@ Must not know how the children are started; `commands.py` turns a settled config
 
 import math
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
@@ -223,8 +224,10 @@ def with_model_length(config: LauncherConfig, max_positions: int | None) -> Laun
 def _check(config: LauncherConfig, machine: Machine) -> None:
     if machine.num_gpus and (config.num_shard or 0) > machine.num_gpus:
         raise ConfigError(f"--num-shard {config.num_shard} is more than the {machine.num_gpus} GPUs that are visible")
-    if config.port == config.grpc_port:
-        raise ConfigError(f"--port and --grpc-port are both {config.port}")
+    ports = {"--port": config.port, "--grpc-port": config.grpc_port, "--master-port": config.master_port}
+    for one, other in combinations(ports, 2):
+        if ports[one] == ports[other]:
+            raise ConfigError(f"{one} and {other} are both {ports[one]}")
     if config.master_addr is not None and config.master_port is None:
         raise ConfigError("--master-addr needs --master-port")
     if config.medusa_revision is not None and config.medusa is None:

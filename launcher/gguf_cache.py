@@ -27,8 +27,11 @@ _STORED_DTYPE = {"bfloat16": "bfloat16", "float16": "float16", "float32": "float
 
 
 def cache_folder() -> Path:
-    """By the XDG base directory specification; an empty variable counts as unset."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "drafthouse"
+    """By the XDG base directory specification; an empty variable counts as unset. Raises LaunchError."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "drafthouse"
+    except RuntimeError as error:
+        raise LaunchError("there is no home folder to keep models in; set XDG_CACHE_HOME") from error
 
 
 def is_gguf(path: Path) -> bool:
@@ -54,7 +57,7 @@ def converted_folder(gguf: Path, dtype: str, log: LogWriter, *, converter: list[
             command = [*command, "--gguf", str(gguf), "--output", str(partial), "--dtype", stored_dtype]
             try:
                 _convert(command, gguf, log)
-            except LaunchError:
+            except BaseException:
                 # The disk may be full of it.
                 shutil.rmtree(partial, ignore_errors=True)
                 raise

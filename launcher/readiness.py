@@ -24,10 +24,12 @@ def is_taken(hostname: str, port: int) -> bool:
     family = socket.AF_INET6 if ":" in hostname else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         try:
             probe.bind((hostname, port))
-        except OSError as error:
-            return error.errno == errno.EADDRINUSE
+        except (OSError, UnicodeError) as error:
+            return getattr(error, "errno", None) == errno.EADDRINUSE
     return False
 
 
@@ -36,7 +38,7 @@ def is_healthy(hostname: str, port: int, *, timeout_s: float = 1.0) -> bool:
     try:
         connection.request("GET", "/health")
         return connection.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
+    except (OSError, UnicodeError, http.client.HTTPException):  # the second: of what cannot be a name
         return False
     finally:
         connection.close()

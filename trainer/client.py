@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import grpc
+from grpc_status import rpc_status
 
 from drafthouse.v1 import generation_pb2, generation_pb2_grpc, sampling_pb2
 from trainer.errors import TrainError
@@ -26,7 +27,7 @@ class Generated:
 
 
 class Refused(TrainError):
-    """The service takes no such prompt, and never will."""
+    """This service takes no such prompt."""
 
 
 class Client:
@@ -55,9 +56,11 @@ class Client:
                     reason = response.finish_reason
                 return Generated(token_ids, reason == generation_pb2.FINISH_REASON_STOP)
             except grpc.aio.AioRpcError as error:
-                if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
+                is_full = error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+                # A message that is too large has the same code, but says nothing of a time to try again.
+                if error.code() is grpc.StatusCode.INVALID_ARGUMENT or (is_full and not rpc_status.from_call(error)):
                     raise Refused(error.details()) from error
-                if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
+                if not is_full:
                     raise
             await asyncio.sleep(_RETRY_S)
 

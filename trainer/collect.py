@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-import click
 from tqdm import tqdm
 
 from trainer.client import Client, Refused, for_all
@@ -84,18 +83,19 @@ async def write_answers(
     sampled_fraction: float,
     seed: int,
 ) -> None:
-    """Greedy answers, but sampled for `sampled_fraction` of the prompts; none to a prompt that fills the service."""
+    """Greedy answers, but sampled for `sampled_fraction` of the prompts; none to a prompt that fills the service. What
+    this service refuses is left out, and asked again of the next one."""
     num_tokens, refused = 0, list[str]()
     with journal.opened() as file, tqdm(total=len(prompts), desc="answers", unit="answer") as bar:
 
         async def write(prompt: list[int]) -> None:
             nonlocal num_tokens
-            bar.update()
             drawn = _drawn_seed(seed, prompt)
             room = client.max_total_tokens - len(prompt)
             if room < 1:
                 # Kept too, or each start would look for it again.
                 _append(file, {"prompt_token_ids": prompt, "token_ids": []})
+                bar.update()
                 return
             try:
                 generated = await client.generate(
@@ -106,15 +106,18 @@ async def write_answers(
                 )
             except Refused as error:
                 refused.append(str(error))
-                _append(file, {"prompt_token_ids": prompt, "token_ids": []})
                 return
+            finally:
+                bar.update()
             _append(file, {"prompt_token_ids": prompt, "token_ids": generated.token_ids})
             num_tokens += len(generated.token_ids)
             bar.set_postfix_str(f"{num_tokens} tokens")
 
-        await for_all(prompts, write)
-    if refused:
-        click.echo(f"{len(refused)} prompts are left out, the service refuses them: {refused[0]}")
+        try:
+            await for_all(prompts, write)
+        finally:
+            if refused:
+                bar.write(f"{len(refused)} prompts are left out, the service refuses them: {refused[0]}")
 
 
 def _append(file: TextIO, entry: dict[str, Any]) -> None:

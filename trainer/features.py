@@ -48,6 +48,8 @@ def compute_features(base: Base, answers: Sequence[Answer], work: Path, *, model
     done = read_json(state) or {}
     num_done = int(done.get("num_answers", 0)) if done.get("made_from") == made_from and data.is_file() else 0
     if num_done == 0:
+        # First of all: what it says of the old file would be believed of the new one.
+        state.unlink(missing_ok=True)
         data.unlink(missing_ok=True)  # maybe of another size
         _reserve(data, 2 * size)
     hidden = torch.from_file(str(data), shared=True, size=size, dtype=torch.float16).view(-1, base.hidden_size)
@@ -77,7 +79,7 @@ def _reserve(path: Path, num_bytes: int) -> None:
             os.posix_fallocate(file.fileno(), 0, max(1, num_bytes))
     except OSError as error:
         path.unlink(missing_ok=True)
-        raise TrainError(f"{path} needs {num_bytes * 1e-9:.2f} GB: {error.strerror}") from error
+        raise TrainError(f"{path} cannot be made, {num_bytes * 1e-9:.2f} GB: {error.strerror}") from error
 
 
 def _batches(answers: Sequence[Answer], first: int, tokens: int) -> Iterator[tuple[int, Sequence[Answer]]]:

@@ -6,14 +6,13 @@ A phase that is finished says what it was made from; a phase made from something
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from trainer.errors import TrainError
+from safetensors import SafetensorError
 
-_MODEL_SUFFIXES = {".safetensors", ".bin", ".json"}
-_SAMPLES, _SAMPLE_BYTES = 64, 1 << 16
+from trainer.errors import TrainError
 
 
 def fingerprint(*parts: object) -> str:
@@ -21,25 +20,22 @@ def fingerprint(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def fingerprint_of_folder(folder: Path) -> str:
-    """Of a model's files: names, sizes and a sample of their bytes, which other weights would not have."""
-    files = sorted(path for path in folder.iterdir() if path.suffix in _MODEL_SUFFIXES and path.is_file())
-    return fingerprint(*((path.name, path.stat().st_size, _sample(path)) for path in files))
-
-
-def _sample(path: Path) -> str:
-    size, digest = path.stat().st_size, hashlib.sha256()
-    with path.open("rb") as file:
-        for place in range(_SAMPLES):
-            file.seek(size * place // _SAMPLES)
-            digest.update(file.read(_SAMPLE_BYTES))
-    return digest.hexdigest()
-
-
 def write_json(path: Path, content: object) -> None:
     """Whole or not at all."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def save_whole(path: Path, save: Callable[[Path], None]) -> None:
+    """`save` writes a file of that name, under another one at first. Raises TrainError; then nothing is left."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        save(partial)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # As a full disk is called by who writes tensors.
+        partial.unlink(missing_ok=True)
+        raise TrainError(f"{path} cannot be written: {error}") from error
     os.replace(partial, path)
 
 
@@ -59,8 +55,9 @@ def read_lines(path: Path) -> Iterator[tuple[int, Any]]:
                 if line.strip():
                     try:
                         entry = json.loads(line)
-                        # Half of a surrogate pair, which JSON can say, is no text.
                         json.dumps(entry, ensure_ascii=False).encode()
+                    except UnicodeEncodeError as error:
+                        raise TrainError(f"{path}, line {number}: half of a surrogate pair is no text") from error
                     except (ValueError, RecursionError) as error:
                         raise TrainError(f"{path}, line {number}: not JSON ({error})") from error
                     if not isinstance(entry, dict):

@@ -5,15 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 
 from launcher.logs import LogWriter
+from launcher.medusa import HEADS_FILES
 from launcher.resolve import ModelRequest, resolve
 from trainer.config import TrainConfig
 from trainer.errors import TrainError
-from trainer.files import fingerprint_of_folder
+from trainer.files import fingerprint
 
 # What the base answers in: as it will be served, and fast where layers are compiled for it.
 DTYPE = "bfloat16"
+
+_TEXTS = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +38,23 @@ def resolved_base(config: TrainConfig) -> BaseModel:
     # Without heads that the base may have already.
     request = ModelRequest(config.model_id, config.revision, DTYPE, hub_cache=None, use_heads=False)
     folder = resolve(request, log).path
-    mark = fingerprint_of_folder(folder)
+    mark = mark_of(folder)
     if config.model_id is None or Path(config.model_id).expanduser().is_dir():
         return BaseModel(folder, str(folder), mark, device)
     file = Path(config.model_id).expanduser()
     return BaseModel(folder, str(file.resolve()) if file.is_file() else config.model_id, mark, device)
+
+
+def mark_of(folder: Path) -> str:
+    """Of what the base says: its configuration, tokenizer, and the first row of each of its weights."""
+    texts = [(folder / name).read_bytes().hex() for name in _TEXTS if (folder / name).is_file()]
+    weights = [path for path in sorted(folder.glob("*.safetensors")) if path.name not in HEADS_FILES]
+    return fingerprint(texts, [_first_rows(path) for path in weights])
+
+
+def _first_rows(path: Path) -> list[str]:
+    with safe_open(path, "pt") as file:
+        return [f"{name} {file.get_slice(name)[:1].double().flatten().tolist()}" for name in sorted(file.keys())]
 
 
 def _chosen_device(name: str) -> torch.device:

@@ -1,7 +1,6 @@
 """The folder of finished heads: Medusa's own file names and keys, the base's tokenizer beside them, and our figures."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from trainer.evaluate import Evaluation
-from trainer.files import write_json
+from trainer.files import save_whole, write_json
 from trainer.heads import head_tensors, to_bfloat16
 
 # Servers that take a heads repo for the model look for its tokenizer in it.
@@ -51,9 +50,8 @@ def write_heads(
     # One list a line: thousands of numbers are no reading matter.
     lines = ",\n".join(f'"{key}": {json.dumps(value)}' for key, value in figures.items())
     (output / "drafthouse_medusa.json").write_text("{\n" + lines + "\n}\n", encoding="utf-8")
-    partial = output / "medusa_lm_head.safetensors.partial"
-    save_file(to_bfloat16(head_tensors(heads)), partial, metadata={"format": "pt"})
-    os.replace(partial, output / "medusa_lm_head.safetensors")
+    tensors = to_bfloat16(head_tensors(heads))
+    save_whole(output / "medusa_lm_head.safetensors", lambda path: save_file(tensors, path, metadata={"format": "pt"}))
     config: dict[str, Any] = {
         "base_model_name_or_path": base_name,
         "medusa_num_heads": len(heads),

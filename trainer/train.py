@@ -4,7 +4,6 @@ All randomness is a function of (seed, step): a run that was killed ends with th
 """
 
 import math
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,7 +15,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from trainer.features import Features
-from trainer.files import fingerprint
+from trainer.files import fingerprint, save_whole
 from trainer.heads import MedusaHead
 from trainer.loss import HEAD_DECAY, Columns, choose_columns, head_loss
 
@@ -212,7 +211,6 @@ class _Checkpoint:
 
     def save(self, step: int) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._path.with_name(self._path.name + ".partial")
         state = {"made_from": self._made_from, "step": step}
-        torch.save(state | {"heads": self._heads.state_dict(), "optimizer": self._optimizer.state_dict()}, partial)
-        os.replace(partial, self._path)
+        state |= {"heads": self._heads.state_dict(), "optimizer": self._optimizer.state_dict()}
+        save_whole(self._path, lambda path: torch.save(state, path))

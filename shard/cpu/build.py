@@ -29,6 +29,8 @@ _WITHOUT_PAIRS = "-U__AVX512BF16__"
 # Of folders in which a library is made; a killed build leaves one.
 _SCRATCH = "kernels-tmp"
 
+_ADVICE = "set XDG_CACHE_HOME to a folder that can be written and run from"
+
 _CPUINFO = ("vendor_id", "model name", "flags", "Features")
 
 
@@ -60,7 +62,7 @@ def built_library() -> Path:
     cache = _cache_folder()
     library = cache / f"kernels-{key}.so"
     if not os.access(library, os.R_OK):
-        cache = cache if _is_writable(cache) else _temporary_folder()
+        cache = cache if _is_usable(cache) else _temporary_folder()
         library = cache / library.name
     if not os.access(library, os.R_OK):
         # Ranks, and the launcher for them, may want it at the same time: who comes second finds it made.
@@ -81,13 +83,13 @@ def _cache_folder() -> Path:
         return _temporary_folder()
 
 
-def _is_writable(folder: Path) -> bool:
-    """And there, now. A container's files are often read only."""
+def _is_usable(folder: Path) -> bool:
+    """There, now, to be written and run from. A container's files are often read only."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
         return False
-    return os.access(folder, os.W_OK)
+    return os.access(folder, os.W_OK) and not os.statvfs(folder).f_flag & os.ST_NOEXEC
 
 
 def _temporary_folder() -> Path:
@@ -96,7 +98,9 @@ def _temporary_folder() -> Path:
     folder.mkdir(mode=0o700, exist_ok=True)
     status = folder.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
-        raise BuildError(f"{folder} is not this user's alone; set XDG_CACHE_HOME to a folder that can be written")
+        raise BuildError(f"{folder} is not this user's alone; {_ADVICE}")
+    if not _is_usable(folder):
+        raise BuildError(f"nothing can be run from {folder}; {_ADVICE}")
     return folder
 
 

@@ -48,6 +48,13 @@ def test_a_port_is_taken_by_who_listens_there_and_not_by_what_is_left_of_a_conne
     # Its server says why not.
     assert not is_taken("192.0.2.1", port)
     assert not is_taken("no-such-host.invalid", port)
+    assert not is_taken("a..b", port)
+    assert not is_healthy("a..b", port)
+
+
+def test_a_port_of_the_other_family_is_free() -> None:
+    with socket.create_server(("0.0.0.0", 0)) as listener:
+        assert not is_taken("::", listener.getsockname()[1])
 
 
 def test_an_unspecified_address_is_reached_over_loopback() -> None:

@@ -5,6 +5,7 @@ import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -207,8 +208,16 @@ def test_where_the_cache_cannot_be_written_the_library_is_made_among_temporary_f
     cache = tmp_path / "read_only" / "drafthouse"
     cache.mkdir(parents=True)
     kept = made.rename(cache / made.name)
-    monkeypatch.setattr(build, "_is_writable", lambda folder: False)
+    monkeypatch.setattr(build, "_is_usable", lambda folder: False)
     assert build.built_library() == kept
+
+
+def test_where_nothing_can_be_run_from_nothing_is_built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nothing")
+    monkeypatch.setattr(build.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(build.os, "statvfs", lambda folder: SimpleNamespace(f_flag=os.ST_NOEXEC))
+    with pytest.raises(build.BuildError, match=r"nothing can be run from .* set XDG_CACHE_HOME"):
+        build.built_library()
 
 
 def test_what_others_can_write_is_not_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -95,9 +95,23 @@ def test_a_disk_without_room_is_said_before_anything_is_computed(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("trainer.features.os.posix_fallocate", is_full)
-    with pytest.raises(TrainError, match=r"features\.f16 needs .* GB: No space left"):
+    with pytest.raises(TrainError, match=r"features\.f16 cannot be made, .* GB: No space left"):
         compute_features(base, _answers(base), tmp_path, model="tiny")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_kill_before_the_first_batch_leaves_nothing_that_looks_computed(base: Base, tmp_path: Path) -> None:
+    class Dying(Exception):
+        pass
+
+    def die(token_ids: torch.Tensor) -> torch.Tensor:
+        raise Dying
+
+    answers = _answers(base)
+    expected = compute_features(base, answers, tmp_path, model="one").hidden.clone()
+    with pytest.raises(Dying):
+        compute_features(_Counted(base, die), answers, tmp_path, model="another")
+    assert torch.equal(compute_features(base, answers, tmp_path, model="one").hidden, expected)
 
 
 class _Counted(Base):

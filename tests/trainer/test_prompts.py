@@ -32,11 +32,18 @@ def test_a_line_without_a_prompt_is_named(tmp_path: Path, entry: dict[str, objec
         read_prompts([file])
 
 
-@pytest.mark.parametrize("line", ["Why?", '{"text": "half of a pair: \\ud83d"}', '{"text": ' + 200_000 * "["])
-def test_a_line_that_is_not_json_is_named(tmp_path: Path, line: str) -> None:
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("Why?", "not JSON"),
+        ('{"text": ' + 200_000 * "[", "not JSON"),
+        ('{"text": "\\ud83d"}', "half of a surrogate pair"),
+    ],
+)
+def test_a_line_that_is_not_json_is_named(tmp_path: Path, line: str, message: str) -> None:
     file = tmp_path / "data.jsonl"
     file.write_text(line + "\n")
-    with pytest.raises(TrainError, match=r"data\.jsonl, line 1: not JSON"):
+    with pytest.raises(TrainError, match=rf"data\.jsonl, line 1: {message}"):
         read_prompts([file])
 
 
