@@ -51,8 +51,12 @@ class TPGroup:
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """Sum over the ranks, in place; returns x. Every rank ends with the same bits."""
-        if (shared := self._shared_by(x)) and x.dtype in SUMMED:
+        shared = self._shared_by(x)
+        if shared and x.dtype in SUMMED:
             shared.all_reduce(x)
+        elif shared and x.dtype == torch.float16:
+            shared.all_reduce(wide := x.float())
+            x.copy_(wide)
         elif self.size > 1:
             dist.all_reduce(x)
         return x

@@ -5,6 +5,7 @@ has the library's collectives.
 """
 
 import ctypes
+import logging
 import mmap
 import os
 import secrets
@@ -15,16 +16,18 @@ from torch import Tensor
 
 from shard.cpu.kernels import cpu_kernels
 
-# `Number` of collectives.h: their places.
+log = logging.getLogger(__name__)
+
+# `Number` of collectives.c: their places.
 SUMMED = (torch.float32, torch.float64, torch.bfloat16, torch.int64)
 
-_MARK_BYTES = 7
+_NAME, _MARK_BYTES = "drafthouse-ranks", 7
 
 _long, _pointer = ctypes.c_long, ctypes.c_void_p
 
 
 class RanksStruct(ctypes.Structure):
-    """`Ranks` of collectives.h."""
+    """`Ranks` of collectives.c."""
 
     _fields_ = [
         ("flags", _pointer),
@@ -37,7 +40,8 @@ class RanksStruct(ctypes.Structure):
 class SharedMemory:
     """A rank's end of memory that all ranks of a group share. Tensors are contiguous, on CPU, and the same size on all.
 
-    A collective that waits longer than the group's timeout raises RuntimeError, as the library's do.
+    A rank that waits longer than the timeout for a part of another one raises RuntimeError; so does who comes later
+    then. That a rank died is not noticed before: its parent ends the others.
     """
 
     def __init__(self, library: ctypes.CDLL, memory: mmap.mmap, *, rank: int, size: int, timeout_s: float) -> None:
@@ -53,16 +57,19 @@ class SharedMemory:
 
     def all_reduce(self, x: Tensor) -> None:
         """In place, of one of the dtypes in SUMMED."""
+        assert x.is_contiguous()
         self._sum(self.struct, x.data_ptr(), x.numel(), SUMMED.index(x.dtype))
         self.check()
 
     def all_gather(self, x: Tensor, out: Tensor) -> None:
         """out: [size, *x.shape]."""
+        assert x.is_contiguous()
         self._gather(self.struct, x.data_ptr(), out.data_ptr(), x.nbytes)
         self.check()
 
     def broadcast(self, x: Tensor) -> None:
         """Rank 0's, in place."""
+        assert x.is_contiguous()
         self._send(self.struct, x.data_ptr(), x.nbytes)
         self.check()
 
@@ -77,39 +84,53 @@ def share_memory(timeout_s: float) -> SharedMemory | None:
     The memory has no name: it is gone with the last rank, however that ends.
     """
     rank, size = dist.get_rank(), dist.get_world_size()
-    kernels, memory, descriptor = cpu_kernels(), None, -1
-    mark = secrets.randbits(8 * _MARK_BYTES)
+    kernels, memory, descriptor, mark = cpu_kernels(), None, -1, 0
     if kernels is not None and rank == 0:
-        memory, descriptor = _make(kernels.library.shared_bytes(size), mark)
+        mark = secrets.randbits(8 * _MARK_BYTES)
+        memory, descriptor = _make(shared_bytes(kernels.library, size), mark)
     where = torch.tensor([os.getpid(), descriptor, mark])
     dist.broadcast(where, src=0)
     if kernels is not None and rank > 0:
-        memory = _open(kernels.library.shared_bytes(size), *where.tolist())
+        memory = _open(shared_bytes(kernels.library, size), *where.tolist())
     can_share = torch.tensor(int(memory is not None))
     dist.all_reduce(can_share, op=dist.ReduceOp.MIN)
     if descriptor >= 0:
         os.close(descriptor)
     if kernels is None or memory is None or not can_share:
+        log.warning("ranks share no memory, they exchange over sockets, which is slower")
         return None
     return SharedMemory(kernels.library, memory, rank=rank, size=size, timeout_s=timeout_s)
+
+
+def shared_bytes(library: ctypes.CDLL, size: int) -> int:
+    """What so many ranks share, zero at first."""
+    library.shared_bytes.argtypes, library.shared_bytes.restype = [_long], _long
+    return int(library.shared_bytes(size))
 
 
 def _make(num_bytes: int, mark: int) -> tuple[mmap.mmap | None, int]:
     """And its file descriptor, which others open through this process; -1 without."""
     try:
-        descriptor = os.memfd_create("drafthouse-ranks")
+        descriptor = os.memfd_create(_NAME)
+    except OSError:
+        return None, -1
+    try:
         os.ftruncate(descriptor, num_bytes + _MARK_BYTES)
         memory = mmap.mmap(descriptor, num_bytes + _MARK_BYTES)
     except OSError:
+        os.close(descriptor)
         return None, -1
     memory[num_bytes:] = mark.to_bytes(_MARK_BYTES)
     return memory, descriptor
 
 
 def _open(num_bytes: int, pid: int, descriptor: int, mark: int) -> mmap.mmap | None:
-    """What rank 0 made. Elsewhere the same numbers may mean another file: the mark says whether it is that."""
+    """What rank 0 made. Elsewhere the same numbers may mean another file: name and mark say whether it is that."""
+    path = f"/proc/{pid}/fd/{descriptor}"
     try:
-        with open(f"/proc/{pid}/fd/{descriptor}", "r+b") as file:
+        if not os.readlink(path).startswith(f"/memfd:{_NAME}"):
+            return None
+        with open(path, "r+b") as file:
             memory = mmap.mmap(file.fileno(), num_bytes + _MARK_BYTES)
     except (OSError, ValueError):
         return None

@@ -42,6 +42,7 @@ class PagedSpans:
         positions [N] int64. `ancestors` [num_steps or 1, R, R] bool: row j of a span is row r or lies on its way from
         the first row; None if there is no tree.
         """
+        assert tables
         most_rows = 0 if ancestors is None else ancestors.shape[1]
         tree = 0 if ancestors is None or len(ancestors) == 1 else most_rows * most_rows
         # One after another: those of many short texts would be padded to that of a long one.

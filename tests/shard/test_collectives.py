@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from shard.cpu.collectives import SUMMED, SharedMemory, _make, _open
+from shard.cpu.collectives import SUMMED, SharedMemory, _make, _open, shared_bytes
 from shard.cpu.kernels import cpu_kernels
 
 PART_BYTES = 256 << 10
@@ -25,7 +25,8 @@ SIZES = [0, 1, 7, 1000, PART_BYTES // 8, PART_BYTES // 8 + 1, PART_BYTES + 3]
 def ends(size: int, timeout_s: float = 60.0) -> list[SharedMemory]:
     kernels = cpu_kernels()
     assert kernels is not None
-    memory = mmap.mmap(-1, kernels.library.shared_bytes(size))
+    memory = mmap.mmap(-1, shared_bytes(kernels.library, size))
+    assert len(memory) == size * (64 + 2 * PART_BYTES), "parts are of another size"
     return [SharedMemory(kernels.library, memory, rank=rank, size=size, timeout_s=timeout_s) for rank in range(size)]
 
 
@@ -123,6 +124,23 @@ def test_only_what_rank_0_made_is_shared(tmp_path: Path) -> None:
         assert _open(1000, pid, another.fileno(), 5) is None
     assert _open(1000, pid, 9999, 5) is None
     os.close(descriptor)
+
+
+@pytest.mark.parametrize("kind", "rgb")
+def test_who_comes_too_late_fails_too_and_reads_nothing_wrong(kind: str) -> None:
+    shared, num = ends(2, timeout_s=0.3), 5 * PART_BYTES // 4
+
+    def work(rank: int) -> None:
+        time.sleep(1.6 * rank)
+        x = torch.full((num,), 1.0 + rank)
+        if kind == "r":
+            shared[rank].all_reduce(x)
+        elif kind == "g":
+            shared[rank].all_gather(x, torch.empty(2, num))
+        else:
+            shared[rank].broadcast(x)
+
+    assert [type(error) for error in on_each(work, 2)] == [RuntimeError, RuntimeError]
 
 
 def test_many_more_ranks_than_cores_get_on() -> None:
