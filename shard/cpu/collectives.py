@@ -59,21 +59,21 @@ class SharedMemory:
         """In place, of one of the dtypes in SUMMED."""
         assert x.is_contiguous()
         self._sum(self.struct, x.data_ptr(), x.numel(), SUMMED.index(x.dtype))
-        self.check()
+        self._check()
 
     def all_gather(self, x: Tensor, out: Tensor) -> None:
         """out: [size, *x.shape]."""
         assert x.is_contiguous()
         self._gather(self.struct, x.data_ptr(), out.data_ptr(), x.nbytes)
-        self.check()
+        self._check()
 
     def broadcast(self, x: Tensor) -> None:
         """Rank 0's, in place."""
         assert x.is_contiguous()
         self._send(self.struct, x.data_ptr(), x.nbytes)
-        self.check()
+        self._check()
 
-    def check(self) -> None:
+    def _check(self) -> None:
         if self.struct.has_failed:
             raise RuntimeError(f"a rank did not come to a collective within {self.struct.timeout_s:g} s")
 
