@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from shard.cpu.collectives import SUMMED, SharedMemory, share_memory
+from shard.cpu.collectives import SharedMemory, share_memory
 
 
 class TPGroup:
@@ -51,12 +51,8 @@ class TPGroup:
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """Sum over the ranks, in place; returns x. Every rank ends with the same bits."""
-        shared = self._shared_by(x)
-        if shared and x.dtype in SUMMED:
+        if shared := self._shared_by(x):
             shared.all_reduce(x)
-        elif shared and x.dtype == torch.float16:
-            shared.all_reduce(wide := x.float())
-            x.copy_(wide)
         elif self.size > 1:
             dist.all_reduce(x)
         return x

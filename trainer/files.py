@@ -21,13 +21,12 @@ def fingerprint(*parts: object) -> str:
 
 
 def write_json(path: Path, content: object) -> None:
-    """Whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    """Whole or not at all. Raises TrainError."""
+    text = json.dumps(content, indent=1) + "\n"
+    save_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
-def save_whole(path: Path, save: Callable[[Path], None]) -> None:
+def save_whole(path: Path, save: Callable[[Path], object]) -> None:
     """`save` writes a file of that name, under another one at first. Raises TrainError; then nothing is left."""
     partial = path.with_name(path.name + ".partial")
     try:

@@ -46,15 +46,15 @@ static double seconds(void) {
 }
 
 // Numbers go around.
-INLINE int is_reached(const Flag *flag, uint32_t count) {
-    return (int32_t)(atomic_load(&flag->begun) - count) >= 0;
+INLINE int is_reached(uint32_t begun, uint32_t count) {
+    return (int32_t)(begun - count) >= 0;
 }
 
 // Until a rank has begun `count` parts. After a time without it the group has failed, and nothing waits any more.
 static void wait_for(Ranks *ranks, long rank, uint32_t count) {
     Flag *flag = ranks->flags + rank;
     for (long looks = 0; looks < SPINS + YIELDS && !ranks->has_failed; looks++) {
-        if (is_reached(flag, count)) return;
+        if (is_reached(atomic_load(&flag->begun), count)) return;
         if (looks < SPINS) relax();
         else sched_yield();
     }
@@ -62,9 +62,9 @@ static void wait_for(Ranks *ranks, long rank, uint32_t count) {
     while (!ranks->has_failed) {
         atomic_fetch_add(&flag->sleepers, 1);
         const uint32_t begun = atomic_load(&flag->begun);
-        if ((int32_t)(begun - count) < 0) futex(&flag->begun, FUTEX_WAIT, begun, &(struct timespec){.tv_sec = 1});
+        if (!is_reached(begun, count)) futex(&flag->begun, FUTEX_WAIT, begun, &(struct timespec){.tv_sec = 1});
         atomic_fetch_sub(&flag->sleepers, 1);
-        if (is_reached(flag, count)) return;
+        if (is_reached(atomic_load(&flag->begun), count)) return;
         ranks->has_failed = seconds() > end;
     }
 }

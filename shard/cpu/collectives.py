@@ -56,10 +56,13 @@ class SharedMemory:
         self._send.argtypes = [ranks, _pointer, _long]
 
     def all_reduce(self, x: Tensor) -> None:
-        """In place, of one of the dtypes in SUMMED."""
+        """In place, of one of the dtypes in SUMMED, or of float16."""
         assert x.is_contiguous()
-        self._sum(self.struct, x.data_ptr(), x.numel(), SUMMED.index(x.dtype))
+        summed = x.float() if x.dtype == torch.float16 else x
+        self._sum(self.struct, summed.data_ptr(), summed.numel(), SUMMED.index(summed.dtype))
         self._check()
+        if summed is not x:
+            x.copy_(summed)
 
     def all_gather(self, x: Tensor, out: Tensor) -> None:
         """out: [size, *x.shape]."""

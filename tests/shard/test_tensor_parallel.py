@@ -3,7 +3,6 @@
 import contextlib
 import multiprocessing
 import os
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from shard.distributed import TPGroup
 from shard.layers.quantize import Quantization
 from tests.checkpoints import make_checkpoint
 from tests.shard.paged import PagedModel, Part, Sequence, random_tokens
+from tests.shard_processes import free_port
 
 # 9 heads in 3 groups, 5 groups, one kv head for all, more kv heads than divide; vocabulary 131 and widths never divide
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -96,10 +96,7 @@ def unequal_rank_main(rank: int, size: int, port: int, lacking: int, name: str, 
 
 
 def run_ranks(main: Callable[..., None], size: int, *arguments: object) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
+    context, port = multiprocessing.get_context("spawn"), free_port()
     ranks = [context.Process(target=main, args=(rank, size, port, *arguments)) for rank in range(size)]
     for process in ranks:
         process.start()
