@@ -139,7 +139,8 @@ class LauncherConfig:
     port: int = _flag("Port of HTTP: health and metrics.", default=3000, kind=_PORT)
     grpc_port: int = _flag("Port of the gRPC service.", default=3001, kind=_PORT)
     shard_uds_path: str | None = _flag(
-        "Prefix of the shards' Unix sockets; the rank is appended.  [default: in a private temporary folder]"
+        "Prefix of the shards' Unix sockets; the rank is appended. One launcher at a time has it.  "
+        "[default: in a private temporary folder]"
     )
     master_addr: str | None = _flag("Address where the shards meet; needs --master-port.  [default: 127.0.0.1]")
     master_port: int | None = _flag("Port where the shards meet.  [default: a free one]", kind=_PORT)

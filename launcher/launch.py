@@ -6,6 +6,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from launcher.machine import Machine
 from launcher.process import helper
 from launcher.readiness import is_healthy, is_taken, reachable_host
 from launcher.resolve import ModelRequest, ResolvedModel, resolve
+from launcher.sockets import claimed
 from launcher.supervisor import Service, Supervisor
 
 
@@ -39,7 +41,9 @@ class Programs:
 
 def launch(config: LauncherConfig, environ: Mapping[str, str], log: LogWriter, programs: Programs) -> int:
     """Serves until a signal or a failure; returns the exit code. Raises LaunchError and ConfigError before that."""
-    with helper(programs.kernels, environ):
+    assert config.num_shard is not None
+    prefix = config.shard_uds_path
+    with helper(programs.kernels, environ), claimed(prefix, config.num_shard) if prefix else nullcontext():
         return _launch(config, environ, log, programs)
 
 
