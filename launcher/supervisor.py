@@ -24,6 +24,8 @@ WINDOW_S = 600.0
 TICK_S = 0.1
 # What children get to end where the launcher gives up: with one of them for good away, requests cannot be finished.
 GIVEN_UP_S = 5.0
+# `timeout` signals a process and then its group: that is one wish to end, not a second one, which hurries.
+SAME_WISH_S = 0.3
 # A child writes its message for the user here before it exits with an error that a restart cannot mend.
 FATAL_FILE = "fatal"
 
@@ -63,6 +65,7 @@ class Supervisor:
         self._on_ready = on_ready
         self._announced = False
         self._num_signals = 0
+        self._last_signal_s = -math.inf
 
     def run(self) -> int:
         with ExitStack() as handlers:
@@ -84,7 +87,10 @@ class Supervisor:
         return 0 if failure is None and clean else 1
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._num_signals += 1
+        now = time.monotonic()
+        if now - self._last_signal_s > SAME_WISH_S:
+            self._num_signals += 1
+            self._last_signal_s = now
 
     def _watch(self) -> str | None:
         """Until a signal (None) or until it cannot go on (the reason)."""
@@ -124,7 +130,7 @@ class Supervisor:
 
     def _read_fatal(self) -> str | None:
         try:
-            return self._fatal_file.read_text(encoding="utf-8").strip()
+            return self._fatal_file.read_text(encoding="utf-8", errors="replace").strip()
         except FileNotFoundError:
             return None
 

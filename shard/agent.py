@@ -21,6 +21,7 @@ from torch.numa.binding import AffinityMode, NumaOptions
 
 from shard.process import die_with_parent, name_process
 
+_Shard = multiprocessing.get_context("fork").Process
 # How often the agent looks after its shards.
 _INTERVAL_S = 0.1
 
@@ -61,6 +62,8 @@ def run(argv: list[str], shard: Callable[[list[str]], None]) -> None:
     # Binding would ask CUDA where the devices are.
     config.numa_options = None
     signal.signal(signal.SIGTERM, _end)
+    # Where one shard died torch ends the others by this, and waits 30 s: one that is stopped would hear nothing of it.
+    _Shard.terminate = _Shard.kill  # type: ignore[method-assign]
     elastic_launch(config, _begin)(shard, flags, own.shard_output, os.getpid())
 
 

@@ -2,12 +2,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from launcher.supervisor import SAME_WISH_S
 from tests.launcher.conftest import clean_environ, is_running, wait_until
 
 HARNESS = Path(__file__).with_name("supervise.py")
@@ -126,9 +128,19 @@ def test_a_second_signal_hurries(supervise: Callable[..., Launched]) -> None:
     launched.wait_for("agent up", "router up")
     launched.process.send_signal(signal.SIGINT)
     launched.wait_for("router asked to stop")
+    time.sleep(SAME_WISH_S)
     launched.process.send_signal(signal.SIGINT)
     assert launched.finish()[0] == 1
     assert not any(is_running(pid) for pid in launched.pids())
+
+
+def test_two_signals_at_once_are_one_wish(supervise: Callable[..., Launched]) -> None:
+    launched = supervise(agent=POLITE, router=POLITE)
+    launched.wait_for("agent up", "router up")
+    launched.process.send_signal(signal.SIGTERM)
+    launched.process.send_signal(signal.SIGINT)
+    assert launched.finish()[0] == 0
+    assert launched.events()[2:] == ["router asked to stop", "router stopped", "agent asked to stop", "agent stopped"]
 
 
 def test_a_router_that_dies_is_started_again_while_the_agent_keeps_running(supervise: Callable[..., Launched]) -> None:

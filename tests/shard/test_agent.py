@@ -1,4 +1,5 @@
-"""The agent asks nothing of CUDA: whoever is forked after that cannot use it. (Seen with torch 2.11 on a GPU.)"""
+"""The agent asks nothing of CUDA, where whoever is forked after that cannot use it (seen with torch 2.11 on a GPU), and
+ends its group whatever state a shard is in."""
 
 import os
 import subprocess
@@ -38,3 +39,43 @@ def test_the_agent_asks_nothing_of_cuda(tmp_path: Path) -> None:
     os.close(output)
     assert agent.returncode == 0, errors
     assert said == "a shard with --flag\n"
+
+
+_STOPPED = """
+import os, signal, sys, time
+from pathlib import Path
+
+from shard import agent
+
+def shard(flags):
+    stopped = Path(flags[0])
+    if os.environ["RANK"] == "1":
+        stopped.write_text(str(os.getpid()))
+        os.kill(os.getpid(), signal.SIGSTOP)
+    while not stopped.exists() or " T " not in Path(f"/proc/{stopped.read_text()}/stat").read_text():
+        time.sleep(0.01)
+    os._exit(1)
+
+agent.run(sys.argv[1:], shard)
+"""
+
+
+def test_a_shard_that_hears_nothing_does_not_outlive_another(tmp_path: Path) -> None:
+    outputs = []
+    for rank in range(2):
+        os.mkfifo(tmp_path / f"output-{rank}")
+        outputs.append(os.open(tmp_path / f"output-{rank}", os.O_RDWR | os.O_NONBLOCK))
+    flags = ["--num-shard=2", "--max-restarts=0", "--meeting-point=127.0.0.1:0", f"--shard-output={tmp_path}/output"]
+    # The agent's own patience would be 30 s.
+    agent = subprocess.run(
+        [sys.executable, "-c", _STOPPED, *flags, str(tmp_path / "stopped")],
+        env=os.environ | {"PYTHONPATH": ".:proto"},
+        capture_output=True,
+        text=True,
+        timeout=25,
+        check=False,
+    )
+    for output in outputs:
+        os.close(output)
+    assert agent.returncode != 0
+    assert not Path(f"/proc/{(tmp_path / 'stopped').read_text()}").exists()
