@@ -17,7 +17,7 @@ def main() -> None:
         asyncio.run(_serve(config))
     except (OSError, ValueError) as error:
         # A taken port, a folder without tokenizer: a restart would meet it again.
-        write_fatal(config.run_dir, str(error))
+        write_fatal(config.run_dir, str(error) or repr(error))
         sys.exit(f"router: {error}")
 
 
@@ -29,7 +29,8 @@ async def _serve(config: RouterConfig) -> None:
 def write_fatal(run_dir: Path, message: str) -> None:
     """Tells the launcher that restarting is of no use."""
     temporary = run_dir / f".fatal-{os.getpid()}"
-    temporary.write_text(message)
+    # A path's bytes that are no text must not cost the message.
+    temporary.write_text(message, encoding="utf-8", errors="backslashreplace")
     temporary.replace(run_dir / "fatal")
 
 

@@ -30,7 +30,7 @@ def main(argv: list[str]) -> None:
     try:
         asyncio.run(serve(config))
     except (ConfigError, CheckpointError, ValueError) as error:
-        _end_for_good(config, str(error))
+        _end_for_good(config, str(error) or repr(error))
     except torch.OutOfMemoryError as error:
         # While the rank was built: a step that fails ends the process elsewhere.
         log.error("%s", error)

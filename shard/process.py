@@ -29,7 +29,8 @@ def name_process(name: str) -> None:
 def write_fatal(run_dir: Path, message: str) -> None:
     """Tells the launcher that restarting is of no use. The first message stays."""
     temporary = run_dir / f".fatal-{os.getpid()}"
-    temporary.write_text(message)
+    # A path's bytes that are no text must not cost the message.
+    temporary.write_text(message, encoding="utf-8", errors="backslashreplace")
     try:
         os.link(temporary, run_dir / "fatal")
     except FileExistsError:
