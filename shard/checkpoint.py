@@ -36,12 +36,15 @@ class Checkpoint:
         """Open every file and read its header. CheckpointError for missing and broken files."""
         folder = Path(path)
         self._files: dict[str, Any] = {}
-        for file, listed in _files(folder).items():
+        files = _files(folder)
+        indexed = set().union(*(listed or () for listed in files.values()))
+        for file, listed in files.items():
             opened = _open(folder / file)
             held = set(opened.keys())
             if missing := sorted((listed or held) - held):
                 raise CheckpointError(f"{folder / file} does not hold tensor {missing[0]}, which {INDEX_FILE} lists")
-            self._files |= dict.fromkeys(held, opened)
+            # What the index says of another file is read from that.
+            self._files |= dict.fromkeys(held - (indexed - (listed or set())), opened)
 
     def names(self) -> set[str]:
         """Every tensor in the files."""
@@ -95,6 +98,8 @@ def _files(folder: Path) -> dict[str, set[str] | None]:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         files: dict[str, set[str] | None] = {}
         for name, file in weight_map.items():
+            if Path(file).name != file:
+                raise ValueError(f"{file!r} is no file of its folder")
             files[file] = (files.get(file) or set()) | {name}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index} is not a safetensors index: {error!r}") from error

@@ -62,10 +62,11 @@ class RopeConfig:
         theta = _number(entry.get("rope_theta") or raw.get("rope_theta") or 10000.0, "theta")
         if rope_type == "default":
             return cls(rope_type=rope_type, theta=theta)
-        original = (
+        original = _number(
             raw.get("original_max_position_embeddings")
             or entry.get("original_max_position_embeddings")
-            or max_position_embeddings
+            or max_position_embeddings,
+            "original_max_position_embeddings",
         )
         factor = entry.get("factor")
         if factor is None and rope_type == "yarn":
@@ -80,13 +81,15 @@ class RopeConfig:
                 high_freq_factor=_number(entry.get("high_freq_factor"), "high_freq_factor"),
             )
         if rope_type == "yarn":
+            if theta <= 1:
+                raise ValueError(f"rope theta must be more than 1 for yarn, found {theta}")
             return cls(
                 rope_type=rope_type,
                 theta=theta,
                 factor=_number(factor, "factor"),
                 original_max_position_embeddings=int(original),
-                beta_fast=float(entry.get("beta_fast") or 32.0),
-                beta_slow=float(entry.get("beta_slow") or 1.0),
+                beta_fast=_number(entry.get("beta_fast") or 32.0, "beta_fast"),
+                beta_slow=_number(entry.get("beta_slow") or 1.0, "beta_slow"),
                 truncate=bool(entry.get("truncate", True)),
                 attention_factor=_yarn_attention_factor(entry, _number(factor, "factor")),
             )

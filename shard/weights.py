@@ -21,6 +21,7 @@ from shard.layers.sharded import Piece, ShardedModule
 Progress = Callable[[int, int], None]
 # path of a layer in our model -> paths of the checkpoint's layers that its pieces come from
 NameTable = Mapping[str, tuple[str, ...]]
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 # Keys of the checkpoint and the pieces they are of a parameter, which is declared so.
 _Sources = tuple[list[tuple[str, Piece]], nn.Parameter]
 
@@ -89,6 +90,9 @@ def _read(checkpoint: Tensors, device: torch.device, wanted: _Sources) -> Tensor
     for key, piece in sources:
         rows = piece.rows
         real = checkpoint.read(key, dim=piece.dim, start=rows.start, stop=rows.stop)
+        if real.dtype not in _DTYPES:
+            # Numbers of 8 bits mean something only with their scales.
+            raise CheckpointError(f"tensor {key} is of {real.dtype}; weights in 16, 32 or 64 bit floats are served")
         value.narrow(piece.dim, offset, rows.stop - rows.start).copy_(real)
         offset += rows.size
     return value

@@ -47,8 +47,8 @@ def load_heads(
         )
     config = model.config
     vocab_size, hidden_size = config.vocab_size, config.hidden_size
-    num_rows, token_ids = _projected_tokens(found, vocab_size)
     _check_sizes(found, hidden_size=hidden_size, vocab_size=vocab_size)
+    num_rows, token_ids = _projected_tokens(found, vocab_size)
     figures = read_figures(path, vocab_size=vocab_size)
     shared: ParallelLMHead | None = None
     if found.is_tied and figures is not None and figures.token_ids:
@@ -100,9 +100,11 @@ def _check_sizes(found: MedusaCheckpoint, *, hidden_size: int, vocab_size: int) 
     """In words of the checkpoint's own; `fill_model` checks everything once more."""
     for name, original in sorted(found.original.items()):
         shape = found.shape(name)
+        if len(shape) != (2 if name.endswith(".weight") else 1) or 0 in shape:
+            raise CheckpointError(f"tensor {original} in {found.path} has shape {list(shape)}: it is no part of a head")
         if name == "token_map":
             continue
-        size = shape[-1] if shape else 0
+        size = shape[-1]
         if size != hidden_size:
             raise CheckpointError(
                 f"the Medusa heads in {found.path} are for a hidden size of {size} (tensor {original}), "

@@ -11,10 +11,9 @@ what a config.json says: published ones are wrong about their own number of head
 """
 
 import json
-import pickle
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,17 +132,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def _prove_complete(found: MedusaCheckpoint, source: Path, *, may_lack_bias: bool) -> None:
     """Every head has what any head has."""
-    is_projected = any(name.startswith("projections.") for name in found.original)
     # The original's blocks always have a bias; vLLM's may have none, but then none has.
     has_bias = not may_lack_bias or any(name.endswith(".bias") for name in found.original)
-    wanted = [f"projections.{i}.weight" for i in range(found.num_heads) if is_projected]
-    wanted += [
-        f"blocks.{i}.{j}.{part}"
-        for i in range(found.num_heads)
-        for j in range(found.num_layers)
-        for part in (("weight", "bias") if has_bias else ("weight",))
-    ]
-    for name in wanted:
+    for name in _parts(found, has_bias):
         if name not in found.original:
             _, head, *rest = name.split(".")
             part = "projection" if len(rest) == 1 else f"{rest[1]} of block {rest[0]}"
@@ -151,13 +142,23 @@ def _prove_complete(found: MedusaCheckpoint, source: Path, *, may_lack_bias: boo
                 f"{source} holds {found.num_heads} Medusa heads, but the {part} of head {head} is missing; "
                 "the file is incomplete"
             )
-    for name in wanted:
+    for name in _parts(found, has_bias):
         original = found.original[name]
         if found.flavour != "vLLM" and name.startswith("projections.") and _place(original) != found.num_layers:
             raise CheckpointError(
                 f"tensor {original} in {source} comes after {_place(original)} blocks, but there are "
                 f"{found.num_layers}; the file is incomplete"
             )
+
+
+def _parts(found: MedusaCheckpoint, has_bias: bool) -> Iterator[str]:
+    """One by one: a name in a broken file may speak of a thousand million heads."""
+    is_projected = any(name.startswith("projections.") for name in found.original)
+    for head in range(found.num_heads):
+        if is_projected:
+            yield f"projections.{head}.weight"
+        for layer in range(found.num_layers):
+            yield from (f"blocks.{head}.{layer}.{part}" for part in (("weight", "bias") if has_bias else ("weight",)))
 
 
 def _place(projection: str) -> int:
@@ -186,13 +187,14 @@ class _PickledFile:
                 # Of files that are no tensors torch says more than the one error below.
                 warnings.simplefilter("ignore")
                 content: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=_can_map(file))
-        except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError, KeyError) as error:
+        except Exception as error:  # a broken file has torch raise whatever its bytes lead to
             raise CheckpointError(
                 f"{file} cannot be loaded: it is broken, or holds more than tensors, which is never unpickled; "
                 f"save the heads as {SAFETENSORS_FILE}"
             ) from error
         if not isinstance(content, dict) or not all(
-            isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+            isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided
+            for name, value in content.items()
         ):
             raise CheckpointError(f"{file} does not hold tensors by name; save the heads as {SAFETENSORS_FILE}")
         self._tensors: dict[str, Tensor] = content

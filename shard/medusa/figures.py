@@ -31,7 +31,7 @@ def read_figures(folder: Path, *, vocab_size: int) -> HeadFigures | None:
         token_ids = sorted({int(token_id) for token_id in content.get("token_ids") or []})
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}; delete it, the heads are served without it") from error
     if [len(row) for row in acceptance] != [len(row) for row in probability]:
         raise CheckpointError(f"{file}: acceptance and probability have different sizes; delete it")

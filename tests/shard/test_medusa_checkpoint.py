@@ -191,6 +191,22 @@ def test_a_block_that_is_missing_in_all_heads(base: Path, tmp_path: Path) -> Non
         load(tmp_path, base)
 
 
+def test_a_head_with_a_great_number_is_one_of_many_that_are_missing(base: Path, tmp_path: Path) -> None:
+    """And no reason to write a list of them."""
+    bias = torch.zeros(HIDDEN)
+    save_file({"999999999999.0.linear.bias": bias}, tmp_path / "medusa_lm_head.safetensors")
+    with pytest.raises(CheckpointError, match=r"holds 1000000000000 Medusa heads, .* of head 0 is missing"):
+        load(tmp_path, base)
+
+
+@pytest.mark.parametrize("shape", [(), (HIDDEN,), (0, HIDDEN), (1, VOCABULARY, HIDDEN)])
+def test_a_projection_of_an_odd_shape(shape: tuple[int, ...], base: Path, tmp_path: Path) -> None:
+    tensors = medusa_tensors(heads_of(1))
+    save_file(tensors | {"0.1.weight": torch.zeros(shape)}, tmp_path / "medusa_lm_head.safetensors")
+    with pytest.raises(CheckpointError, match=r"tensor 0\.1\.weight .* has shape \["):
+        load(tmp_path, base)
+
+
 def test_a_tensor_that_is_no_part_of_heads(base: Path, tmp_path: Path) -> None:
     for tensors in (medusa_tensors(heads_of()), vllm_tensors(heads_of())):
         file = tmp_path / ("model.safetensors" if "blocks.0.layers.0.bias" in tensors else "medusa_lm_head.safetensors")
@@ -261,6 +277,17 @@ def _half(file: Path) -> None:
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
+def _damaged(file: Path) -> None:
+    """In the old format, whose pickle comes first; each of its bytes leads torch elsewhere."""
+    torch.save(medusa_tensors(heads_of()), file, _use_new_zipfile_serialization=False)
+    content = file.read_bytes()
+    file.write_bytes(content[:40] + b"." * 30 + content[70:])
+
+
+def _sparse(file: Path) -> None:
+    torch.save({name: tensor.to_sparse() for name, tensor in medusa_tensors(heads_of()).items()}, file)
+
+
 def _zip(file: Path) -> None:
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("readme", "nothing")
@@ -281,6 +308,8 @@ BAD_FILES: list[Callable[[Path], None]] = [
     _text,
     _empty,
     _half,
+    _damaged,
+    _sparse,
     _zip,
     _tar,
 ]

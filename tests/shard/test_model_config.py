@@ -157,6 +157,12 @@ def test_the_first_gemmas_gelu_means_its_approximation() -> None:
         ),
         ({"rope_scaling": "yarn"}, ["rope_scaling", "'yarn'"]),
         ({"rope_theta": -1}, ["rope theta", "-1"]),
+        ({"rope_theta": 1.0, "rope_scaling": {"type": "yarn", "factor": 2.0}}, ["rope theta", "yarn", "1.0"]),
+        (
+            {"rope_scaling": {"type": "yarn", "factor": 2.0, "original_max_position_embeddings": -8}},
+            ["rope original_max_position_embeddings", "-8"],
+        ),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0, "beta_fast": -1}}, ["rope beta_fast", "-1"]),
         ({"rms_norm_eps": None}, ["rms_norm_eps", "None"]),
         ({"rms_norm_eps": float("nan")}, ["rms_norm_eps", "nan"]),
         ({"tie_word_embeddings": "false"}, ["tie_word_embeddings", "'false'"]),

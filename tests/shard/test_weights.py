@@ -104,10 +104,32 @@ def test_a_file_that_only_the_index_knows_is_refused(folder: Path) -> None:
     check_refused(folder, "part-1.safetensors", "missing")
 
 
-def test_an_index_that_is_not_one_is_refused(folder: Path) -> None:
+@pytest.mark.parametrize(
+    "content", ["[1, 2]", '{"weight_map": {"x": 5}}', '{"weight_map": {"x": "../model.safetensors"}}']
+)
+def test_an_index_that_is_not_one_is_refused(content: str, folder: Path) -> None:
     (folder / "model.safetensors").unlink()
-    (folder / "model.safetensors.index.json").write_text("[1, 2]")
+    (folder / "model.safetensors.index.json").write_text(content)
     check_refused(folder, "model.safetensors.index.json", "not a safetensors index")
+
+
+def test_a_tensor_is_read_from_the_file_that_the_index_names(folder: Path) -> None:
+    expected = numbers(load(folder))
+    split_files(folder)
+    parts = [load_file(folder / f"part-{i}.safetensors") for i in range(2)]
+    for i, (own, other) in enumerate((parts, parts[::-1])):
+        # Each also holds old values of what the other has.
+        save_file(
+            own | {name: torch.zeros_like(value) for name, value in other.items()}, folder / f"part-{i}.safetensors"
+        )
+    assert all(map(torch.equal, numbers(load(folder)), expected))
+
+
+def test_numbers_without_their_scales_are_refused(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("down_proj.weight"))
+    save_file(tensors | {name: tensors[name].to(torch.int8)}, folder / "model.safetensors")
+    check_refused(folder, name, "torch.int8")
 
 
 def test_a_tensor_that_only_the_index_knows_is_refused(folder: Path) -> None:
