@@ -1,5 +1,5 @@
 // The best of wide rows: the same as shard/sampler.py and shard/medusa/best.py in torch operations, which pass over a row several
-// times.
+// times. What is no number is never the best.
 
 #include <math.h>
 #include <stdlib.h>
@@ -15,8 +15,8 @@ static float maximum(const float *x, long size) {
         for (long i = 0; i < size; i++) best = x[i] > best ? x[i] : best;
         return best;
     }
-    Floats most = *(const Floats *)x;
-    for (long i = LANES; i + LANES <= size; i += LANES) {
+    Floats most = all(-INFINITY);
+    for (long i = 0; i + LANES <= size; i += LANES) {
         const Floats next = *(const Floats *)(x + i);
         const Ints is_more = next > most;
         most = (Floats)(((Ints)next & is_more) | ((Ints)most & ~is_more));
@@ -53,6 +53,7 @@ typedef struct {
 } First;
 
 INLINE void insert(First *first, float value, int64_t place) {
+    if (value != value) value = -INFINITY;
     if (first->count == first->most && !(value > first->values[first->count - 1])) return;
     long at = first->count < first->most ? first->count++ : first->count - 1;
     for (; at && value > first->values[at - 1]; at--) {

@@ -46,6 +46,22 @@ def test_a_whole_vocabulary_of_large_negative_scores(kernels: BestKernels) -> No
     assert torch.equal(kernels.first_max(scores)[1], scores.argmax(1))
 
 
+@pytest.mark.parametrize("at", [0, 1, 255, 256, 300, 998])
+def test_what_is_no_number_hides_nothing(at: int, kernels: BestKernels) -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.rand(3, 1000, generator=generator)
+    scores[:, at] = torch.nan
+    scores[1, : at + 1] = torch.nan
+    without = scores.nan_to_num(nan=-torch.inf)
+    best, places = kernels.first_max(scores)
+    assert torch.equal(best, without.amax(1))
+    assert torch.equal(places, without.argmax(1))
+    columns, values, _ = kernels.best(scores, 4)
+    ordered = without.sort(dim=1, descending=True, stable=True)
+    assert torch.equal(values, ordered.values[:, :4])
+    assert ((columns >= 0) & (columns < 1000)).all()
+
+
 @pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("num_columns", [1, 5, 127, 131, 2000, 49_152])
 def test_the_best_columns_are_those_of_a_stable_sort(num_columns: int, compiled: bool) -> None:
