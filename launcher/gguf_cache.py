@@ -57,6 +57,7 @@ def converted_folder(gguf: Path, dtype: str, log: LogWriter, *, converter: list[
             command = [*command, "--gguf", str(gguf), "--output", str(partial), "--dtype", stored_dtype]
             try:
                 _convert(command, gguf, log)
+                _keep(partial)
             except BaseException:
                 # The disk may be full of it.
                 shutil.rmtree(partial, ignore_errors=True)
@@ -89,6 +90,13 @@ def _convert(command: list[str], gguf: Path, log: LogWriter) -> None:
         raise LaunchError(f"{gguf.name} cannot be served: {lines[-1]}")
     hint = "; out of memory?" if code == -signal.SIGKILL else ""
     raise LaunchError(f"{gguf.name} cannot be served: its conversion {describe_exit(code)}{hint}")
+
+
+def _keep(folder: Path) -> None:
+    """Past a power cut: a folder whose files lost their ends would be refused at every later start."""
+    for file in folder.iterdir():
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
 
 
 def _run(command: list[str], errors: TextIO, log: LogWriter) -> int:
