@@ -1,6 +1,5 @@
-"""Reads what the service says of itself in /metrics: step times and drafts.
-
-Differences of two readings are of interest.
+"""Reads what the service says of itself in /metrics: step times and drafts, of which differences of two readings are of
+interest, and what is held just now.
 """
 
 import urllib.request
@@ -60,6 +59,21 @@ def parse_drafts(text: str) -> Drafts:
                 key = sample.labels["method"], int(sample.labels["position"])
                 counts.setdefault(key, [0, 0])[_DRAFTS.index(sample.name)] = int(sample.value)
     return {key: (drafted, accepted) for key, (drafted, accepted) in sorted(counts.items()) if drafted}
+
+
+def read_held(url: str) -> list[str]:
+    """Sequences that run or wait, and blocks that they use: "3 running sequences", …"""
+    return parse_held(_read(url))
+
+
+def parse_held(text: str) -> list[str]:
+    held = {"drafthouse_sequences": ("running", "waiting"), "drafthouse_kv_blocks": ("used",)}
+    return [
+        f"{sample.value:.0f} {sample.labels['state']} {family.name.removeprefix('drafthouse_').replace('_', ' ')}"
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.value and sample.labels.get("state") in held.get(family.name, ())
+    ]
 
 
 def _read(url: str) -> str:

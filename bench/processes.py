@@ -68,6 +68,17 @@ def child_running(parent: int, module: str) -> int:
     raise LookupError(f"process {parent} has no child that runs the module {module}")
 
 
+def children(parent: int, *, name: str) -> list[int]:
+    """The children of `parent` whose names, as `ps -o comm` has them, begin so."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdecimal() and _parent(folder) == parent:
+            with suppress(OSError):
+                if (folder / "comm").read_text().startswith(name):
+                    found.append(int(folder.name))
+    return found
+
+
 def _parent(folder: Path) -> int | None:
     """None for a process that ended meanwhile."""
     try:

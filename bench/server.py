@@ -21,8 +21,9 @@ _LOG_TAIL_LINES = 15
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A ready service. `start_s`: from its launch to its readiness."""
+    """A ready service. `pid`: of its launcher; `start_s`: from its launch to its readiness."""
 
+    pid: int
     grpc_address: str
     metrics_url: str
     router_pid: int
@@ -48,6 +49,7 @@ def launched(*, model_id: str | None, threads: int, flags: list[str], prefix_cac
         with running(command, environ=child_environ(threads), log=log) as process:
             _wait_until_healthy(process, port, deadline_s=start_s + _START_TIMEOUT_S, log=log)
             yield Server(
+                pid=process.pid,
                 grpc_address=f"{_HOST}:{grpc_port}",
                 metrics_url=f"http://{_HOST}:{port}/metrics",
                 router_pid=child_running(process.pid, "router"),
