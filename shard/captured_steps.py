@@ -98,9 +98,9 @@ class CapturedSteps:
         self._num_captured = 0
         self._is_full = False
 
-    def fill_up(self, rows: StepRows, num_prices: int) -> StepRows | None:
-        """The rows of a step that is captured, with those of `rows` among them, its sequences in the same order; None:
-        there is no such step."""
+    def fill_up(self, rows: StepRows, kind: StepKind, num_prices: int) -> StepRows | None:
+        """The rows of a step that is captured, or may be, with those of `rows` among them, its sequences in the same
+        order; None: there is no such step."""
         num_chunk_rows = sum(chunk.chunk_length for chunk, _ in rows.chunks)
         is_large = num_chunk_rows > self.chunk_rows[-1] or len(rows.chunks) >= _CHUNKS[-1]
         if num_prices > DevicePrices.MOST or is_large:
@@ -108,13 +108,17 @@ class CapturedSteps:
         width = 1 if rows.width == 1 else 1 + self._states.draft_token_ids.shape[1]
         chunks, most_direct_rows = self._fill_up_chunks(rows, num_chunk_rows) if rows.chunks else ([], 0)
         decodes = self._fill_up_decodes(rows, width, len(chunks))
-        return None if decodes is None else StepRows(decodes, width, chunks, most_direct_rows)
+        if decodes is None:
+            return None
+        filled = StepRows(decodes, width, chunks, most_direct_rows)
+        return None if self._is_full and not self._is_captured(self._shape(filled, kind)) else filled
 
-    def run(self, rows: StepRows, kind: StepKind, prices: Sequence[DraftPrice]) -> Outcome:
-        """A step that is filled up."""
-        is_asked = kind.proposal is not Proposal.NONE
-        numbers = self._numbers(rows, is_asked)
-        shape = _Shape(
+    def _is_captured(self, shape: _Shape) -> bool:
+        step = self._steps.get(shape)
+        return step is not None and step.replay is not None
+
+    def _shape(self, rows: StepRows, kind: StepKind) -> _Shape:
+        return _Shape(
             len(rows.decodes),
             rows.width,
             rows.num_step_rows,
@@ -123,6 +127,12 @@ class CapturedSteps:
             len(rows.chunks),
             rows.most_direct_rows,
         )
+
+    def run(self, rows: StepRows, kind: StepKind, prices: Sequence[DraftPrice]) -> Outcome:
+        """A step that is filled up."""
+        is_asked = kind.proposal is not Proposal.NONE
+        numbers = self._numbers(rows, is_asked)
+        shape = self._shape(rows, kind)
         if shape not in self._steps:
             self._steps[shape] = self._prepare(rows, kind, list(map(len, numbers)))
         step = self._steps[shape]

@@ -75,6 +75,11 @@ class KVCache:
         """Bytes that one block takes on this rank, all layers together."""
         return num_layers * 2 * num_kv_heads * block_size * head_dim * dtype.itemsize
 
+    @property
+    def step_bytes(self) -> int:
+        """What it takes beside its blocks: the rows of a step."""
+        return self._steps.nbytes
+
     def pages(self, layer: int) -> Tensor:
         """[2 * (num_blocks + 1) * kv heads, block_size * head_dim]; a row is one head of one block (`page_index`)."""
         return self._layer_pages[layer]

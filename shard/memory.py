@@ -59,8 +59,9 @@ def _must_fit() -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, torch.AcceleratorError) as error:
-        # The latter where the driver has no memory for a graph.
-        if "out of memory" not in str(error).lower() and not isinstance(error, torch.OutOfMemoryError):
+        # The latter where the driver has no memory for a graph, or where a capture could not end after the former.
+        reasons = error, error.__context__
+        if not any(isinstance(r, torch.OutOfMemoryError) or "out of memory" in str(r).lower() for r in reasons):
             raise
         raise ConfigError(
             "the largest step does not fit the GPU beside the weights; lower --max-batch-prefill-tokens, "

@@ -4,7 +4,7 @@ Must not know what a step computes, nor of gRPC, sessions or what a block means 
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -16,7 +16,7 @@ from shard.host_copy import integers
 from shard.layout import StepRows, pack, plan_rows, unpack
 from shard.plan import Sampling, StepPlan, StepResult
 from shard.report import Outcome, report, update_digest
-from shard.speculation import Proposal
+from shard.speculation import DraftPrice, Proposal
 from shard.speculation.prices import HostPrices
 from shard.states import HostSlot
 
@@ -68,10 +68,11 @@ class ModelRunner:
             if self.step.drafter is not None and plan.new_sequences:
                 self.step.drafter.begin([new.slot for new in plan.new_sequences])
             if rows := plan_rows(plan.sequences, self.states):
-                filled = self._captured.fill_up(rows, len(plan.draft_prices)) if self._captured else None
+                kind = self._kind(rows, plan.proposal)
+                filled = self._captured.fill_up(rows, kind, len(plan.draft_prices)) if self._captured else None
                 sequences = self._yielding(filled or rows)
                 on_layers = _nothing if is_asynchronous else on_launch
-                outcome = self._run(rows, filled, sequences, plan, proposing_time, on_layers)
+                outcome = self._run(rows, filled, kind, plan.draft_prices, proposing_time, on_layers)
             if outcome is not None:
                 outcome = outcome.to_host()
         if is_asynchronous:
@@ -102,33 +103,35 @@ class ModelRunner:
         spare = self.states.spare_slot
         return {s: self.states.host[step.slot] for s, step in enumerate(rows.yielding) if step.slot != spare}
 
+    def _kind(self, rows: StepRows, proposal: Proposal) -> StepKind:
+        sequences = [self.states.host[step.slot].new for step in rows.yielding]
+        is_asked = any(step.propose for step in rows.yielding)
+        return StepKind(
+            proposal if is_asked else Proposal.NONE,
+            any_sampled=any(sequence.sampling.is_sampled for sequence in sequences),
+            any_filtered=any(sequence.sampling.is_filtered for sequence in sequences),
+            any_logprobs=any(sequence.logprobs for sequence in sequences),
+        )
+
     def _run(
         self,
         rows: StepRows,
         filled: StepRows | None,
-        sequences: dict[int, HostSlot],
-        plan: StepPlan,
+        kind: StepKind,
+        prices: Sequence[DraftPrice],
         proposing_time: Stopwatch,
         on_launch: Callable[[], None],
     ) -> Outcome | None:
-        """Of the `sequences` that yield tokens, in a step of `rows`, or of those as they are `filled` up to a captured
-        one; None: there are none."""
-        samplings = [sequence.new.sampling for sequence in sequences.values()]
-        is_asked = any(step.propose for step in rows.yielding)
-        kind = StepKind(
-            plan.proposal if is_asked else Proposal.NONE,
-            any_sampled=any(sampling.is_sampled for sampling in samplings),
-            any_filtered=any(sampling.is_filtered for sampling in samplings),
-            any_logprobs=any(sequence.new.logprobs for sequence in sequences.values()),
-        )
+        """A step of `rows`, or of those as they are `filled` up to a captured one; None: no sequence yields tokens."""
         if self._captured is not None and filled is not None:
-            return self._captured.run(filled, kind, plan.draft_prices)
+            return self._captured.run(filled, kind, prices)
         device, numbers = self.states.device, rows.numbers()
         filtered = None
         if kind.any_filtered:
+            samplings = [self.states.host[step.slot].new.sampling for step in rows.yielding]
             filtered = integers(_filtered_rows(rows, samplings), device)
         tensors = unpack(integers(pack(numbers), device), list(map(len, numbers)))
-        inputs = StepInputs(tensors, filtered, HostPrices(plan.draft_prices))
+        inputs = StepInputs(tensors, filtered, HostPrices(prices))
         return self.step.run(rows, kind, inputs, proposing_time, on_launch)
 
 

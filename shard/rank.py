@@ -115,9 +115,11 @@ def build_rank(config: ShardConfig) -> Rank:
         heads=heads,
     )
 
-    def new_capture(least_free: int = 0) -> Capture | None:
+    def new_capture(least_free: int = 0, most_shared: int = 0) -> Capture | None:
         """A memory of its own for each runner: it ends with the last of its graphs."""
-        return None if model.looks_at_values else capture_for(dtype, device, least_free=least_free)
+        if model.looks_at_values:
+            return None
+        return capture_for(dtype, device, least_free=least_free, most_shared=most_shared)
 
     def measure_largest(cache: KVCache) -> StepBytes:
         def run(times: int, capture: Capture | None) -> ModelRunner:
@@ -139,7 +141,7 @@ def build_rank(config: ShardConfig) -> Rank:
         measure_largest=measure_largest,
     )
     least_free = least_free_bytes(config, device=device, largest=largest) if device.type == "cuda" else 0
-    capture = new_capture(least_free)
+    capture = new_capture(least_free, largest.captured)
     runner = ModelRunner(step_with(cache=cache), capture=capture)
     info = shard_pb2.GetInfoResponse(
         shard_incarnation=_draw_incarnation(group, device),
@@ -239,13 +241,13 @@ def _make_cache(
         max_step_rows=config.max_batch_size + config.max_batch_draft_tokens,
         page_dtype=page_dtype,
     )
-    largest = StepBytes()
+    largest, step_bytes = StepBytes(), 0
     if device.type == "cuda":
         # Sequences share the few blocks that there are.
         small = cache_of(num_blocks=-(-config.max_total_tokens // config.block_size))
-        largest = measure_largest(small)
+        largest, step_bytes = measure_largest(small), small.step_bytes
         del small
-    available = available_bytes(config, device=device, ranks_on_host=num_ranks, largest=largest)
+    available = available_bytes(config, device=device, ranks_on_host=num_ranks, largest=largest) - step_bytes
     num_blocks = num_kv_blocks(config, bytes_per_block=bytes_per_block, available=available, device=device)
     if device.type == "cuda":
         log.info(

@@ -14,8 +14,9 @@ from shard.host_copy import integers, is_readable
 from shard.plan import NewSequence, SequenceStep
 from shard.speculation import DraftTree
 
-# Of a sequence at first: more than models have. A step that was captured is for one number of them.
-_STOP_TOKENS = 8
+# Of a sequence at first: the 64 that a request may name and more than models have. A step that was captured is for one
+# number of them, and of no use where a sequence came that has more.
+_STOP_TOKENS = 80
 
 
 @dataclass(slots=True)

@@ -20,8 +20,10 @@ typedef struct {
 } Verdicts;
 
 static int is_stop(const Checked *in, long s, int64_t token) {
-    for (long i = 0; i < in->num_stops; i++)
-        if (in->stops[s * in->num_stops + i] == token) return 1;
+    const int64_t *stops = in->stops + s * in->num_stops;
+    // Behind the last one there is room, filled with -1.
+    for (long i = 0; i < in->num_stops && stops[i] >= 0; i++)
+        if (stops[i] == token) return 1;
     return 0;
 }
 

@@ -8,8 +8,8 @@ import triton.language as tl
 
 from shard.cuda.early import begin_early, wait_for_inputs
 
-# Stop tokens that are compared at once.
-TILE_STOPS = tl.constexpr(8)
+# Stop tokens that are compared at once: all that there usually is room for.
+TILE_STOPS = tl.constexpr(128)
 
 
 @triton.jit

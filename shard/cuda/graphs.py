@@ -13,11 +13,13 @@ Outcome = TypeVar("Outcome")
 
 
 class GraphCapture:
-    """A `shard.captured_steps.Capture`, which leaves `least_free` bytes of the device's memory to others."""
+    """A `shard.captured_steps.Capture`, which leaves `least_free` bytes of the device's memory to others. What graphs
+    share grows with the largest of them, to `most_shared` bytes: until then there must be room for that, too."""
 
-    def __init__(self, device: torch.device, *, least_free: int) -> None:
+    def __init__(self, device: torch.device, *, least_free: int, most_shared: int) -> None:
         self._device = device
         self._least_free = least_free
+        self._most_shared = most_shared
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, run: Callable[[], Outcome]) -> tuple[Outcome, Callable[[], None]]:
@@ -32,7 +34,11 @@ class GraphCapture:
         torch.cuda.synchronize(self._device)
         torch.cuda.empty_cache()
         free, _ = torch.cuda.mem_get_info(self._device)
-        return free >= self._least_free
+        return free >= self._least_free + max(0, self._most_shared - self._shared_bytes())
+
+    def _shared_bytes(self) -> int:
+        segments = torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
+        return sum(segment["total_size"] for segment in segments if segment["segment_pool_id"] == self._pool)
 
     def timer(self) -> "StampTimer":
         return StampTimer(self._device)

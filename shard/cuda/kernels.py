@@ -91,14 +91,15 @@ def _kernels_for(dtype: torch.dtype, device: torch.device) -> _Kernels | None:
     return _load(device) if device.type == _DEVICE_TYPE and dtype in _DTYPES else None
 
 
-def capture_for(dtype: torch.dtype, device: torch.device, *, least_free: int = 0) -> "GraphCapture | None":
-    """What steps are captured with, where attention needs nothing of the host; as long as `least_free` bytes of the
-    device's memory are free."""
+def capture_for(
+    dtype: torch.dtype, device: torch.device, *, least_free: int = 0, most_shared: int = 0
+) -> "GraphCapture | None":
+    """What steps are captured with, where attention needs nothing of the host. The numbers as GraphCapture says."""
     if device.type != "cuda" or attention_for(dtype, device) is None:
         return None
     from shard.cuda.graphs import GraphCapture
 
-    return GraphCapture(device, least_free=least_free)
+    return GraphCapture(device, least_free=least_free, most_shared=most_shared)
 
 
 @cache

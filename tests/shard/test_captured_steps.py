@@ -3,6 +3,7 @@ place of a graph (tests/shard/recorded.py), and on a GPU with graphs."""
 
 from pathlib import Path
 from typing import Any, cast
+from unittest import mock
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shard.captured_steps import CapturedSteps
+from shard.device_step import StepKind
 from shard.distributed import TPGroup
 from shard.layout import StepRows
 from shard.model_runner import ModelRunner
@@ -87,6 +89,12 @@ def test_where_memory_has_room_for_few_the_others_run_one_by_one(
         assert case.run(runner, digits=9).results() == expected
         runner.reset()
     assert capture.num_captured == 2
+    # Nor is a step filled up that is not replayed.
+    filled = mock.Mock(side_effect=CapturedSteps.run)
+    monkeypatch.setattr(CapturedSteps, "run", lambda *arguments: filled(*arguments))
+    num_replayed = capture.num_replayed
+    assert case.run(runner, digits=9).results() == expected
+    assert filled.call_count == capture.num_replayed - num_replayed > 0
     assert capture.num_replayed > 4
     # Asking takes long, so it is not asked again.
     assert capture.num_asked_for_room == 3
@@ -114,7 +122,7 @@ def test_nothing_is_captured_where_another_rank_has_no_room(tmp_path: Path, monk
     assert (capture.num_captured, capture.num_asked_for_room) == (0, 1)
 
 
-@pytest.mark.parametrize("stop_token_ids", [[], [17], [15, 16, 17, 18]])
+@pytest.mark.parametrize("stop_token_ids", [[], [17], [15, 16, 17, 18], list(range(15, 80))])
 def test_what_warm_up_captured_serves_sequences_with_any_usual_number_of_stop_tokens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_token_ids: list[int]
 ) -> None:
@@ -161,7 +169,7 @@ def test_the_warm_up_captures_the_most_frequent_shapes_before_it_measures(
 ) -> None:
     as_on_a_gpu(monkeypatch)
     capture = RecordedCapture()
-    monkeypatch.setattr("shard.rank.capture_for", lambda dtype, device, *, least_free=0: capture)
+    monkeypatch.setattr("shard.rank.capture_for", lambda *_, **__: capture)
     rank = Case.make(tmp_path, *CASES[0]).rank()
     durations = [cost.duration_ns for cost in rank.warm_up()]
     num_captured, num_replayed = capture.num_captured, capture.num_replayed
@@ -182,6 +190,7 @@ class _Step:
         device = torch.device("cpu")
         token_ids = torch.zeros(41, 300)
         draft_token_ids = torch.zeros(41, 7)
+        stop_token_ids = torch.zeros(41, 1)
 
     class cache:
         max_step_rows = 0
@@ -207,7 +216,8 @@ def test_a_step_is_filled_up_with_rows_that_do_not_matter(
     whole = [SequenceStep(slot, [], 7, length, 0, 0, 0) for slot, (length, _) in enumerate(prompts)]
     chunks = [(chunk, chunk if is_last else None) for chunk, (_, is_last) in zip(whole, prompts, strict=True)]
     rows = StepRows(decodes, 1 + max(drafts, default=0), chunks, max((length for length, _ in prompts), default=0))
-    filled = steps.fill_up(rows, 0)
+    kind = StepKind(Proposal.NONE, any_sampled=False, any_filtered=False, any_logprobs=False)
+    filled = steps.fill_up(rows, kind, 0)
     if (num_chunk_rows := sum(length for length, _ in prompts)) > 300:
         assert filled is None
         return
@@ -216,7 +226,7 @@ def test_a_step_is_filled_up_with_rows_that_do_not_matter(
         assert prompts
         assert max(4, 4 * len(prompts)) + 1.5 * len(drafts) + 1 + sum(drafts) > _Step.cache.max_step_rows
         return
-    assert steps.fill_up(rows, DevicePrices.MOST + 1) is None
+    assert steps.fill_up(rows, kind, DevicePrices.MOST + 1) is None
     real, spare = filled.decodes[: len(drafts)], filled.decodes[len(drafts) :]
     assert [step for step, _ in real] == [step for step, _ in decodes]
     assert all(count >= least for (_, count), (_, least) in zip(real, decodes, strict=True))

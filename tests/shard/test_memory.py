@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from shard.config import ConfigError, ShardConfig, parse_args
+from shard.cuda.graphs import GraphCapture
 from shard.largest_steps import most_drafts, run_largest
 from shard.made_up import MadeUpSteps
 from shard.memory import StepBytes, available_bytes, least_free_bytes, num_kv_blocks, peak_bytes
@@ -71,6 +72,30 @@ def test_a_gpu_keeps_its_share_the_largest_step_and_room_for_captured_ones_free(
     assert available_bytes(config, device=CUDA, ranks_on_host=1, largest=captured) == pytest.approx(38 * GB, abs=2)
 
 
+@pytest.mark.parametrize(
+    ("free", "shared", "has_room"),
+    [
+        (19 * GB, 0, True),
+        (19 * GB - 1, 0, False),
+        (17 * GB, 2 * GB, True),
+        (17 * GB - 1, 2 * GB, False),
+        (13 * GB, 9 * GB, True),
+        (13 * GB - 1, 9 * GB, False),
+    ],
+)
+def test_a_step_is_captured_only_where_what_graphs_share_may_still_grow(
+    free: int, shared: int, has_room: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("synchronize", "empty_cache"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 80 * GB))
+    others = {"segment_pool_id": (0, 0), "total_size": 50 * GB}
+    own = [{"segment_pool_id": (0, 1), "total_size": size} for size in (GB, shared - GB) if shared]
+    monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: [others, *own])
+    assert GraphCapture(CUDA, least_free=13 * GB, most_shared=6 * GB).has_room() is has_room
+
+
 def test_what_a_step_takes_is_its_peak_and_too_much_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("synchronize", "reset_peak_memory_stats"):
         monkeypatch.setattr(torch.cuda, name, lambda _: None)
@@ -84,7 +109,13 @@ def test_what_a_step_takes_is_its_peak_and_too_much_is_said(monkeypatch: pytest.
     def too_many_graphs() -> None:
         raise torch.AcceleratorError("CUDA error: out of memory")
 
-    for fails in (too_large, too_many_graphs):
+    def no_end_of_capture() -> None:
+        try:
+            too_large()
+        finally:
+            raise torch.AcceleratorError("CUDA error: operation failed due to a previous error during capture")
+
+    for fails in (too_large, too_many_graphs, no_end_of_capture):
         with pytest.raises(ConfigError, match="lower --max-batch-prefill-tokens"):
             peak_bytes(CUDA, fails)
 
