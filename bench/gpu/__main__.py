@@ -1,12 +1,14 @@
 """`python -m bench.gpu`: checks the kernels of the CUDA path against their references and measures them.
 
-Minutes, without a network or a model. Exit codes: 0 all right, 1 a check or a test failed, 2 no GPU.
+Minutes, without a network or a model. What is found is written after each part, and a part that fails does not keep the
+others from being run. Exit codes: 0 all right, 1 a check, a test or a part failed, 2 no GPU.
 """
 
 import argparse
 import sys
-from collections.abc import Iterator
-from importlib.util import find_spec
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,63 +18,118 @@ from bench.gpu.ceilings import copy_bandwidth, product_speed
 from bench.gpu.marked_tests import run_marked_tests
 from bench.gpu.prompts import PROMPT_CASES, PromptCase, PromptTime, time_prompt
 from bench.gpu.report import Figures, Measured, to_json, to_text
-from bench.gpu.service_speed import ServiceSpeed
 from bench.gpu.step_times import PEER_CASES, PROMPT_LENGTHS, STEP_CASES, PromptStepTime, StepCase, StepTime
 from shard.attention import kernel_name
 
 _WRONG, _NO_GPU = 1, 2
+# More figures.
+Part = Callable[[Figures, torch.device], Figures]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("bench-gpu.json"), help="the JSON file")
+    parser.add_argument(
+        "--only", nargs="+", choices=_PARTS, default=list(_PARTS), metavar="PART", help=", ".join(_PARTS)
+    )
     options = parser.parse_args()
     if not torch.cuda.is_available():
         print("bench.gpu: there is no CUDA device here; nothing was checked or measured", file=sys.stderr)
         sys.exit(_NO_GPU)
-    figures = _measure(torch.device("cuda", 0))
-    options.output.write_text(to_json(figures))
+    device = torch.device("cuda", 0)
+    figures = run_parts(
+        {name: _PARTS[name] for name in options.only or _PARTS}, _ceilings(device), device, options.output
+    )
     print(to_text(figures))
     if not figures.is_right:
         sys.exit(_WRONG)
 
 
-def _measure(device: torch.device) -> Figures:
-    _say("ceilings")
-    bandwidth, speed = copy_bandwidth(device), product_speed(device)
-    _say("tests that need a GPU")
-    passed, tests = run_marked_tests()
+def run_parts(parts: dict[str, Part], figures: Figures, device: torch.device, output: Path) -> Figures:
+    for name, part in parts.items():
+        _say(name)
+        try:
+            figures = part(figures, device)
+        except ImportError as error:
+            _say(str(error))
+            figures = replace(figures, left_out=[*figures.left_out, f"{name}: {error}"])
+        except Exception as error:
+            traceback.print_exc()
+            figures = replace(figures, failures=[*figures.failures, f"{name}: {error!r}"])
+        # Of what failed something may be left, and others take what memory there is.
+        torch.cuda.empty_cache()
+        output.write_text(to_json(figures))
+    return figures
+
+
+def _ceilings(device: torch.device) -> Figures:
     return Figures(
         device=torch.cuda.get_device_name(device),
         torch=torch.__version__,
         attention_kernel=kernel_name(torch.bfloat16, device, softcap=None),
-        copy_bandwidth=bandwidth,
-        product_speed=speed,
-        tests=tests,
-        tests_passed=passed,
-        attention=[_measure_attention(case, device) for case in CASES],
-        prompts=[_measure_prompt(case, device) for case in PROMPT_CASES],
-        steps=list(_measure_steps(device)),
-        prompt_steps=list(_measure_prompt_steps(device)),
-        peer_s=dict(_measure_peer()),
-        service=_measure_service(),
+        copy_bandwidth=copy_bandwidth(device),
+        product_speed=product_speed(device),
     )
 
 
+def _tests(figures: Figures, device: torch.device) -> Figures:
+    passed, said = run_marked_tests()
+    return replace(figures, tests=said, tests_passed=passed)
+
+
+def _attention(figures: Figures, device: torch.device) -> Figures:
+    return replace(figures, attention=[_measure_attention(case, device) for case in CASES])
+
+
+def _prompts(figures: Figures, device: torch.device) -> Figures:
+    return replace(figures, prompts=[_measure_prompt(case, device) for case in PROMPT_CASES])
+
+
+def _steps(figures: Figures, device: torch.device) -> Figures:
+    return replace(figures, steps=list(_measure_steps(device)))
+
+
+def _prompt_steps(figures: Figures, device: torch.device) -> Figures:
+    return replace(figures, prompt_steps=list(_measure_prompt_steps(device)))
+
+
+def _transformers(figures: Figures, device: torch.device) -> Figures:
+    return replace(figures, peer_s=dict(_measure_peer()))
+
+
+def _service(figures: Figures, device: torch.device) -> Figures:
+    from bench.gpu.service import speeds_of_7b
+
+    return replace(figures, service=[*figures.service, *speeds_of_7b(_say)])
+
+
+def _default_model(figures: Figures, device: torch.device) -> Figures:
+    from bench.gpu.service import speeds_of_default_model
+
+    return replace(figures, service=[*figures.service, *speeds_of_default_model(_say)])
+
+
+_PARTS: dict[str, Part] = {
+    "tests": _tests,
+    "attention": _attention,
+    "prompts": _prompts,
+    "steps": _steps,
+    "prompt-steps": _prompt_steps,
+    "transformers": _transformers,
+    "service": _service,
+    "default-model": _default_model,
+}
+
+
 def _measure_steps(device: torch.device) -> Iterator[StepTime]:
-    if find_spec("safetensors") is None:
-        return
     from bench.gpu.steps import LLAMA_8B, time_steps
 
-    _say("steps of a model of 8B, random weights")
     for time in time_steps(LLAMA_8B, STEP_CASES, dtype=torch.bfloat16, device=device):
         _say(f"{time.case}: {1e3 * time.step_s:.2f} ms")
         yield time
 
 
 def _measure_prompt_steps(device: torch.device) -> Iterator[PromptStepTime]:
-    if find_spec("safetensors") is None:
-        return
     from bench.gpu.steps import LLAMA_8B, time_prompt_steps
 
     for time in time_prompt_steps(LLAMA_8B, PROMPT_LENGTHS, dtype=torch.bfloat16, device=device):
@@ -81,31 +138,13 @@ def _measure_prompt_steps(device: torch.device) -> Iterator[PromptStepTime]:
 
 
 def _measure_peer() -> Iterator[tuple[StepCase, float]]:
-    if find_spec("safetensors") is None or find_spec("transformers") is None:
-        return
     from bench.gpu.peer import peer_seconds
 
-    # Others take what memory there is.
-    torch.cuda.empty_cache()
     for case in PEER_CASES:
         _say(f"transformers: {case}")
         step_s = peer_seconds(case.batch, case.context)
         if step_s is not None:
             yield case, step_s
-
-
-def _measure_service() -> list[ServiceSpeed]:
-    if find_spec("safetensors") is None:
-        return []
-    try:
-        from bench.gpu.service import service_speeds
-    except (ImportError, RuntimeError) as error:
-        # RuntimeError: a gRPC older than what the code was generated for.
-        _say(f"the service was not measured: {error}")
-        return []
-    _say("the service")
-    torch.cuda.empty_cache()
-    return service_speeds(_say)
 
 
 def _measure_attention(case: Case, device: torch.device) -> Measured:

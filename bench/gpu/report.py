@@ -1,7 +1,7 @@
 """The figures of a run, as a table and as JSON. Pure."""
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 from bench.gpu.attention import TOLERANCE, Case
 from bench.gpu.prompts import PromptTime
@@ -38,22 +38,23 @@ class Figures:
     attention_kernel: str
     copy_bandwidth: float
     product_speed: float
-    tests: str
-    tests_passed: bool
-    attention: list[Measured]
-    prompts: list[PromptTime]
-    # Empty where the package that the model's code needs is missing.
-    steps: list[StepTime]
-    prompt_steps: list[PromptStepTime]
+    tests: str = "not run"
+    tests_passed: bool = True
+    attention: list[Measured] = field(default_factory=list)
+    prompts: list[PromptTime] = field(default_factory=list)
+    steps: list[StepTime] = field(default_factory=list)
+    prompt_steps: list[PromptStepTime] = field(default_factory=list)
     # A step of transformers by case; without those that did not work.
-    peer_s: dict[StepCase, float]
-    # Empty where it does not run.
-    service: list[ServiceSpeed]
+    peer_s: dict[StepCase, float] = field(default_factory=dict)
+    service: list[ServiceSpeed] = field(default_factory=list)
+    # Of a part each: which, and why. Left out is what needs a package that this machine lacks.
+    left_out: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
 
     @property
     def is_right(self) -> bool:
         differences = [m.difference for m in self.attention] + [p.difference for p in self.prompts]
-        return self.tests_passed and all(map(is_small, differences))
+        return self.tests_passed and not self.failures and all(map(is_small, differences))
 
 
 def to_json(figures: Figures) -> str:
@@ -98,6 +99,8 @@ def to_text(figures: Figures) -> str:
             *_step_table(figures),
             *_prompt_step_table(figures),
             *_service_table(figures),
+            *(f"left out: {part}" for part in figures.left_out),
+            *(f"failed: {failure}" for failure in figures.failures),
             "all right" if figures.is_right else "NOT RIGHT",
         ]
     )
@@ -138,7 +141,7 @@ def _prompt_step_table(figures: Figures) -> list[str]:
 
 def _step_table(figures: Figures) -> list[str]:
     if not figures.steps:
-        return ["whole steps: not run: safetensors is not installed"]
+        return ["whole steps: not run"]
     rows = [
         [
             str(s.case.batch),

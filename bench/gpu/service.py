@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from bench.errors import BenchError
 from bench.gpu.service_speed import ServiceSpeed
 from bench.never_slower.config import NeverSlowerConfig
 from bench.never_slower.report import AUTO, OFF, speed_ups
@@ -24,15 +23,19 @@ _PAIRS, _NEW_TOKENS = 4, 96
 _THREADS = 4
 
 
-def service_speeds(say: Say) -> list[ServiceSpeed]:
-    """What does not run is left out, and why said."""
+def speeds_of_7b(say: Say) -> list[ServiceSpeed]:
+    """BenchError or another where the service does not run."""
     with tempfile.TemporaryDirectory() as folder:
         _write_model(folder)
-        speeds = _measure("7B", folder, (RANDOM,), say)
+        return _measure("7B", folder, (RANDOM,), say)
+
+
+def speeds_of_default_model(say: Say) -> list[ServiceSpeed]:
+    """None where it is not here, and that is said."""
     if present_gguf() is None:
         say(f"{DEFAULT_MODEL_ID} was not measured: it is not here")
-        return speeds
-    return speeds + _measure(DEFAULT_MODEL_ID, None, ("chat",), say)
+        return []
+    return _measure(DEFAULT_MODEL_ID, None, ("chat",), say)
 
 
 def _measure(name: str, model_id: str | None, workloads: tuple[str, ...], say: Say) -> list[ServiceSpeed]:
@@ -48,11 +51,7 @@ def _measure(name: str, model_id: str | None, workloads: tuple[str, ...], say: S
         flags=(),
         fixed=(),
     )
-    try:
-        points = asyncio.run(measure(config, say))
-    except BenchError as error:
-        say(f"the service was not measured with {name}: {error}")
-        return []
+    points = asyncio.run(measure(config, say))
     return [
         ServiceSpeed(
             name,

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from bench.gpu import marked_tests, service
+from bench.gpu.__main__ import run_parts
 from bench.gpu.attention import Case
 from bench.gpu.oracle_model import VICUNA_7B, write_oracle_model
 from bench.gpu.prompts import PromptCase, PromptTime, time_prompt
@@ -73,6 +74,31 @@ def test_a_difference_or_a_failed_test_is_not_right() -> None:
     assert to_text(wrong).endswith("NOT RIGHT")
     # A comparison with NaN is false.
     assert not is_small(float("nan"))
+
+
+def test_a_part_that_fails_keeps_what_others_found(tmp_path: Path) -> None:
+    def fails(figures: Figures, device: torch.device) -> Figures:
+        raise LookupError("no agent")
+
+    def lacks(figures: Figures, device: torch.device) -> Figures:
+        raise ModuleNotFoundError("No module named 'grpc'")
+
+    def finds(figures: Figures, device: torch.device) -> Figures:
+        # What was found before is written by now.
+        assert json.loads((tmp_path / "found.json").read_text())["failures"] == ["one: LookupError('no agent')"]
+        return replace(figures, tests="3 passed")
+
+    nothing = Figures("a GPU", "2.11", "drafthouse-triton", 3e12, 7.5e14)
+    assert nothing.is_right
+    parts = {"one": fails, "two": lacks, "three": finds}
+    figures = run_parts(parts, nothing, torch.device("cpu"), tmp_path / "found.json")
+    assert json.loads((tmp_path / "found.json").read_text())["tests"] == "3 passed"
+    assert to_text(figures).splitlines()[-3:] == [
+        "left out: two: No module named 'grpc'",
+        "failed: one: LookupError('no agent')",
+        "NOT RIGHT",
+    ]
+    assert run_parts({"two": lacks}, nothing, torch.device("cpu"), tmp_path / "found.json").is_right
 
 
 def test_json_has_a_line_for_each_case() -> None:
@@ -159,7 +185,7 @@ def test_the_service_is_faster_with_heads_that_know(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(service, "_PAIRS", 1)
     monkeypatch.setattr(service, "present_gguf", lambda: None)
     said: list[str] = []
-    speeds = service.service_speeds(said.append)
+    speeds = [*service.speeds_of_7b(said.append), *service.speeds_of_default_model(said.append)]
     assert [(speed.model, speed.at_once) for speed in speeds] == [("7B", 1), ("7B", 2)], said
     assert said[-1] == "SmolLM2-135M-Instruct was not measured: it is not here"
     assert all(speed.on > 0 and speed.off > 0 for speed in speeds)
