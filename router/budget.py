@@ -102,6 +102,8 @@ class BudgetController:
         self._num_outcomes = {Proposal.LOOKUP: 0, Proposal.HEADS: 0}
         self._heads = Attempts()
         self._step = 0
+        # Whether prompts filled the last step, which has prices of its own.
+        self._is_full = False
         # As the last step that was weighed had them; 0: one of them is gone.
         self._num_sequences = 0
         # Who was asked in this step, and the part of each in what asking takes if one more is; None: not worked out.
@@ -119,7 +121,8 @@ class BudgetController:
         `full_rows`: the rows of the step that will check the drafts, where prompts fill it; else 0.
         """
         self._step += 1
-        if self._is_quiet(len(sequences)) and not full_rows:
+        was_full, self._is_full = self._is_full, full_rows > 0
+        if self._is_quiet(len(sequences)) and not was_full and not self._is_full:
             return self.budget
         self._take_outcomes()
         wanting = [sequence for sequence in sequences if sequence.num_speculative_tokens]

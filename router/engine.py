@@ -203,6 +203,9 @@ class Engine:
         self._phases.clear()
         self._lost = None
         last_reason = ""
+        if self._scheduler is not None:
+            # A warm-up takes a while, and nobody runs meanwhile.
+            self._observer.set_gauges(self._scheduler)
         while True:
             try:
                 session = await ShardSession.open(
@@ -278,8 +281,10 @@ class Engine:
                 raise self._lost
             self._wake.clear()
             if (wait_s := self._pacer.wait_s(time.monotonic())) > 0:
+                # Not wait_for: in Python 3.11 that loses a cancellation that comes with what it waits for.
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), wait_s)
+                    async with asyncio.timeout(wait_s):
+                        await self._wake.wait()
                 continue
             if self._scheduler.num_outstanding_steps < _MAX_OUTSTANDING_STEPS and (plan := self._scheduler.schedule()):
                 self._phases[plan.step_id] = plan.phase

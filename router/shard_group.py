@@ -140,8 +140,10 @@ class ShardSession:
                 self._take(rank, response.result)
         except grpc.aio.AioRpcError as error:
             self._lose(f"rank {rank}: {error.code().name}: {error.details()}")
-        except asyncio.CancelledError:
-            raise
+        except Exception as error:
+            # Of a rank of another version: nobody else looks after this task, and no step would come after this one.
+            log.exception("a reply of rank %d cannot be read", rank)
+            self._lose(f"a reply of rank {rank} cannot be read: {error!r}")
         else:
             self._lose(f"rank {rank} ended a stream")
 

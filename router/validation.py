@@ -16,6 +16,8 @@ from router.tokenizer import Tokenizer
 _MAX_REQUEST_ID_CHARACTERS = 128
 # All sequences of a shard have room for as many as one of them wants.
 _MAX_STOP_TOKENS = 64
+# The text that may be the beginning of one is held back, and looked at whenever there is more.
+_MAX_STOP_STRING_CHARACTERS = 1024
 # Below it logits overflow float32 when they are divided by it; clients that say 1e-5 send the float32 next to it.
 _MIN_TEMPERATURE = 0.99e-5
 _UINT64 = 2**64
@@ -148,6 +150,8 @@ def _stop_strings(stop_strings: Sequence[str], limits: Limits) -> tuple[str, ...
         raise InvalidRequest(field, f"{len(stop_strings)} were given; at most {limits.max_stop_sequences} are possible")
     if "" in stop_strings:
         raise InvalidRequest(field, "an empty string cannot end a text")
+    if (longest := max(map(len, stop_strings), default=0)) > _MAX_STOP_STRING_CHARACTERS:
+        raise InvalidRequest(field, f"one has {longest} characters; at most {_MAX_STOP_STRING_CHARACTERS} are possible")
     return tuple(stop_strings)
 
 

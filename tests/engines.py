@@ -46,9 +46,12 @@ async def collect(outputs: AsyncGenerator[GenerationOutput, None]) -> list[Gener
 
 
 class Service:
-    def __init__(self, engine: Engine, metrics: Metrics) -> None:
+    """`loop` is the engine's task."""
+
+    def __init__(self, engine: Engine, metrics: Metrics, loop: asyncio.Task[None]) -> None:
         self.engine = engine
         self.metrics = metrics
+        self.loop = loop
 
     async def tokens(self, wanted: GenerationRequest) -> list[int]:
         return [token for output in await collect(self.engine.generate(wanted)) for token in output.token_ids]
@@ -94,7 +97,7 @@ async def service(
     engine = Engine(config, tokenizer=tokenizer or byte_level_tokenizer(), metrics=metrics)
     loop = asyncio.create_task(engine.run())
     try:
-        yield Service(engine, metrics)
+        yield Service(engine, metrics, loop)
     finally:
         loop.cancel()
         with contextlib.suppress(asyncio.CancelledError):

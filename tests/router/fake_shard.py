@@ -53,6 +53,7 @@ class FakeGroup:
         self.latency_s = latency_s
         self.disagree_at_step: int | None = None
         self.silent_from_step: int | None = None
+        self.unknown_method_at_step: int | None = None
         self.aborts: list[str] = []
         self.warmups: list[int] = []
         # step id -> when its plan came, when its reply left
@@ -147,6 +148,8 @@ class FakeRank(shard_pb2_grpc.ShardServiceServicer):
             digest += 1
         if self.rank == 0:
             self.group.replied_s[message.step_id] = time.monotonic()
+        method = sampling_pb2.SPECULATION_METHOD_NGRAM
+        unknown = [shard_pb2.DraftCounts(method=99)] if message.step_id == self.group.unknown_method_at_step else []
         return shard_pb2.StepResult(
             step_id=message.step_id,
             shard_incarnation=message.shard_incarnation,
@@ -160,11 +163,10 @@ class FakeRank(shard_pb2_grpc.ShardServiceServicer):
                     drafted=s.drafted,
                     accepted=s.accepted,
                     draft_counts=[
-                        shard_pb2.DraftCounts(
-                            method=sampling_pb2.SPECULATION_METHOD_NGRAM, drafted=c.drafted, accepted=c.accepted
-                        )
+                        shard_pb2.DraftCounts(method=method, drafted=c.drafted, accepted=c.accepted)
                         for c in s.draft_counts
-                    ],
+                    ]
+                    + unknown,
                 )
                 for s in result.sequences
                 if self.rank == 0

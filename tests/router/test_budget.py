@@ -288,6 +288,11 @@ def test_while_nobody_is_asked_prices_are_weighed_anew_at_reviews_only_or_when_s
     before = quiet()
     assert controller.begin_step([*sequences, newcomer]) is not before
     before = quiet()
+    full = controller.begin_step(sequences, full_rows=256)
+    assert full is not before
+    # Its prices end with it.
+    assert controller.begin_step(sequences) is not full
+    before = quiet()
     controller.forget(newcomer)
     assert controller.begin_step(sequences) is not before
 

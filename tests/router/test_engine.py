@@ -121,6 +121,24 @@ def test_a_silent_rank_is_told_to_leave_and_nothing_is_lost(tmp_path: Path) -> N
     run(scenario)
 
 
+def test_a_reply_that_cannot_be_read_ends_the_session_at_once(tmp_path: Path) -> None:
+    """Of a shard that is newer than the router; with no other step outstanding no timer would tell."""
+    group = FakeGroup()
+    group.unknown_method_at_step = 1
+
+    async def scenario() -> None:
+        async with FakeShards(tmp_path, group), service(tmp_path) as s:
+            await s.ready()
+            stream = asyncio.create_task(s.tokens(request([5, 6], new=1)))
+            while not group.aborts:
+                await asyncio.sleep(0.01)
+            group.unknown_method_at_step = None
+            assert await stream == expected([5, 6], 1)
+            assert "rank 0 cannot be read: KeyError(99)" in group.aborts[0]
+
+    run(scenario)
+
+
 def test_a_full_queue_turns_away_and_serves_on(tmp_path: Path) -> None:
     async def scenario() -> None:
         group = FakeGroup(latency_s=LATENCY_S)
@@ -275,6 +293,26 @@ def test_a_drain_finishes_what_runs_and_refuses_what_comes(tmp_path: Path) -> No
                 await s.tokens(request([2]))
             assert await stream == expected([1], 10)
             await drain
+
+    run(scenario)
+
+
+def test_an_engine_ends_when_it_is_cancelled_as_the_last_stream_ends(tmp_path: Path) -> None:
+    """As at a shutdown whose time is over, while it waits for the moment to plan the next step."""
+
+    async def scenario() -> None:
+        async with FakeShards(tmp_path, FakeGroup(latency_s=0.5)), service(tmp_path) as s:
+            await s.ready()
+            # Shows what a prompt takes.
+            await s.tokens(request([1] * 40, new=1))
+            stream = asyncio.create_task(s.tokens(request([2] * 40, new=20)))
+            await asyncio.sleep(0.2)
+            await s.engine.drain(0.0)
+            s.loop.cancel()
+            await asyncio.wait([s.loop], timeout=10)
+            assert s.loop.cancelled()
+            with pytest.raises(Unavailable):
+                await stream
 
     run(scenario)
 

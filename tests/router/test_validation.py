@@ -91,6 +91,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"stopping": {"max_new_tokens": 0}}, "stopping.max_new_tokens", "at least 1"),
     ({"stopping": {"max_new_tokens": 17}}, "stopping.max_new_tokens", "4 prompt tokens and 17 new ones are 21; .* 20"),
     ({"stopping": {"stop_strings": ["x", ""]}}, "stopping.stop_strings", "empty"),
+    ({"stopping": {"stop_strings": ["x", "-" * 1025]}}, "stopping.stop_strings", "1025 characters; at most 1024"),
     ({"stopping": {"stop_strings": list("abcde")}}, "stopping.stop_strings", "5 were given; at most 4"),
     ({"stopping": {"stop_token_ids": [4000]}}, "stopping.stop_token_ids", "4000"),
     ({"n": 0}, "n", "between 1 and 8"),

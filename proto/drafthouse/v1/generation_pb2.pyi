@@ -181,7 +181,7 @@ class StoppingCriteria(_message.Message):
     ignore_eos: _builtins.bool
     @_builtins.property
     def stop_strings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The text ends before the first of these; the tokens that made it are still reported."""
+        """The text ends before the first of these, of at most 1024 characters each; the tokens that made it are still reported."""
 
     @_builtins.property
     def stop_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
