@@ -19,6 +19,8 @@ def main() -> None:
         # A taken port, a folder without tokenizer: a restart would meet it again.
         write_fatal(config.run_dir, str(error) or repr(error))
         sys.exit(f"router: {error}")
+    # What still works on a long message of a client that is gone is not waited for.
+    os._exit(0)
 
 
 async def _serve(config: RouterConfig) -> None:

@@ -89,6 +89,11 @@ class Engine:
     def num_preemptions(self) -> int:
         return self._scheduler.num_preemptions if self._scheduler else 0
 
+    def refuse_if_full(self, num_others: int, /) -> None:
+        num_requests = len(self._streams) + num_others
+        if num_requests >= self._config.max_concurrent_requests:
+            raise Overloaded(f"{num_requests} requests are already being served", _RETRY_AFTER_S)
+
     def limits(self) -> Limits:
         return self._known_info().limits(
             max_input_tokens=self._config.max_input_tokens,
@@ -138,8 +143,7 @@ class Engine:
             raise Unavailable("the service is shutting down")
         if self._scheduler is None or self._info is None:
             raise Unavailable("the shards are still starting")
-        if len(self._streams) >= self._config.max_concurrent_requests:
-            raise Overloaded(f"{len(self._streams)} requests are already being served", _RETRY_AFTER_S)
+        self.refuse_if_full(0)
         num_prompt_tokens = len(request.prompt_token_ids)
         sequence = Sequence(
             seq_id=self._next_seq_id,

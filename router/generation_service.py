@@ -16,6 +16,7 @@ from drafthouse.v1 import generation_pb2, generation_pb2_grpc, sampling_pb2
 from router.errors import Unavailable
 from router.grpc_errors import request_status, to_grpc_status
 from router.interleave import interleave
+from router.long_messages import LongMessages
 from router.metrics import Metrics
 from router.request import GenerationEngine, GenerationOutput, GenerationRequest
 from router.sequence import FinishReason
@@ -31,8 +32,6 @@ _FINISH_REASONS = {
     FinishReason.STOP: generation_pb2.FINISH_REASON_STOP,
     FinishReason.LENGTH: generation_pb2.FINISH_REASON_LENGTH,
 }
-# Tokenizing a message of so many bytes takes longer than the streams beside it should wait.
-_LONG_MESSAGE_BYTES = 8192
 # A client keeps the same deadline and may hang up so much before the clock here says it is over.
 _DEADLINE_SLACK_S = 0.05
 
@@ -42,6 +41,7 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
         self._engine = engine
         self._tokenizer = tokenizer
         self._metrics = metrics
+        self._long_messages = LongMessages(engine.refuse_if_full)
 
     async def Generate(  # type: ignore[override]  # writes to the context, so that a client's leaving is seen here
         self, request: generation_pb2.GenerateRequest, context: _Context
@@ -69,7 +69,7 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
         self, request: generation_pb2.TokenizeRequest, context: _Context
     ) -> generation_pb2.TokenizeResponse:
         async def tokenize() -> generation_pb2.TokenizeResponse:
-            return await _off_loop_if_long(request, answer)
+            return await self._long_messages.run(request, answer)
 
         def answer() -> generation_pb2.TokenizeResponse:
             token_ids = validate_tokenize(request, self._tokenizer)
@@ -93,7 +93,7 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
         if self._engine.is_draining:
             raise Unavailable("the service is shutting down")
         limits = self._engine.limits()
-        requests = await _off_loop_if_long(
+        requests = await self._long_messages.run(
             message,
             lambda: validate_generate(message, tokenizer=self._tokenizer, limits=limits, deadline_s=deadline_s),
         )
@@ -152,12 +152,6 @@ def _response(
         response.speculation.drafted_tokens = output.num_drafted_tokens
         response.speculation.accepted_tokens = output.num_accepted_tokens
     return response
-
-
-async def _off_loop_if_long(
-    message: generation_pb2.GenerateRequest | generation_pb2.TokenizeRequest, work: Callable[[], _Reply]
-) -> _Reply:
-    return await asyncio.to_thread(work) if message.ByteSize() > _LONG_MESSAGE_BYTES else work()
 
 
 async def _answer(context: _Context, work: Callable[[], Awaitable[_Reply]]) -> _Reply:

@@ -98,6 +98,9 @@ class GenerationEngine(Protocol):
         the first step when the queue is full, DeadlineExceeded when the deadline passes, Unavailable.
         """
 
+    def refuse_if_full(self, num_others: int, /) -> None:
+        """Raises Overloaded where a request more has no room beside so many that have not come here yet."""
+
     def limits(self) -> Limits:
         """Raises Unavailable until the shards have said what they can."""
 

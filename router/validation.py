@@ -101,6 +101,12 @@ def _prompt_token_ids(request: generation_pb2.GenerateRequest, tokenizer: Tokeni
             # Some tokenizers begin every text with a special token: an empty text must not pass for that.
             token_ids = tokenizer.encode(request.text) if request.text else []
         case "chat":
+            if (num_messages := len(request.chat.messages)) > limits.max_input_tokens:
+                # Each is a token at least: to find out how many they are would take seconds.
+                raise InvalidRequest(
+                    "chat.messages",
+                    f"there are {num_messages}, more than the {limits.max_input_tokens} tokens that a prompt may have",
+                )
             token_ids = _chat_token_ids(request.chat, tokenizer)
         case "token_ids":
             token_ids = list(request.token_ids.ids)

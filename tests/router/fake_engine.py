@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from router.errors import Unavailable
+from router.errors import Overloaded, Unavailable
 from router.grpc_server import GrpcServer
 from router.http_server import HttpServer
 from router.metrics import Metrics
@@ -27,9 +27,15 @@ class FakeEngine:
     has_started: bool = True
     hang: bool = False
     error: Exception | None = None
+    # Among those that have not come to it yet.
+    most_requests: int = 1000
     requests: list[GenerationRequest] = field(default_factory=list)
     num_open: int = 0
     num_closed_early: int = 0
+
+    def refuse_if_full(self, num_others: int, /) -> None:
+        if self.num_open + num_others >= self.most_requests:
+            raise Overloaded(f"{self.most_requests} requests are here", retry_after_s=1.0)
 
     def limits(self) -> Limits:
         if not self.has_started:

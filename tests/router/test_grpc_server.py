@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -16,6 +17,7 @@ from grpc_status import rpc_status
 from drafthouse.v1 import generation_pb2, generation_pb2_grpc
 from router.errors import DeadlineExceeded, Overloaded, Unavailable
 from router.grpc_server import GrpcServer
+from router.tokenizer import Tokenizer
 from tests.router.fake_engine import PAYLOAD_LIMIT, Served, eventually, serve
 
 GenerateRequest = generation_pb2.GenerateRequest
@@ -114,6 +116,29 @@ async def test_a_full_queue_says_when_to_retry() -> None:
         assert detail(error, error_details_pb2.RetryInfo()).retry_delay.ToMilliseconds() == 2500
         assert served.num_requests("overloaded") == 1
         await eventually(lambda: served.engine.num_open == 0)
+
+
+@in_loop
+async def test_long_messages_that_wait_to_be_tokenized_are_counted_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with session() as (served, _, stub):
+        release, encode = threading.Event(), served.engine.tokenizer.encode
+
+        def slowly(_: Tokenizer, text: str) -> list[int]:
+            release.wait(10)
+            return encode(text)
+
+        monkeypatch.setattr(Tokenizer, "encode", slowly)
+        served.engine.most_requests = 6
+        # More than are worked on at a time.
+        waiting = [asyncio.create_task(generate(stub, text="word " * 2000)) for _ in range(6)]
+        await asyncio.sleep(0.3)
+        assert (await failure(stub, text="word " * 2000)).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        with pytest.raises(grpc.aio.AioRpcError, match="RESOURCE_EXHAUSTED"):
+            await stub.Tokenize(generation_pb2.TokenizeRequest(text="word " * 2000))
+        waiting.pop().cancel()
+        release.set()
+        assert all(responses[-1].finish_reason for responses in await asyncio.gather(*waiting))
+        assert await generate(stub, text="word " * 2000)
 
 
 @pytest.mark.parametrize(

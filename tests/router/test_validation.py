@@ -76,6 +76,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"text": ""}, "text", "empty"),
     ({"token_ids": {}}, "token_ids", "empty"),
     ({"chat": {}}, "chat.messages", "at least one"),
+    ({"chat": {"messages": [{"role": "user", "content": "x"}] * 1000}}, "chat.messages", "there are 1000, more than"),
     ({"chat": {"messages": [{"role": "user", "content": "x"}]}}, "chat", "no chat template"),
     ({"text": "a" * 16}, "text", "17 tokens; at most 16"),
     ({"token_ids": {"ids": [1, 300]}}, "token_ids.ids", "300 is outside .* 300"),
