@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from router.budget import BudgetController
 from router.detokenizer import Detokenizer
-from router.errors import DeadlineExceeded, Overloaded, RequestError, Unavailable
+from router.errors import DeadlineExceeded, Overloaded, RequestError, ShardsDied, Unavailable
 from router.group_info import GroupInfo, ShardGroupLost
 from router.metrics import Metrics
 from router.observer import Observer
@@ -197,7 +197,10 @@ class Engine:
                     await self._close_session(abort=str(lost))
                     # Nothing of what was planned is there any more.
                     assert self._scheduler is not None
-                    self._scheduler.restart(self._scheduler.config, self._scheduler.budget)
+                    for sequence in self._scheduler.restart(self._scheduler.config, self._scheduler.budget):
+                        stream = self._streams[sequence]
+                        log.error("request %s ends: the shards die of it", stream.request.request_id)
+                        self._end(stream, ShardsDied("the shards died several times while they computed this request"))
         finally:
             if self._session is not None:
                 await self._close_session(abort=None)

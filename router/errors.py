@@ -25,5 +25,9 @@ class Unavailable(RequestError):
     """The service is starting, draining, or its shards are gone for good."""
 
 
+class ShardsDied(RequestError):
+    """Groups of shards were lost with this request, the last with it alone: another would be, too."""
+
+
 class DeadlineExceeded(RequestError):
     """The request's deadline passed before its last token."""

@@ -35,6 +35,16 @@ class Placement:
         """Those that wait, as far as there are slots for them; nobody while the oldest waits for blocks."""
         return [] if self._lacks_blocks else self.waiting[: len(self._free_slots)]
 
+    @property
+    def suspect(self) -> Sequence | None:
+        """The oldest that runs of those that shards may die of."""
+        return next((sequence for sequence in self.running if sequence.is_suspect), None)
+
+    @property
+    def is_suspect_next(self) -> bool:
+        """Whether the next that could be admitted is one."""
+        return bool(self.waiting) and self.waiting[0].is_suspect
+
     def take_released_slots(self) -> list[int]:
         """Slots given back since the last call; the shards are to forget them."""
         released, self._released_slots = self._released_slots, []

@@ -9,8 +9,12 @@ reply, and the rules that make this safe are here:
   touch them after that plan begins.
 - A block is offered to the prefix table only when the reply of the step that wrote it is in.
 - A preempted sequence is admitted again only after its outstanding replies, whose tokens it keeps.
+
+A request that the shards die of would be replayed for ever, and all others with it. So one with which two groups were
+lost is alone in its steps until it has brought some tokens, and `restart` names it if a group is lost with it then.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,6 +27,8 @@ from router.proposal import Proposal
 from router.sequence import FinishReason, Sequence, SequenceStatus
 
 _NOBODY = Proposal.NONE
+# A sequence that got a slot, and its blocks.
+_Admitted = tuple[Sequence, list[int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +107,13 @@ class Scheduler:
         sequence.finish_reason = reason
         self.budget.forget(sequence)
 
-    def restart(self, config: SchedulerConfig, budget: BudgetController) -> None:
-        """The shards lost everything: outstanding steps are void and every sequence is prefilled again."""
+    def restart(self, config: SchedulerConfig, budget: BudgetController) -> list[Sequence]:
+        """The shards lost everything: outstanding steps are void and every sequence is prefilled again. Returns that of
+        which they died, for all one knows, to be ended."""
+        lost = self._in_outstanding_steps()
+        guilty = [sequence for sequence in lost if sequence.is_suspect and len(lost) == 1]
+        for sequence in lost:
+            sequence.note_loss()
         self.config = config
         self.budget = budget
         self._num_earlier_preemptions = self.num_preemptions
@@ -112,11 +123,31 @@ class Scheduler:
             self._placement.add(sequence)
         self._step_id = 0
         self._outstanding.clear()
+        return guilty
+
+    def _in_outstanding_steps(self) -> set[Sequence]:
+        entries = (entry.sequence for step in self._outstanding.values() for entry in step.sequences)
+        return {sequence for sequence in entries if sequence.status is not SequenceStatus.FINISHED}
 
     # --- plan
 
     def schedule(self) -> StepPlan | None:
         """The next plan, or None when no sequence can take a step now."""
+        suspect = self._placement.suspect
+        if suspect is not None:
+            return self._schedule([suspect], iter(())) if self._in_outstanding_steps() <= {suspect} else None
+        if self._placement.is_suspect_next:
+            if self._outstanding:
+                return None
+            if admitted := self._placement.admit():
+                return self._schedule([], iter([admitted]))
+        return self._schedule(self._placement.running, iter(self._admit_beside_others, None))
+
+    def _admit_beside_others(self) -> _Admitted | None:
+        return None if self._placement.is_suspect_next else self._placement.admit()
+
+    def _schedule(self, taking_part: list[Sequence], newcomers: Iterator[_Admitted]) -> StepPlan | None:
+        """Of sequences that run and are to take part, and of newcomers as far as they are asked for."""
         steps: dict[int, SequenceStep] = {}
         new_sequences: list[NewSequence] = []
         # Drafts come on top: most of those that may be checked are never proposed, and prompts would wait for rows that
@@ -124,7 +155,7 @@ class Scheduler:
         budget, running = self.config.max_batch_tokens, self._placement.running
         for sequence in running:
             self._placement.register(sequence)
-        decoding = [sequence for sequence in running if not sequence.is_prefilling]
+        decoding = [sequence for sequence in taking_part if not sequence.is_prefilling]
         drafting = self._begin_drafting(len(decoding))
         share, checked = self.config.max_draft_tokens // max(1, len(decoding)), dict[int, Proposal]()
         for sequence in decoding:
@@ -135,10 +166,10 @@ class Scheduler:
                 budget -= min(1, num_rows)
                 if num_rows > 1 and sequence.slot is not None:
                     checked[sequence.slot] = proposal
-        for sequence in running:
+        for sequence in taking_part:
             if sequence.is_prefilling and budget > 0:
                 budget -= self._plan_chunk(sequence, budget, steps, new_block_ids=[])
-        while budget > 0 and (admitted := self._placement.admit()):
+        while budget > 0 and (admitted := next(newcomers, None)):
             sequence, block_ids = admitted
             new_sequences.append(self._introduce(sequence))
             budget -= self._plan_chunk(sequence, budget, steps, new_block_ids=block_ids)

@@ -8,6 +8,10 @@ from enum import Enum, auto
 
 from router.proposal import Proposal
 
+# A sequence with which so many groups of shards were lost, one soon after the other, may be why; not one that brought
+# so many tokens since.
+SUSPECTED_AFTER, CLEARED_AFTER = 2, 16
+
 
 class FinishReason(Enum):
     STOP = auto()
@@ -66,6 +70,9 @@ class Sequence:
     outstanding: list[int] = field(default_factory=list)
     # Prompt tokens found in the prefix cache at the first admission; None before it.
     num_cached_prompt_tokens: int | None = None
+    # Groups of shards that were lost with it in a step, one soon after the other, and its tokens at the last of them.
+    num_losses: int = 0
+    num_tokens_at_loss: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -74,6 +81,20 @@ class Sequence:
     @property
     def num_generated_tokens(self) -> int:
         return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def is_suspect(self) -> bool:
+        """Shards may die of it."""
+        return self.num_losses >= SUSPECTED_AFTER and not self._is_cleared
+
+    @property
+    def _is_cleared(self) -> bool:
+        return self.num_tokens >= self.num_tokens_at_loss + CLEARED_AFTER
+
+    def note_loss(self) -> None:
+        """A group of shards was lost while it had a step of this sequence."""
+        self.num_losses = 1 if self._is_cleared else self.num_losses + 1
+        self.num_tokens_at_loss = self.num_tokens
 
     @property
     def is_prefilling(self) -> bool:

@@ -54,6 +54,8 @@ class FakeGroup:
         self.disagree_at_step: int | None = None
         self.silent_from_step: int | None = None
         self.unknown_method_at_step: int | None = None
+        # Prompts that begin with it.
+        self.dies_of: int | None = None
         self.aborts: list[str] = []
         self.warmups: list[int] = []
         # step id -> when its plan came, when its reply left
@@ -139,6 +141,8 @@ class FakeRank(shard_pb2_grpc.ShardServiceServicer):
             await asyncio.sleep(self.group.latency_s)
             if self.group.silent_from_step is not None and message.step_id >= self.group.silent_from_step:
                 await asyncio.sleep(3600)
+            if any(new.token_ids[0] == self.group.dies_of for new in message.new_sequences):
+                raise RuntimeError("out of memory")
             self.shards.send(plan_from_proto(message))
             result = self.shards.reply()
             self.next_step_id += 1

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from router.errors import DeadlineExceeded, Overloaded, Unavailable
+from router.errors import DeadlineExceeded, Overloaded, ShardsDied, Unavailable
 from router.sequence import FinishReason
 from tests.engines import collect, run, service
 from tests.engines import generation_request as request
@@ -135,6 +135,23 @@ def test_a_reply_that_cannot_be_read_ends_the_session_at_once(tmp_path: Path) ->
             group.unknown_method_at_step = None
             assert await stream == expected([5, 6], 1)
             assert "rank 0 cannot be read: KeyError(99)" in group.aborts[0]
+
+    run(scenario)
+
+
+def test_a_request_that_the_shards_die_of_ends_alone(tmp_path: Path) -> None:
+    group = FakeGroup()
+    group.dies_of = 13
+
+    async def scenario() -> None:
+        async with FakeShards(tmp_path, group), service(tmp_path) as s:
+            await s.ready()
+            prompts = [[5, 6], [13, 7], [7, 8], [9]]
+            streams = [asyncio.create_task(s.tokens(request(p, new=20, k=2))) for p in prompts]
+            with pytest.raises(ShardsDied):
+                await streams.pop(1)
+            assert await asyncio.gather(*streams) == [expected(p, 20) for p in prompts if p[0] != 13]
+            assert len(group.warmups) == 4
 
     run(scenario)
 

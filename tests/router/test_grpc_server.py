@@ -15,7 +15,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
 
 from drafthouse.v1 import generation_pb2, generation_pb2_grpc
-from router.errors import DeadlineExceeded, Overloaded, Unavailable
+from router.errors import DeadlineExceeded, Overloaded, ShardsDied, Unavailable
 from router.grpc_server import GrpcServer
 from router.tokenizer import Tokenizer
 from tests.router.fake_engine import PAYLOAD_LIMIT, Served, eventually, serve
@@ -146,6 +146,7 @@ async def test_long_messages_that_wait_to_be_tokenized_are_counted_too(monkeypat
     [
         (DeadlineExceeded("too late"), grpc.StatusCode.DEADLINE_EXCEEDED, "deadline"),
         (Unavailable("gone"), grpc.StatusCode.UNAVAILABLE, "error"),
+        (ShardsDied("of it"), grpc.StatusCode.INTERNAL, "error"),
         (KeyError("secret"), grpc.StatusCode.INTERNAL, "error"),
     ],
 )

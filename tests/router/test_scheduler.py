@@ -11,7 +11,7 @@ from router.budget import BudgetConfig, BudgetController
 from router.plan import Phase, StepPlan
 from router.proposal import Proposal
 from router.scheduler import Scheduler, SchedulerConfig
-from router.sequence import FinishReason, Sequence, SequenceStatus
+from router.sequence import SUSPECTED_AFTER, FinishReason, Sequence, SequenceStatus
 from router.step_costs import StepCost, StepCosts
 from tests.router.simulated_shards import SimulatedShards, continuation
 
@@ -227,6 +227,50 @@ def test_restart_replays_every_unfinished_sequence() -> None:
         assert one.token_ids[6:] == continuation(one.token_ids[:6], max_num_tokens=18, stop=frozenset())
 
 
+def lose(scheduler: Scheduler) -> tuple[list[Sequence], SimulatedShards]:
+    """The group, with what is planned now; and the next one."""
+    return scheduler.restart(scheduler.config, make_budget()), SimulatedShards(num_blocks=32, block_size=4)
+
+
+@pytest.mark.parametrize("guilty", [0, 2, 4])
+def test_a_sequence_that_shards_die_of_is_found_and_the_others_go_on(guilty: int) -> None:
+    scheduler, shards = make(max_batch_size=8, max_batch_tokens=12)
+    ones = [sequence(i, [i, i + 1, i + 2], new=30, k=3) for i in range(5)]
+    for one in ones:
+        scheduler.add(one)
+    num_lost, found = 0, None
+    for _ in range(500):
+        plan = scheduler.schedule()
+        if plan is None:
+            break
+        slot = ones[guilty].slot
+        # Of its tenth token or later.
+        if ones[guilty].num_generated_tokens > 9 and any(step.slot == slot for step in plan.sequences):
+            num_lost += 1
+            named, shards = lose(scheduler)
+            for found in named:
+                scheduler.finish(found, None)
+        else:
+            shards.send(plan)
+            scheduler.update(shards.reply())
+    assert found is ones[guilty]
+    assert num_lost == 3
+    for one in ones:
+        if one is not found:
+            assert one.token_ids[3:] == continuation(one.token_ids[:3], max_num_tokens=33, stop=frozenset())
+
+
+def test_who_brought_tokens_since_is_no_suspect() -> None:
+    scheduler, shards = make()
+    one = sequence(0, [1, 2, 3], new=100)
+    scheduler.add(one)
+    for num_tokens in (5, 21, 37, 53):
+        while one.num_tokens < num_tokens:
+            step(scheduler, shards)
+        named, shards = lose(scheduler)
+        assert (named, one.num_losses, one.is_suspect) == ([], 1, False)
+
+
 class SchedulerMachine(RuleBasedStateMachine):
     """Random arrivals, cancellations, stop strings, replies, restarts and speculative growth."""
 
@@ -301,6 +345,8 @@ class SchedulerMachine(RuleBasedStateMachine):
     def plan(self) -> None:
         plan = self.scheduler.schedule()
         if plan is not None:
+            taking_part = [one for one in self.live if one.slot in {s.slot for s in plan.sequences}]
+            assert len(taking_part) == 1 or not any(one.is_suspect for one in taking_part)
             num_drafts = sum(s.verify for s in plan.sequences)
             assert 0 < plan.num_rows - num_drafts <= self.config.max_batch_tokens
             assert len({s.slot for s in plan.sequences}) == len(plan.sequences)
@@ -332,7 +378,10 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule()
     def restart(self) -> None:
-        self.scheduler.restart(self.config, self.new_budget())
+        for guilty in self.scheduler.restart(self.config, self.new_budget()):
+            assert guilty.num_losses > SUSPECTED_AFTER
+            self.live.remove(guilty)
+            self.scheduler.finish(guilty, None)
         self.new_shards()
 
     @rule()

@@ -59,7 +59,7 @@ class GenerationServiceServicer:
     def Generate(self, request, context):
         """Streams the answer to one prompt. Each choice ends with exactly one message that has a finish_reason.
         Errors: INVALID_ARGUMENT names the field; RESOURCE_EXHAUSTED (queue full) carries RetryInfo;
-        DEADLINE_EXCEEDED; UNAVAILABLE while the service drains or has not started.
+        DEADLINE_EXCEEDED; UNAVAILABLE while the service drains or has not started; INTERNAL if the shards die of a request.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -36,7 +36,7 @@ class GenerationServiceStub:
     Generate: _grpc.UnaryStreamMultiCallable[_generation_pb2.GenerateRequest, _generation_pb2.GenerateResponse]
     """Streams the answer to one prompt. Each choice ends with exactly one message that has a finish_reason.
     Errors: INVALID_ARGUMENT names the field; RESOURCE_EXHAUSTED (queue full) carries RetryInfo;
-    DEADLINE_EXCEEDED; UNAVAILABLE while the service drains or has not started.
+    DEADLINE_EXCEEDED; UNAVAILABLE while the service drains or has not started; INTERNAL if the shards die of a request.
     """
     Tokenize: _grpc.UnaryUnaryMultiCallable[_generation_pb2.TokenizeRequest, _generation_pb2.TokenizeResponse]
     GetModelInfo: _grpc.UnaryUnaryMultiCallable[_generation_pb2.GetModelInfoRequest, _generation_pb2.GetModelInfoResponse]
@@ -49,7 +49,7 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
     Generate: _aio.UnaryStreamMultiCallable[_generation_pb2.GenerateRequest, _generation_pb2.GenerateResponse]  # type: ignore[assignment]
     """Streams the answer to one prompt. Each choice ends with exactly one message that has a finish_reason.
     Errors: INVALID_ARGUMENT names the field; RESOURCE_EXHAUSTED (queue full) carries RetryInfo;
-    DEADLINE_EXCEEDED; UNAVAILABLE while the service drains or has not started.
+    DEADLINE_EXCEEDED; UNAVAILABLE while the service drains or has not started; INTERNAL if the shards die of a request.
     """
     Tokenize: _aio.UnaryUnaryMultiCallable[_generation_pb2.TokenizeRequest, _generation_pb2.TokenizeResponse]  # type: ignore[assignment]
     GetModelInfo: _aio.UnaryUnaryMultiCallable[_generation_pb2.GetModelInfoRequest, _generation_pb2.GetModelInfoResponse]  # type: ignore[assignment]
@@ -65,7 +65,7 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_generation_pb2.GenerateResponse], _abc.AsyncIterator[_generation_pb2.GenerateResponse]]:
         """Streams the answer to one prompt. Each choice ends with exactly one message that has a finish_reason.
         Errors: INVALID_ARGUMENT names the field; RESOURCE_EXHAUSTED (queue full) carries RetryInfo;
-        DEADLINE_EXCEEDED; UNAVAILABLE while the service drains or has not started.
+        DEADLINE_EXCEEDED; UNAVAILABLE while the service drains or has not started; INTERNAL if the shards die of a request.
         """
 
     @_abc_1.abstractmethod
