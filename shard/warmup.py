@@ -64,7 +64,8 @@ def warm_up(
     # Single prompts as they are captured, and the longest chunk there can be.
     longest = min(config.max_batch_prefill_tokens, config.max_total_tokens - 1)
     _look_at_logits(steps, min(_SHORT, longest), config)
-    captured = [min(length, longest) for length in runner.captured_chunk_rows] * PROMPTS_CAPTURED_AT
+    # The largest first, here and below: the memory that graphs share then serves the smaller ones.
+    captured = [min(length, longest) for length in reversed(runner.captured_chunk_rows)] * PROMPTS_CAPTURED_AT
     for length in (*captured, longest):
         steps.prefill(context=0, length=length)
         steps.forget()
@@ -74,7 +75,7 @@ def warm_up(
     frequent = list(_captured_kinds(runner.captured_batches, config, sizes, proposals))
     for number in range(CAPTURED_AT if frequent else 0):
         log.info("capturing steps, %d of %d", number + 1, CAPTURED_AT)
-        list(sweeper.sweep([*kinds, *frequent]))
+        list(sweeper.sweep(sorted([*kinds, *frequent], key=lambda kind: kind.rows, reverse=True)))
     if not sizes.num_speculative_tokens:
         list(sweeper.sweep(kinds))
         return []

@@ -8,6 +8,7 @@ import argparse
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,9 +57,10 @@ def run_parts(parts: dict[str, Part], figures: Figures, device: torch.device, ou
         except Exception as error:
             traceback.print_exc()
             figures = replace(figures, failures=[*figures.failures, f"{name}: {error!r}"])
-        # Of what failed something may be left, and others take what memory there is.
-        torch.cuda.empty_cache()
         output.write_text(to_json(figures))
+        # Others take what memory there is. After some errors the device does nothing more here, but in other processes.
+        with suppress(RuntimeError):
+            torch.cuda.empty_cache()
     return figures
 
 

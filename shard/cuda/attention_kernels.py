@@ -75,7 +75,9 @@ def _heads(qkv, heads_at, d, is_read, cos, sin, rotation_at, DIM: tl.constexpr):
         "ancestors_stride",
         "most_rows",
         "num_splits",
-    ]
+    ],
+    # Those of prompts begin anywhere: a kernel for each alignment would be compiled while some request waits.
+    do_not_specialize_on_alignment=["positions"],
 )
 def attend_spans(
     qkv,
