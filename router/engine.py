@@ -79,7 +79,7 @@ class Engine:
 
     @property
     def is_ready(self) -> bool:
-        return self._session is not None and not self._is_draining
+        return self._session is not None and self._lost is None and not self._is_draining
 
     @property
     def is_draining(self) -> bool:

@@ -92,6 +92,8 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
         """Streams all choices; returns the status to count."""
         if self._engine.is_draining:
             raise Unavailable("the service is shutting down")
+        # Before the prompt is tokenized for nothing; who comes first is decided where it is queued.
+        self._engine.refuse_if_full(0)
         limits = self._engine.limits()
         requests = await self._long_messages.run(
             message,

@@ -67,6 +67,7 @@ class ShardSession:
         self._next_step_id = 1
         self._num_sent = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._writes: asyncio.Future[list[None]] | None = None
         self._calls: dict[Phase, list[_Call]] = {}
         self._readers: list[asyncio.Task[None]] = []
 
@@ -129,8 +130,14 @@ class ShardSession:
         log.debug("step %d sent: %s, %d rows", plan.step_id, plan.phase.value, plan.num_rows)
         if self._timer is None:
             self._start_timer()
+        self._writes = asyncio.gather(*(call.write(data) for call in self._calls[plan.phase]))
         try:
-            await asyncio.gather(*(call.write(data) for call in self._calls[plan.phase]))
+            await self._writes
+        except asyncio.CancelledError:
+            # By a loss, unless whoever sends is cancelled itself.
+            task = asyncio.current_task()
+            if not self._is_lost or task is None or task.cancelling():
+                raise
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
             self._lose(f"a rank no longer takes plans: {error!r}")
 
@@ -177,6 +184,9 @@ class ShardSession:
     def _lose(self, reason: str) -> None:
         if not self._is_lost:
             self._is_lost = True
+            # A large plan waits for its reader, and a process that is frozen reads nothing.
+            if self._writes is not None:
+                self._writes.cancel()
             self._on_lost(ShardGroupLost(reason))
 
     async def close(self, *, abort: str | None = None) -> None:

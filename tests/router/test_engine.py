@@ -2,6 +2,7 @@
 
 import asyncio
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -117,6 +118,24 @@ def test_a_silent_rank_is_told_to_leave_and_nothing_is_lost(tmp_path: Path) -> N
             group.silent_from_step = None
             assert await stream == expected([5, 6], 8)
             assert len(group.warmups) >= 2
+
+    run(scenario)
+
+
+def test_a_rank_that_reads_nothing_is_given_up_like_one_that_says_nothing(tmp_path: Path) -> None:
+    """A plan that is larger than what sockets hold is not even written to a process that is frozen."""
+    group = FakeGroup()
+
+    async def scenario() -> None:
+        async with FakeShards(tmp_path, group), service(tmp_path, step_timeout_s=0.3) as s:
+            await s.ready()
+            session, never = s.engine._session, asyncio.Event()
+            assert session is not None
+            for calls in session._calls.values():
+                calls[:] = [mock.Mock(write=lambda _: never.wait())]
+            assert await s.tokens(request([5, 6], new=8)) == expected([5, 6], 8)
+            assert "no reply to step 1" in group.aborts[0]
+            assert len(group.warmups) == 2
 
     run(scenario)
 
