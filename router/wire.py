@@ -88,6 +88,7 @@ def _sequence_step(step: SequenceStep) -> shard_pb2.SequenceStep:
 
 
 def result_from_proto(result: shard_pb2.StepResult) -> StepResult:
+    """KeyError or ValueError for what a shard of this version does not say."""
     return StepResult(
         step_id=result.step_id,
         sequences=[
@@ -97,12 +98,16 @@ def result_from_proto(result: shard_pb2.StepResult) -> StepResult:
                 logprobs=list(s.logprobs),
                 drafted=s.drafted,
                 accepted=s.accepted,
-                draft_counts=[
-                    DraftCounts(_METHOD[c.method], list(c.drafted), list(c.accepted)) for c in s.draft_counts
-                ],
+                draft_counts=[_draft_counts(counts) for counts in s.draft_counts],
             )
             for s in result.sequences
         ],
         duration_s=result.duration_ns * 1e-9,
         proposing_s=result.proposing_ns * 1e-9,
     )
+
+
+def _draft_counts(counts: shard_pb2.DraftCounts) -> DraftCounts:
+    if len(counts.drafted) != len(counts.accepted):
+        raise ValueError(f"{len(counts.drafted)} numbers of drafts and {len(counts.accepted)} of accepted ones")
+    return DraftCounts(_METHOD[counts.method], list(counts.drafted), list(counts.accepted))

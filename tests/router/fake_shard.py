@@ -53,7 +53,8 @@ class FakeGroup:
         self.latency_s = latency_s
         self.disagree_at_step: int | None = None
         self.silent_from_step: int | None = None
-        self.unknown_method_at_step: int | None = None
+        # What the reply to the first step says beside the truth.
+        self.odd_counts: list[shard_pb2.DraftCounts] = []
         # Prompts that begin with it.
         self.dies_of: int | None = None
         self.aborts: list[str] = []
@@ -153,7 +154,7 @@ class FakeRank(shard_pb2_grpc.ShardServiceServicer):
         if self.rank == 0:
             self.group.replied_s[message.step_id] = time.monotonic()
         method = sampling_pb2.SPECULATION_METHOD_NGRAM
-        unknown = [shard_pb2.DraftCounts(method=99)] if message.step_id == self.group.unknown_method_at_step else []
+        odd = self.group.odd_counts if message.step_id == 1 else []
         return shard_pb2.StepResult(
             step_id=message.step_id,
             shard_incarnation=message.shard_incarnation,
@@ -170,7 +171,7 @@ class FakeRank(shard_pb2_grpc.ShardServiceServicer):
                         shard_pb2.DraftCounts(method=method, drafted=c.drafted, accepted=c.accepted)
                         for c in s.draft_counts
                     ]
-                    + unknown,
+                    + odd,
                 )
                 for s in result.sequences
                 if self.rank == 0

@@ -6,6 +6,7 @@ from unittest import mock
 
 import pytest
 
+from drafthouse.v1 import shard_pb2
 from router.errors import DeadlineExceeded, Overloaded, ShardsDied, Unavailable
 from router.sequence import FinishReason
 from tests.engines import collect, run, service
@@ -140,10 +141,19 @@ def test_a_rank_that_reads_nothing_is_given_up_like_one_that_says_nothing(tmp_pa
     run(scenario)
 
 
-def test_a_reply_that_cannot_be_read_ends_the_session_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("odd", "error"),
+    [
+        (shard_pb2.DraftCounts(method=99), "KeyError(99)"),  # type: ignore[arg-type]
+        (shard_pb2.DraftCounts(drafted=[1, 1], accepted=[1]), "2 numbers of drafts and 1 of accepted"),
+    ],
+)
+def test_a_reply_that_cannot_be_read_ends_the_session_at_once(
+    odd: shard_pb2.DraftCounts, error: str, tmp_path: Path
+) -> None:
     """Of a shard that is newer than the router; with no other step outstanding no timer would tell."""
     group = FakeGroup()
-    group.unknown_method_at_step = 1
+    group.odd_counts = [odd]
 
     async def scenario() -> None:
         async with FakeShards(tmp_path, group), service(tmp_path) as s:
@@ -151,9 +161,10 @@ def test_a_reply_that_cannot_be_read_ends_the_session_at_once(tmp_path: Path) ->
             stream = asyncio.create_task(s.tokens(request([5, 6], new=1)))
             while not group.aborts:
                 await asyncio.sleep(0.01)
-            group.unknown_method_at_step = None
+            group.odd_counts = []
             assert await stream == expected([5, 6], 1)
-            assert "rank 0 cannot be read: KeyError(99)" in group.aborts[0]
+            assert "a reply of rank 0 cannot be read" in group.aborts[0]
+            assert error in group.aborts[0]
 
     run(scenario)
 
