@@ -31,14 +31,12 @@ from router.shard_group import ShardSession
 from router.step_costs import StepCosts
 from router.stream import Stream
 from router.tokenizer import Tokenizer
+from router.turns import Turns
 
 log = logging.getLogger(__name__)
 
 # One step runs while the next is on its way; more would only waste rows of sequences that ended.
 _MAX_OUTSTANDING_STEPS = 2
-# A stream gets a message after so long for each stream there is, with all its tokens since: a message takes the router
-# about as long as a sequence's part of a step, and on a GPU the steps of many sequences are as short.
-_MESSAGE_S = 0.0004
 _RECONNECT_INTERVAL_S = 0.25
 # What a client that was turned away is told to wait.
 _RETRY_AFTER_S = 1.0
@@ -65,6 +63,7 @@ class Engine:
         self._scheduler: Scheduler | None = None
         self._session: ShardSession | None = None
         self._streams: dict[Sequence, Stream] = {}
+        self._turns = Turns()
         self._next_seq_id = 0
         self._phases: dict[int, Phase] = {}
         self._pacer = Pacer()
@@ -117,15 +116,12 @@ class Engine:
         stream = self._submit(request)
         try:
             while True:
-                output = await stream.next_output(self._message_interval_s)
+                output = await stream.next_output()
                 yield output
                 if output.finish_reason is not None:
                     return
         finally:
             self._end(stream, None)
-
-    def _message_interval_s(self) -> float:
-        return len(self._streams) * _MESSAGE_S
 
     async def drain(self, timeout_s: float) -> None:
         """Takes no more requests and waits for those that run; what is left after the timeout is ended."""
@@ -314,6 +310,8 @@ class Engine:
         stream, result = self._streams[progress.sequence], progress.result
         kept, reason = stream.take(result)
         self._observer.note_output(stream, result, num_tokens=kept)
-        if reason is not None:
+        if reason is None:
+            self._turns.ask(stream)
+        else:
             cut = len(result.token_ids) - kept
             self._end(stream, reason, kept=progress.sequence.num_tokens - cut)

@@ -1,11 +1,10 @@
 """One choice on its way to its client: its sequence, its text, its clock, and what came since its last message.
 
-Every stream ends with exactly one terminal event: an output with a finish reason, or an error.
+Every stream ends with exactly one terminal event: an output with a finish reason, or an error. When it may say what
+came is the affair of router/turns.py.
 """
 
 import asyncio
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from router.detokenizer import Detokenizer
@@ -17,7 +16,8 @@ from router.sequence import FinishReason, Sequence
 
 @dataclass(slots=True, eq=False)
 class Stream:
-    """`is_ended`: nothing more comes, and nobody waits for it if there is no `last`."""
+    """`is_ended`: nothing more comes, and nobody waits for it if there is no `last`. `is_silent`: nothing was said yet;
+    `is_waiting`: it waits for its turn."""
 
     request: GenerationRequest
     sequence: Sequence
@@ -31,41 +31,36 @@ class Stream:
     num_accepted_tokens: int = 0
     deadline: asyncio.TimerHandle | None = None
     is_ended: bool = False
+    is_silent: bool = True
+    is_waiting: bool = False
     # What came since the last message. Stop strings have to be looked for at once; other text is made when it is sent,
     # of many tokens as cheaply as of one.
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     text: str = ""
     last: FinishReason | RequestError | None = None
-    last_message_s: float | None = None
-    news: asyncio.Event = field(default_factory=asyncio.Event)
-    go_on: asyncio.Event = field(default_factory=asyncio.Event)
+    _may_send: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def next_output(self, interval_s: Callable[[], float]) -> GenerationOutput:
-        """All that came since the last call, when there is something. What is neither the first nor the last waits
-        until `interval_s`, asked then, has passed since that call. Raises the error that ends the stream, after the
-        tokens that came before it."""
-        await self.news.wait()
-        if self.last_message_s is not None and self.last is None:
-            wait_s = self.last_message_s + interval_s() - time.monotonic()
-            if wait_s > 0:
-                await self._pause(wait_s)
-        self.last_message_s = time.monotonic()
+    @property
+    def is_sent(self) -> bool:
+        """Whether it may say what came, and has not done so yet."""
+        return self._may_send.is_set()
+
+    def send(self) -> None:
+        """It is its turn: whoever waits for the next output gets it."""
+        self.is_silent = False
+        self._may_send.set()
+
+    async def next_output(self) -> GenerationOutput:
+        """All that came since the last call, when it is the stream's turn, or ended. Raises the error that ends the
+        stream, after the tokens that came before it."""
+        await self._may_send.wait()
         if not isinstance(self.last, RequestError):
-            self.news.clear()
+            self._may_send.clear()
             return self._output(self.last)
         if not self.token_ids:
             raise self.last
         return self._output(None)
-
-    async def _pause(self, wait_s: float) -> None:
-        """Until then, or until the end comes."""
-        timer = asyncio.get_running_loop().call_later(wait_s, self.go_on.set)
-        try:
-            await self.go_on.wait()
-        finally:
-            timer.cancel()
-            self.go_on.clear()
 
     def take(self, result: SequenceResult) -> tuple[int, FinishReason | None]:
         """How many of the tokens of a result are kept, and whether they are the last. A stop string ends the text
@@ -82,7 +77,6 @@ class Stream:
         self.num_drafted_tokens += result.drafted
         self.num_accepted_tokens += min(result.accepted, kept)
         self.num_generated_tokens += kept
-        self.news.set()
         return kept, reason
 
     def close(self, last: FinishReason | RequestError | None) -> None:
@@ -91,8 +85,7 @@ class Stream:
         if self.deadline is not None:
             self.deadline.cancel()
         self.last = last
-        self.news.set()
-        self.go_on.set()
+        self.send()
 
     def _output(self, reason: FinishReason | None) -> GenerationOutput:
         text, token_ids, logprobs = self.text, self.token_ids, self.logprobs

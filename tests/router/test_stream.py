@@ -1,7 +1,6 @@
 """What a client gets of a stream, and when."""
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Iterable
 
 import pytest
@@ -15,7 +14,6 @@ from router.stream import Stream
 from tests.engines import generation_request, run
 from tests.router.tiny_tokenizers import byte_level_tokenizer
 
-SOON_S, LATER_S = 0.0, 0.2
 TOKENIZER = byte_level_tokenizer()
 
 
@@ -46,11 +44,12 @@ def test_what_waits_together_is_one_output() -> None:
     async def do(stream: Stream) -> None:
         bring(stream, "a")
         bring(stream, "bc")
-        first = await stream.next_output(lambda: SOON_S)
+        stream.send()
+        first = await stream.next_output()
         assert first == GenerationOutput("abc", tokens("abc"), [0.0, 0.0, -0.5])
         bring(stream, "d")
         bring(stream, "é", FinishReason.LENGTH)
-        last = await stream.next_output(lambda: SOON_S)
+        last = await stream.next_output()
         assert (last.text, last.token_ids) == ("dé", tokens("dé"))
         assert (last.finish_reason, last.num_generated_tokens, last.num_steps) == (FinishReason.LENGTH, 6, 4)
         assert (last.num_drafted_tokens, last.num_accepted_tokens) == (12, 4)
@@ -58,30 +57,23 @@ def test_what_waits_together_is_one_output() -> None:
     in_a_stream(do)
 
 
-def test_outputs_wait_but_the_first_and_until_the_end_comes() -> None:
+def test_outputs_wait_for_their_turn() -> None:
     async def do(stream: Stream) -> None:
-        begin_s = time.monotonic()
         bring(stream, "a")
-        await stream.next_output(lambda: 60.0)
+        waiting = asyncio.ensure_future(stream.next_output())
+        await asyncio.sleep(0)
         bring(stream, "b")
-        asyncio.get_running_loop().call_later(LATER_S / 2, bring, stream, "c")
-        # What comes while it waits goes with it.
-        assert (await stream.next_output(lambda: LATER_S)).text == "bc"
-        assert time.monotonic() - begin_s >= LATER_S
-        bring(stream, "d")
-        # The end comes while it waits.
-        asyncio.get_running_loop().call_later(LATER_S / 2, bring, stream, "e", FinishReason.STOP)
-        assert (await stream.next_output(lambda: 60.0)).text == "de"
-
-    in_a_stream(do)
-
-
-def test_the_last_output_does_not_wait_either() -> None:
-    async def do(stream: Stream) -> None:
-        bring(stream, "a")
-        await stream.next_output(lambda: 60.0)
-        bring(stream, "b", FinishReason.STOP)
-        assert (await stream.next_output(lambda: 60.0)).text == "b"
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        stream.send()
+        assert (await waiting).text == "ab"
+        bring(stream, "c")
+        waiting = asyncio.ensure_future(stream.next_output())
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        # The end waits for nothing.
+        bring(stream, "d", FinishReason.STOP)
+        assert (await waiting).text == "cd"
 
     in_a_stream(do)
 
@@ -90,11 +82,13 @@ def test_half_a_character_is_said_with_the_other_half_or_at_the_end() -> None:
     async def do(stream: Stream) -> None:
         first, second = tokens("é")
         stream.take(SequenceResult(0, [first], [], 0, 0))
-        assert (await stream.next_output(lambda: SOON_S)).text == ""
+        stream.send()
+        assert (await stream.next_output()).text == ""
         stream.take(SequenceResult(0, [second, first], [], 0, 0))
-        assert (await stream.next_output(lambda: SOON_S)).text == "é"
+        stream.send()
+        assert (await stream.next_output()).text == "é"
         stream.close(FinishReason.LENGTH)
-        last = await stream.next_output(lambda: SOON_S)
+        last = await stream.next_output()
         assert (last.text, last.token_ids) == ("�", [])
 
     in_a_stream(do)
@@ -106,7 +100,7 @@ def test_a_stop_string_is_found_at_once_and_ends_the_text_before_it() -> None:
         assert stream.last is None
         assert bring(stream, "cde") == 1
         assert stream.last is FinishReason.STOP
-        last = await stream.next_output(lambda: SOON_S)
+        last = await stream.next_output()
         assert (last.text, last.token_ids, last.num_generated_tokens) == ("a", tokens("abc"), 3)
         assert last.finish_reason is FinishReason.STOP
 
@@ -117,9 +111,9 @@ def test_an_error_comes_after_the_tokens_before_it() -> None:
     async def do(stream: Stream) -> None:
         bring(stream, "ab")
         stream.close(Unavailable("gone"))
-        assert (await stream.next_output(lambda: SOON_S)).token_ids == tokens("ab")
+        assert (await stream.next_output()).token_ids == tokens("ab")
         for _ in range(2):
             with pytest.raises(Unavailable):
-                await stream.next_output(lambda: 60.0)
+                await stream.next_output()
 
     in_a_stream(do)
