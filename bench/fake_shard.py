@@ -8,7 +8,7 @@ import asyncio
 import sys
 import time
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 
@@ -28,7 +28,7 @@ class _Slot:
         self.max_num_tokens = new.max_num_tokens
         self.num_drafts = 0
 
-    def take(self, step: shard_pb2.SequenceStep) -> shard_pb2.SequenceResult | None:
+    def take(self, step: "_Step") -> "_Result | None":
         """What the step brings; None for an unfinished prompt and for a row that came after the end."""
         num_missing = self.max_num_tokens - self.num_tokens
         if num_missing == 0 or 0 < step.chunk_start + step.chunk_length < self.num_tokens:
@@ -38,21 +38,39 @@ class _Slot:
         token_ids = [self._prompt[(self.num_tokens + i) % len(self._prompt)] for i in range(1 + accepted)]
         self.num_tokens += len(token_ids)
         self.num_drafts = max(0, min(step.propose, num_missing - len(token_ids) - 1))
-        return shard_pb2.SequenceResult(
-            slot=step.slot,
-            token_ids=token_ids,
-            drafted=drafted,
-            accepted=accepted,
-            draft_counts=[_counts(drafted, accepted)] if drafted else [],
-        )
+        return _Result(step.slot, token_ids, drafted, accepted)
 
 
-def _counts(drafted: int, accepted: int) -> shard_pb2.DraftCounts:
-    """Those of a chain."""
-    return shard_pb2.DraftCounts(
-        method=sampling_pb2.SPECULATION_METHOD_NGRAM,
-        drafted=[1] * drafted,
-        accepted=[1] * accepted + [0] * (drafted - accepted),
+class _Step(NamedTuple):
+    slot: int
+    chunk_start: int
+    chunk_length: int
+    verify: int
+    propose: int
+
+
+class _Result(NamedTuple):
+    slot: int
+    token_ids: list[int]
+    drafted: int
+    accepted: int
+
+
+def _counts(drafted: int, accepted: int) -> list[int]:
+    """Those of a chain that was looked up; none if nothing was."""
+    others = [0] * 2 * SPECULATE
+    by_depth = ([int(depth < number) for depth in range(SPECULATE)] for number in (drafted, accepted))
+    return [number for part in by_depth for number in (*part, *others)] if drafted else []
+
+
+def _to_proto(results: list[_Result]) -> shard_pb2.SequenceResults:
+    return shard_pb2.SequenceResults(
+        slots=[result.slot for result in results],
+        num_tokens=[len(result.token_ids) for result in results],
+        drafted=[result.drafted for result in results],
+        accepted=[result.accepted for result in results],
+        token_ids=[token_id for result in results for token_id in result.token_ids],
+        draft_counts=[number for result in results for number in _counts(result.drafted, result.accepted)],
     )
 
 
@@ -131,7 +149,9 @@ class FakeShard(shard_pb2_grpc.ShardServiceServicer):
                 del self._slots[slot]
             for new in plan.new_sequences:
                 self._slots[new.slot] = _Slot(new)
-            results = [self._slots[step.slot].take(step) for step in plan.sequences]
+            parts = plan.sequences
+            columns = parts.slots, parts.chunk_starts, parts.chunk_lengths, parts.verify, parts.propose
+            results = [self._slots[slot].take(_Step(slot, *others)) for slot, *others in zip(*columns, strict=True)]
             # The next step was there already, or the device waited for it.
             self._is_free_at_s = max(self._is_free_at_s, time.monotonic()) + self._step_s
             if self._step_s:
@@ -144,7 +164,7 @@ class FakeShard(shard_pb2_grpc.ShardServiceServicer):
             router_incarnation=plan.router_incarnation,
             digest=plan.step_id,
             duration_ns=int(self._step_s * 1e9),
-            sequences=[result for result in results if result is not None],
+            sequences=_to_proto([result for result in results if result is not None]),
         )
 
 

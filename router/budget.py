@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from router.acceptance import Acceptance
 from router.attempts import REVIEW_EVERY, Attempts
 from router.current_costs import CurrentCosts, TakenStep
-from router.plan import DraftCounts, DraftPrice
+from router.plan import DraftPrice, SequenceResult
 from router.proposal import Proposal
 from router.sequence import Sequence
 from router.step_costs import StepCosts
@@ -36,7 +36,8 @@ _MAX_PRICE = 0.85
 
 @dataclass(frozen=True, slots=True)
 class BudgetConfig:
-    """`methods` as in DraftCounts. With a `min_probability` the price is that, and whoever wants drafts is asked."""
+    """`methods` are some of those of draft_counts. With a `min_probability` the price is that, and whoever wants drafts
+    is asked."""
 
     max_depth: int = 0
     tree_size: int = 0
@@ -67,14 +68,16 @@ class StepBudget:
 
 
 class _Record:
-    """What is kept of one sequence: what lookup brought, what heads brought beside it, and when it is asked again."""
+    """What is kept of one sequence: what lookup brought, what heads brought beside it, when it is asked again, and how
+    far ahead drafts were worth their rows when it was last weighed."""
 
-    __slots__ = ("attempts", "heads", "lookup")
+    __slots__ = ("attempts", "heads", "lookup", "worth")
 
     def __init__(self, config: BudgetConfig, lookup: Acceptance | None = None, heads: Acceptance | None = None) -> None:
         self.lookup = Acceptance(config.lookup_methods, config.max_depth, lookup)
         self.heads = Acceptance((HEADS_METHOD,) if config.has_heads else (), config.max_depth, heads)
         self.attempts = Attempts()
+        self.worth = 0
 
 
 def _budget(costs: StepCosts | CurrentCosts, rows: int, *, step_s: float, token_s: float, row_s: float) -> StepBudget:
@@ -97,9 +100,9 @@ class BudgetController:
         self._current = CurrentCosts(costs)
         self._all = _Record(config)
         self._records: dict[int, _Record] = {}
-        # What proposals brought since the last step began, not yet in the record of all; by who was asked, how many.
-        self._outcomes: list[DraftCounts] = []
-        self._num_outcomes = {Proposal.LOOKUP: 0, Proposal.HEADS: 0}
+        # What proposals brought since the last step began, not yet in the record of all; how many, and of heads.
+        self._outcomes: list[Sequence_[int]] = []
+        self._num_outcomes = self._num_of_heads = 0
         self._heads = Attempts()
         self._step = 0
         # Whether prompts filled the last step, which has prices of its own.
@@ -144,7 +147,7 @@ class BudgetController:
             self._step % REVIEW_EVERY > 0
             and num_sequences == self._num_sequences
             and not self._asked
-            and not any(self._num_outcomes.values())
+            and not self._num_outcomes
             and self.budget.proposal is not Proposal.HEADS
         )
 
@@ -205,22 +208,26 @@ class BudgetController:
             self.num_decisions["paused"] += 1
             return 0, 0
         if self.budget.step_s:
-            # Where nothing was ever right there is nothing to ask for; a try looks as far as it may.
-            worth = self._depth(record)
-            if (cost_s := self._cost_of_one_s) is None:
-                num_asked = len(self._asked) + 1
-                cost_s = self._cost_of_one_s = self._asking_s(Proposal.LOOKUP, num_asked) / num_asked
-            pays = worth > 0 and self._pays(record, cost_s)
-            if not record.attempts.is_due(self._step, pays, cost_s / self.budget.step_s):
+            if not (record.attempts.goes_on(self._step) or self._is_due(record)):
                 self.num_decisions["paused"] += 1
                 return 0, 0
-            depth = min(depth, worth or depth)
+            # A try looks as far as it may.
+            depth = min(depth, record.worth or depth)
         self.num_decisions["asked"] += 1
         self._asked.append(record)
         self._cost_of_one_s = None
         # A tree that is less deep has one draft less for each level at least.
         size = self.config.tree_size - (self.config.max_depth - depth)
         return max(0, min(size, share)), depth
+
+    def _is_due(self, record: _Record) -> bool:
+        # Where nothing was ever right there is nothing to ask for.
+        record.worth = self._depth(record)
+        if (cost_s := self._cost_of_one_s) is None:
+            num_asked = len(self._asked) + 1
+            cost_s = self._cost_of_one_s = self._asking_s(Proposal.LOOKUP, num_asked) / num_asked
+        pays = record.worth > 0 and self._pays(record, cost_s)
+        return record.attempts.is_due(self._step, pays, cost_s / self.budget.step_s)
 
     def _pays(self, record: _Record, cost_s: float) -> bool:
         """Where heads run for all anyway, a sequence has only its rows to pay for."""
@@ -246,25 +253,29 @@ class BudgetController:
         """The next step is over; None: it had prompts."""
         self._current.observe(step)
 
-    def observe(self, sequence: Sequence, asked: Proposal, counts: Sequence_[DraftCounts]) -> None:
+    def observe(self, sequence: Sequence, asked: Proposal, result: SequenceResult) -> None:
         """A step checked what had been proposed for a sequence when `asked` were asked; they may have had nothing."""
         record = self._record(sequence)
-        record.lookup.observe(counts)
+        counts = (result.draft_counts,) if result.draft_counts else ()
+        is_news = record.lookup.observe(counts)
         if asked is Proposal.HEADS:
-            record.heads.observe(counts)
+            is_news |= record.heads.observe(counts)
+            self._num_of_heads += 1
+        if is_news:
+            record.attempts.note_news()
         self._outcomes += counts
-        self._num_outcomes[asked] += 1
-        if any(sum(one.accepted) for one in counts):
+        self._num_outcomes += 1
+        if result.accepted:
             record.attempts.note_success()
 
     def _take_outcomes(self) -> None:
         """Once a step, not once an outcome: what all brought changes little with each."""
-        if num_proposals := sum(self._num_outcomes.values()):
-            self._all.lookup.observe(self._outcomes, num_proposals=num_proposals)
-        if num_heads := self._num_outcomes[Proposal.HEADS]:
-            self._all.heads.observe(self._outcomes, num_proposals=num_heads)
+        if self._num_outcomes:
+            self._all.lookup.observe(self._outcomes, num_proposals=self._num_outcomes)
+        if self._num_of_heads:
+            self._all.heads.observe(self._outcomes, num_proposals=self._num_of_heads)
         self._outcomes.clear()
-        self._num_outcomes = dict.fromkeys(self._num_outcomes, 0)
+        self._num_outcomes = self._num_of_heads = 0
 
     def forget(self, sequence: Sequence) -> None:
         """It ended."""

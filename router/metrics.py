@@ -4,12 +4,11 @@ Owns no numbers' meaning beyond the help texts. The gRPC edge counts `requests` 
 it alone sees every request end; the engine counts the rest.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
-from router.plan import DraftCounts
 from router.step_costs import StepCosts
 
 REQUEST_STATUSES = ("stop", "length", "cancelled", "deadline", "invalid", "overloaded", "error")
@@ -184,11 +183,13 @@ class Metrics:
                 self.proposal_cost_seconds.labels(proposal.value, str(sequences)).set(seconds)
         self.context_token_cost_seconds.set(costs.per_context_token)
 
-    def count_speculation(self, counts: DraftCounts, *, num_sequences: int) -> None:
-        """What a step verified of one method's drafts, of all sequences that had some."""
-        self.speculation_steps.labels(counts.method).inc(num_sequences)
-        for depth, (drafted, accepted) in enumerate(zip(counts.drafted, counts.accepted, strict=True), start=1):
-            if drafted:
-                self.speculation_drafted_tokens.labels(counts.method, str(depth)).inc(drafted)
-            if accepted:
-                self.speculation_accepted_tokens.labels(counts.method, str(depth)).inc(accepted)
+    def count_speculation(
+        self, method: str, checked: Sequence[int], accepted: Sequence[int], *, num_sequences: int
+    ) -> None:
+        """What a step verified of one method's drafts, by depth from 1, of all sequences that had some."""
+        self.speculation_steps.labels(method).inc(num_sequences)
+        for depth, (num_checked, num_accepted) in enumerate(zip(checked, accepted, strict=True), start=1):
+            if num_checked:
+                self.speculation_drafted_tokens.labels(method, str(depth)).inc(num_checked)
+            if num_accepted:
+                self.speculation_accepted_tokens.labels(method, str(depth)).inc(num_accepted)

@@ -1,12 +1,12 @@
 """Turns what the engine does into numbers for Prometheus. Reads sequences and the scheduler, changes neither."""
 
 import time
-from collections.abc import Iterable
-from itertools import zip_longest
+from collections.abc import Iterable, Sequence
 
+from router.draft_counts import added_up, by_method, cut_off, num_with
 from router.group_info import GroupInfo
 from router.metrics import KV_BLOCK_STATES, PROPOSAL_DECISIONS, SEQUENCE_STATES, Metrics
-from router.plan import DraftCounts, Phase, SequenceResult, StepResult
+from router.plan import Phase, SequenceResult, StepResult
 from router.scheduler import Scheduler
 from router.step_costs import StepCosts
 from router.stream import Stream
@@ -26,7 +26,7 @@ class Observer:
         self._num_preemptions = 0
         # What the outputs of a step bring together.
         self._num_tokens = 0
-        self._draft_counts: list[DraftCounts] = []
+        self._draft_counts: list[Sequence[int]] = []
 
     def note_session(self, info: GroupInfo, costs: StepCosts, *, is_new_group: bool) -> None:
         """A session began; `is_new_group` if the shards are others than those of the session before."""
@@ -68,24 +68,26 @@ class Observer:
                 metrics.inter_token_latency_seconds.observe((now - stream.last_output_s) / num_tokens)
         stream.last_output_s = now
         self._num_tokens += num_tokens
-        # Of drafts that a stop string cut off nobody got anything.
-        is_cut = num_tokens < len(result.token_ids)
-        self._draft_counts += (
-            [_cut(counts, num_tokens) for counts in result.draft_counts] if is_cut else result.draft_counts
-        )
+        if counts := result.draft_counts:
+            # Of drafts that a stop string cut off nobody got anything.
+            is_cut = num_tokens < len(result.token_ids)
+            self._draft_counts.append(cut_off(counts, num_tokens) if is_cut else counts)
 
     def note_step(self, phase: Phase, result: StepResult) -> None:
         """After its outputs, with which it is counted."""
         metrics = self._metrics
         metrics.step_duration_seconds.labels(phase.value).observe(result.duration_s)
         metrics.generated_tokens.inc(self._num_tokens)
-        for method in {counts.method for counts in self._draft_counts}:
-            of_method = [counts for counts in self._draft_counts if counts.method == method]
-            drafted = _by_depth(counts.drafted for counts in of_method)
-            accepted = _by_depth(counts.accepted for counts in of_method)
-            metrics.count_speculation(DraftCounts(method, drafted, accepted), num_sequences=len(of_method))
+        if self._draft_counts:
+            self._count_drafts()
         self._num_tokens = 0
         self._draft_counts.clear()
+
+    def _count_drafts(self) -> None:
+        for method, checked, accepted in by_method(added_up(self._draft_counts)):
+            if any(checked):
+                num_sequences = num_with(method, self._draft_counts)
+                self._metrics.count_speculation(method, checked, accepted, num_sequences=num_sequences)
 
     def set_gauges(self, scheduler: Scheduler) -> None:
         self._num_waiting.set(scheduler.num_waiting)
@@ -102,12 +104,3 @@ class Observer:
         for decision, count in scheduler.budget.num_decisions.items():
             self._metrics.proposals.labels(decision).inc(count - self._num_decisions[decision])
             self._num_decisions[decision] = count
-
-
-def _cut(counts: DraftCounts, num_tokens: int) -> DraftCounts:
-    """With the first tokens of a step alone."""
-    return counts._replace(accepted=[count * (depth < num_tokens) for depth, count in enumerate(counts.accepted)])
-
-
-def _by_depth(counts: Iterable[list[int]]) -> list[int]:
-    return list(map(sum, zip_longest(*counts, fillvalue=0)))

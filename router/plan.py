@@ -1,4 +1,4 @@
-"""What the scheduler hands over for one step, and what comes back. Pure data, one class per message of the wire.
+"""What the scheduler hands over for one step, and what comes back. Pure data.
 
 What each sequence of a step has one of is a NamedTuple, which is made in half the time of a frozen dataclass.
 """
@@ -74,23 +74,16 @@ class StepPlan:
         return sum(step.num_rows for step in self.sequences)
 
 
-class DraftCounts(NamedTuple):
-    """Drafts of one method that a step checked and accepted, by depth from 1."""
-
-    method: str
-    drafted: list[int]
-    accepted: list[int]
-
-
 class SequenceResult(NamedTuple):
-    """Tokens that a step brought for the sequence in `slot`, and how many of `drafted` guesses were among them."""
+    """Tokens that a step brought for the sequence in `slot`, and how many of `drafted` guesses were among them;
+    `draft_counts` as in router/draft_counts.py. `logprobs` mean nothing if the sequence did not ask for them."""
 
     slot: int
     token_ids: list[int]
     logprobs: list[float]
     drafted: int
     accepted: int
-    draft_counts: Sequence[DraftCounts] = ()
+    draft_counts: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)

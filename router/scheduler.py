@@ -290,7 +290,7 @@ class Scheduler:
                 sequence.token_ids += one.token_ids
                 progress.append(Progress(sequence, one))
                 if entry.proposal is not _NOBODY:
-                    self.budget.observe(sequence, entry.proposal, one.draft_counts)
+                    self.budget.observe(sequence, entry.proposal, one)
             # Blocks of a preempted sequence are gone, whatever the step wrote to them.
             if sequence.slot == entry.slot:
                 sequence.num_computed_tokens = entry.chunk_end or sequence.num_tokens - 1

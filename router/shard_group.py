@@ -168,7 +168,7 @@ class ShardSession:
             del self._replies[self._next_step_id]
             self._next_step_id += 1
             self._start_timer()
-            self._on_result(result_from_proto(replies[0]))
+            self._on_result(result_from_proto(replies[0], most_depth=self.info.speculate))
 
     def _start_timer(self) -> None:
         if self._timer is not None:

@@ -72,7 +72,8 @@ class Stream:
             kept = detokenized.num_tokens
             reason = FinishReason.STOP if detokenized.stopped else reason
         self.token_ids += result.token_ids[:kept]
-        self.logprobs += result.logprobs[:kept]
+        if self.request.logprobs:
+            self.logprobs += result.logprobs[:kept]
         self.num_steps += 1
         self.num_drafted_tokens += result.drafted
         self.num_accepted_tokens += min(result.accepted, kept)

@@ -1,11 +1,16 @@
 """Between the router's own types and the messages of ShardService. Beside it only shard_group knows them."""
 
 from collections.abc import Iterable
+from itertools import accumulate, chain
+from typing import TypeVar
 
 from drafthouse.v1 import sampling_pb2, shard_pb2
-from router.plan import DraftCounts, NewSequence, SequenceResult, SequenceStep, StepPlan, StepResult
+from router.draft_counts import num_counts
+from router.plan import NewSequence, SequenceResult, SequenceStep, StepPlan, StepResult
 from router.proposal import Proposal
 from router.step_costs import StepCost
+
+_Value = TypeVar("_Value")
 
 _METHOD: dict[sampling_pb2.SpeculationMethod.ValueType, str] = {
     sampling_pb2.SPECULATION_METHOD_UNSPECIFIED: "none",
@@ -48,7 +53,7 @@ def plan_to_bytes(plan: StepPlan, *, shard_incarnation: int, router_incarnation:
         router_incarnation=router_incarnation,
         released_slots=plan.released_slots,
         new_sequences=[_new_sequence(new) for new in plan.new_sequences],
-        sequences=[_sequence_step(step) for step in plan.sequences],
+        sequences=_sequence_steps(plan.sequences),
         proposal=_TO_PROPOSAL[plan.proposal],
         draft_prices=[
             shard_pb2.DraftPrice(first=price.first, probability=price.probability) for price in plan.draft_prices
@@ -75,39 +80,47 @@ def _new_sequence(new: NewSequence) -> shard_pb2.NewSequence:
     )
 
 
-def _sequence_step(step: SequenceStep) -> shard_pb2.SequenceStep:
-    return shard_pb2.SequenceStep(
-        slot=step.slot,
-        new_block_ids=step.new_block_ids,
-        chunk_start=step.chunk_start,
-        chunk_length=step.chunk_length,
-        verify=step.verify,
-        propose=step.propose,
-        propose_depth=step.propose_depth,
+def _sequence_steps(steps: list[SequenceStep]) -> shard_pb2.SequenceSteps:
+    slots, new_block_ids, chunk_starts, chunk_lengths, verify, propose, propose_depths = zip(*steps, strict=True)
+    return shard_pb2.SequenceSteps(
+        slots=slots,
+        num_new_blocks=map(len, new_block_ids),
+        chunk_starts=chunk_starts,
+        chunk_lengths=chunk_lengths,
+        verify=verify,
+        propose=propose,
+        propose_depths=propose_depths,
+        new_block_ids=chain.from_iterable(new_block_ids),
     )
 
 
-def result_from_proto(result: shard_pb2.StepResult) -> StepResult:
-    """KeyError or ValueError for what a shard of this version does not say."""
+def result_from_proto(result: shard_pb2.StepResult, *, most_depth: int) -> StepResult:
+    """Of shards that draft so far ahead. ValueError for what they do not say."""
+    sequences = result.sequences
+    num_tokens, drafted = list(sequences.num_tokens), list(sequences.drafted)
+    num_logprobs = num_tokens if sequences.logprobs else [0] * len(num_tokens)
+    num_draft_counts = [num_counts(most_depth) if number else 0 for number in drafted]
     return StepResult(
         step_id=result.step_id,
         sequences=[
-            SequenceResult(
-                slot=s.slot,
-                token_ids=list(s.token_ids),
-                logprobs=list(s.logprobs),
-                drafted=s.drafted,
-                accepted=s.accepted,
-                draft_counts=[_draft_counts(counts) for counts in s.draft_counts],
+            SequenceResult(*fields)
+            for fields in zip(
+                sequences.slots,
+                _parts("token ids", list(sequences.token_ids), num_tokens),
+                _parts("logprobs", list(sequences.logprobs), num_logprobs),
+                drafted,
+                sequences.accepted,
+                _parts("counts of drafts", list(sequences.draft_counts), num_draft_counts),
+                strict=True,
             )
-            for s in result.sequences
         ],
         duration_s=result.duration_ns * 1e-9,
         proposing_s=result.proposing_ns * 1e-9,
     )
 
 
-def _draft_counts(counts: shard_pb2.DraftCounts) -> DraftCounts:
-    if len(counts.drafted) != len(counts.accepted):
-        raise ValueError(f"{len(counts.drafted)} numbers of drafts and {len(counts.accepted)} of accepted ones")
-    return DraftCounts(_METHOD[counts.method], list(counts.drafted), list(counts.accepted))
+def _parts(what: str, values: list[_Value], lengths: list[int]) -> list[list[_Value]]:
+    """One after the other, of such lengths."""
+    if len(values) != sum(lengths):
+        raise ValueError(f"{len(values)} {what} where {sum(lengths)} were said to come")
+    return [values[end - length : end] for end, length in zip(accumulate(lengths), lengths, strict=True)]

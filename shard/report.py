@@ -10,8 +10,7 @@ from torch import Tensor
 
 from shard.decision import Committed
 from shard.host_copy import copied_to_host
-from shard.plan import DraftCounts, SequenceResult
-from shard.speculation import Method
+from shard.plan import SequenceResult
 from shard.states import HostSlot
 
 
@@ -45,7 +44,7 @@ def report(sequences: dict[int, HostSlot], outcome: Outcome) -> list[SequenceRes
     token_ids, emitted = decision.token_ids.tolist(), decision.num_emitted.tolist()
     accepted, checked = decision.num_accepted.tolist(), decision.num_checked.tolist()
     logprobs = None if outcome.logprobs is None else outcome.logprobs.tolist()
-    by_method = None if outcome.counts is None else outcome.counts.tolist()
+    counts = None if outcome.counts is None else outcome.counts.flatten(1).tolist()
     return [
         SequenceResult(
             slot=sequence.new.slot,
@@ -53,7 +52,7 @@ def report(sequences: dict[int, HostSlot], outcome: Outcome) -> list[SequenceRes
             logprobs=logprobs[s][: emitted[s]] if logprobs is not None and sequence.new.logprobs else [],
             drafted=checked[s],
             accepted=accepted[s],
-            draft_counts=_draft_counts(*by_method[s]) if by_method is not None and checked[s] else [],
+            draft_counts=counts[s] if counts is not None and checked[s] else [],
         )
         for s, sequence in sequences.items()
         if emitted[s]
@@ -67,10 +66,3 @@ def update_digest(digest: blake2b, sequences: dict[int, HostSlot], outcome: Outc
     tokens = [ids[:e] for ids, e in zip(decision.token_ids.tolist(), emitted, strict=True)]
     slots = [sequence.new.slot for sequence in sequences.values()]
     digest.update(repr((slots, num_tokens.tolist(), tokens)).encode())
-
-
-def _draft_counts(drafted: list[list[int]], accepted: list[list[int]]) -> list[DraftCounts]:
-    """Rows are methods in the order of their values."""
-    return [
-        DraftCounts(method, drafted[method - 1], accepted[method - 1]) for method in Method if any(drafted[method - 1])
-    ]

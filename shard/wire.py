@@ -1,7 +1,9 @@
 """Between protobuf messages and the shard's own types. The only module beside the server that knows the messages."""
 
+from itertools import accumulate, chain
+
 from drafthouse.v1 import sampling_pb2, shard_pb2
-from shard.plan import NewSequence, Sampling, SequenceStep, StepCost, StepPlan, StepResult
+from shard.plan import NewSequence, Sampling, SequenceResult, SequenceStep, StepCost, StepPlan, StepResult
 from shard.speculation import DraftPrice, Method, Proposal
 
 _METHOD: dict[Method, sampling_pb2.SpeculationMethod.ValueType] = {
@@ -26,21 +28,28 @@ def plan_from_proto(plan: shard_pb2.StepPlan) -> StepPlan:
         step_id=plan.step_id,
         released_slots=list(plan.released_slots),
         new_sequences=[_new_sequence(new) for new in plan.new_sequences],
-        sequences=[
-            SequenceStep(
-                slot=s.slot,
-                new_block_ids=list(s.new_block_ids),
-                chunk_start=s.chunk_start,
-                chunk_length=s.chunk_length,
-                verify=s.verify,
-                propose=s.propose,
-                propose_depth=s.propose_depth,
-            )
-            for s in plan.sequences
-        ],
+        sequences=_sequence_steps(plan.sequences),
         proposal=Proposal(plan.proposal),
         draft_prices=tuple(DraftPrice(price.first, price.probability) for price in plan.draft_prices),
     )
+
+
+def _sequence_steps(steps: shard_pb2.SequenceSteps) -> list[SequenceStep]:
+    block_ids = list(steps.new_block_ids)
+    return [
+        SequenceStep(slot, block_ids[end - number : end], *others)
+        for slot, number, end, *others in zip(
+            steps.slots,
+            steps.num_new_blocks,
+            accumulate(steps.num_new_blocks),
+            steps.chunk_starts,
+            steps.chunk_lengths,
+            steps.verify,
+            steps.propose,
+            steps.propose_depths,
+            strict=True,
+        )
+    ]
 
 
 def _new_sequence(new: shard_pb2.NewSequence) -> NewSequence:
@@ -84,18 +93,20 @@ def result_to_proto(result: StepResult, *, session: tuple[int, int]) -> shard_pb
         digest=result.digest,
         duration_ns=result.duration_ns,
         proposing_ns=result.proposing_ns,
-        sequences=[
-            shard_pb2.SequenceResult(
-                slot=s.slot,
-                token_ids=s.token_ids,
-                logprobs=s.logprobs,
-                drafted=s.drafted,
-                accepted=s.accepted,
-                draft_counts=[
-                    shard_pb2.DraftCounts(method=_METHOD[c.method], drafted=c.drafted, accepted=c.accepted)
-                    for c in s.draft_counts
-                ],
-            )
-            for s in result.sequences
-        ],
+        sequences=_sequence_results(result.sequences) if result.sequences else None,
+    )
+
+
+def _sequence_results(results: list[SequenceResult]) -> shard_pb2.SequenceResults:
+    slots, token_ids, logprobs, drafted, accepted, draft_counts = zip(*results, strict=True)
+    if any(logprobs):
+        logprobs = tuple(each or [0.0] * len(tokens) for each, tokens in zip(logprobs, token_ids, strict=True))
+    return shard_pb2.SequenceResults(
+        slots=slots,
+        num_tokens=map(len, token_ids),
+        drafted=drafted,
+        accepted=accepted,
+        token_ids=chain.from_iterable(token_ids),
+        logprobs=chain.from_iterable(logprobs),
+        draft_counts=chain.from_iterable(draft_counts),
     )

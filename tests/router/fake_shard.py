@@ -7,13 +7,14 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import grpc
 
 from drafthouse.v1 import sampling_pb2, shard_pb2, shard_pb2_grpc
-from router.plan import NewSequence, SequenceStep, StepPlan
+from router.plan import NewSequence, SequenceResult, SequenceStep, StepPlan
 from router.sequence import SamplingParams
 from tests.router.simulated_shards import SimulatedShards
 
@@ -35,12 +36,27 @@ def plan_from_proto(plan: shard_pb2.StepPlan) -> StepPlan:
             )
             for n in plan.new_sequences
         ],
-        [
-            SequenceStep(
-                s.slot, list(s.new_block_ids), s.chunk_start, s.chunk_length, s.verify, s.propose, s.propose_depth
-            )
-            for s in plan.sequences
-        ],
+        sequence_steps(plan.sequences),
+    )
+
+
+def sequence_steps(steps: shard_pb2.SequenceSteps) -> list[SequenceStep]:
+    block_ids = iter(steps.new_block_ids)
+    others = steps.chunk_starts, steps.chunk_lengths, steps.verify, steps.propose, steps.propose_depths
+    return [
+        SequenceStep(slot, list(islice(block_ids, number)), *numbers)
+        for slot, number, *numbers in zip(steps.slots, steps.num_new_blocks, *others, strict=True)
+    ]
+
+
+def sequence_results(results: list[SequenceResult]) -> shard_pb2.SequenceResults:
+    return shard_pb2.SequenceResults(
+        slots=[s.slot for s in results],
+        num_tokens=[len(s.token_ids) for s in results],
+        drafted=[s.drafted for s in results],
+        accepted=[s.accepted for s in results],
+        token_ids=[token_id for s in results for token_id in s.token_ids],
+        draft_counts=[number for s in results for number in s.draft_counts],
     )
 
 
@@ -54,7 +70,7 @@ class FakeGroup:
         self.disagree_at_step: int | None = None
         self.silent_from_step: int | None = None
         # What the reply to the first step says beside the truth.
-        self.odd_counts: list[shard_pb2.DraftCounts] = []
+        self.odd: shard_pb2.SequenceResults | None = None
         # Prompts that begin with it.
         self.dies_of: int | None = None
         self.aborts: list[str] = []
@@ -74,7 +90,7 @@ class FakeRank(shard_pb2_grpc.ShardServiceServicer):
 
     def new_session(self, router_incarnation: int) -> None:
         self.session = router_incarnation
-        self.shards = SimulatedShards(num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE)
+        self.shards = SimulatedShards(num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE, most_depth=SPECULATE)
         self.next_step_id = 1
         self.turn = asyncio.Condition()
 
@@ -153,29 +169,16 @@ class FakeRank(shard_pb2_grpc.ShardServiceServicer):
             digest += 1
         if self.rank == 0:
             self.group.replied_s[message.step_id] = time.monotonic()
-        method = sampling_pb2.SPECULATION_METHOD_NGRAM
-        odd = self.group.odd_counts if message.step_id == 1 else []
+        sequences = sequence_results(result.sequences if self.rank == 0 else [])
+        if self.group.odd is not None and message.step_id == 1:
+            sequences.MergeFrom(self.group.odd)
         return shard_pb2.StepResult(
             step_id=message.step_id,
             shard_incarnation=message.shard_incarnation,
             router_incarnation=message.router_incarnation,
             digest=digest,
             duration_ns=round(self.group.latency_s * 1e9),
-            sequences=[
-                shard_pb2.SequenceResult(
-                    slot=s.slot,
-                    token_ids=s.token_ids,
-                    drafted=s.drafted,
-                    accepted=s.accepted,
-                    draft_counts=[
-                        shard_pb2.DraftCounts(method=method, drafted=c.drafted, accepted=c.accepted)
-                        for c in s.draft_counts
-                    ]
-                    + odd,
-                )
-                for s in result.sequences
-                if self.rank == 0
-            ],
+            sequences=sequences,
         )
 
 

@@ -8,13 +8,21 @@ import random
 from collections import deque
 from dataclasses import dataclass, field
 
-from router.plan import DraftCounts, NewSequence, SequenceResult, SequenceStep, StepPlan, StepResult
+from router.draft_counts import METHODS
+from router.plan import NewSequence, SequenceResult, SequenceStep, StepPlan, StepResult
 
 VOCABULARY = 50
 
 
 def next_token(token_ids: tuple[int, ...]) -> int:
     return hash((17, *token_ids)) % VOCABULARY
+
+
+def looked_up(depths: list[int], accepted: int, *, most_depth: int) -> list[int]:
+    """Counts of drafts at such depths by lookup, of which so many were accepted, one below the other."""
+    checked = [depths.count(depth) for depth in range(1, most_depth + 1)]
+    others = [0] * most_depth * (len(METHODS) - 1)
+    return [*checked, *others, *(int(depth <= accepted) for depth in range(1, most_depth + 1)), *others]
 
 
 def continuation(prompt: list[int], *, max_num_tokens: int, stop: frozenset[int]) -> list[int]:
@@ -38,9 +46,12 @@ class _Slot:
 
 
 class SimulatedShards:
-    def __init__(self, *, num_blocks: int, block_size: int, accept: float = 0.6, seed: int = 0) -> None:
+    def __init__(
+        self, *, num_blocks: int, block_size: int, most_depth: int, accept: float = 0.6, seed: int = 0
+    ) -> None:
         self.block_size = block_size
         self.num_blocks = num_blocks
+        self.most_depth = most_depth
         self.accept = accept
         self.random = random.Random(seed)
         self.slots: dict[int, _Slot] = {}
@@ -91,9 +102,8 @@ class SimulatedShards:
         slot.finished = slot.token_ids[-1] in slot.new.stop_token_ids or len(slot.token_ids) >= limit
         assert len(slot.token_ids) <= limit
         self._propose(slot, step.propose, min(step.propose_depth, limit - len(slot.token_ids) - 1))
-        depths = range(1, 1 + max(map(len, drafts), default=0))
-        drafted = [sum(len(draft) == depth for draft in drafts) for depth in depths]
-        counts = [DraftCounts("ngram", drafted, [int(depth <= accepted) for depth in depths])] if drafts else []
+        depths = [len(draft) for draft in drafts]
+        counts = looked_up(depths, accepted, most_depth=self.most_depth) if drafts else []
         return SequenceResult(step.slot, emitted, [], len(drafts), accepted, counts)
 
     def _verify(self, slot: _Slot, drafts: list[tuple[int, ...]]) -> list[int]:

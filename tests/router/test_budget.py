@@ -13,14 +13,16 @@ from router.acceptance import Acceptance
 from router.attempts import REVIEW_EVERY
 from router.budget import BudgetConfig, BudgetController, StepBudget
 from router.current_costs import TakenStep
-from router.plan import DraftCounts, DraftPrice
+from router.draft_counts import METHODS
+from router.plan import DraftPrice, SequenceResult
 from router.proposal import Proposal
 from router.sequence import Sequence
 from router.step_costs import StepCost, StepCosts
+from tests.router.simulated_shards import looked_up
 
 K = 4
 LOOKUP = BudgetConfig(max_depth=K, tree_size=K, methods=("ngram",))
-HYBRID = BudgetConfig(max_depth=K, tree_size=16, methods=("ngram", "medusa", "ngram_and_medusa"))
+HYBRID = BudgetConfig(max_depth=K, tree_size=16, methods=METHODS)
 # Two cores: rows are nearly free up to four, then each takes its time. Milliseconds by rows.
 CPU = {1: 10.5, 2: 11, 4: 13, 8: 20, 16: 33, 32: 60, 128: 220}
 # Two cores whose memory is slow for the moment: rows are free up to eight, then each takes its time.
@@ -113,7 +115,9 @@ class Simulation:
             self.num_tokens += 1 + len(accepted)
             sequence.token_ids += [1] * (1 + len(accepted))
             if proposal is not Proposal.NONE:
-                self.controller.observe(sequence, proposal, self._counts(drafts, accepted))
+                counts = self._counts(drafts, accepted) if drafts else []
+                outcome = SequenceResult(0, [], [], len(drafts), len(accepted), counts)
+                self.controller.observe(sequence, proposal, outcome)
         self._take_what_pays(budget.prices)
         if self.new_tokens:
             self._replace_ended(self.new_tokens)
@@ -179,13 +183,13 @@ class Simulation:
         return accepted
 
     @staticmethod
-    def _counts(drafts: list[Draft], accepted: list[Draft]) -> list[DraftCounts]:
-        def by_depth(some: list[Draft]) -> list[int]:
-            return [sum(draft.depth == depth for draft in some) for depth in range(1, K + 1)]
-
-        methods = dict.fromkeys(draft.method for draft in drafts)
-        parts = {m: ([d for d in drafts if d.method == m], [d for d in accepted if d.method == m]) for m in methods}
-        return [DraftCounts(m, by_depth(drafted), by_depth(right)) for m, (drafted, right) in parts.items()]
+    def _counts(drafts: list[Draft], accepted: list[Draft]) -> list[int]:
+        return [
+            sum((draft.method, draft.depth) == (method, depth) for draft in some)
+            for some in (drafts, accepted)
+            for method in METHODS
+            for depth in range(1, K + 1)
+        ]
 
     @property
     def speed(self) -> float:
@@ -370,7 +374,7 @@ def test_where_rows_cost_nothing_every_draft_pays(full_rows: int) -> None:
 def test_a_new_sequence_begins_with_what_the_others_know() -> None:
     everyone = Acceptance(("ngram",), 2)
     for _ in range(200):
-        everyone.observe([DraftCounts("ngram", [1, 1], [1, 0])])
+        everyone.observe([looked_up([1, 2], 1, most_depth=2)])
     new = Acceptance(("ngram",), 2, everyone)
     assert new.gain == pytest.approx(1)
     assert new.rows == pytest.approx(2)

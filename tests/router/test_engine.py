@@ -144,16 +144,18 @@ def test_a_rank_that_reads_nothing_is_given_up_like_one_that_says_nothing(tmp_pa
 @pytest.mark.parametrize(
     ("odd", "error"),
     [
-        (shard_pb2.DraftCounts(method=99), "KeyError(99)"),  # type: ignore[arg-type]
-        (shard_pb2.DraftCounts(drafted=[1, 1], accepted=[1]), "2 numbers of drafts and 1 of accepted"),
+        (shard_pb2.SequenceResults(slots=[3]), "zip() argument 2 is shorter"),
+        (shard_pb2.SequenceResults(token_ids=[3, 4]), "3 token ids where 1 were said to come"),
+        (shard_pb2.SequenceResults(logprobs=[-0.5, -0.5]), "2 logprobs where 1 were said to come"),
+        (shard_pb2.SequenceResults(draft_counts=[1]), "1 counts of drafts where 0 were said to come"),
     ],
 )
 def test_a_reply_that_cannot_be_read_ends_the_session_at_once(
-    odd: shard_pb2.DraftCounts, error: str, tmp_path: Path
+    odd: shard_pb2.SequenceResults, error: str, tmp_path: Path
 ) -> None:
     """Of a shard that is newer than the router; with no other step outstanding no timer would tell."""
     group = FakeGroup()
-    group.odd_counts = [odd]
+    group.odd = odd
 
     async def scenario() -> None:
         async with FakeShards(tmp_path, group), service(tmp_path) as s:
@@ -161,7 +163,7 @@ def test_a_reply_that_cannot_be_read_ends_the_session_at_once(
             stream = asyncio.create_task(s.tokens(request([5, 6], new=1)))
             while not group.aborts:
                 await asyncio.sleep(0.01)
-            group.odd_counts = []
+            group.odd = None
             assert await stream == expected([5, 6], 1)
             assert "a reply of rank 0 cannot be read" in group.aborts[0]
             assert error in group.aborts[0]

@@ -9,7 +9,6 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from router.metrics import Metrics
-from router.plan import DraftCounts
 from router.proposal import Proposal
 from router.step_costs import StepCost, StepCosts
 
@@ -123,9 +122,9 @@ def test_costs_are_those_of_the_session() -> None:
 def test_drafts_are_counted_by_how_far_they_reach() -> None:
     metrics = Metrics()
     metrics.prepare(num_shards=1, speculation_methods=["ngram"], max_speculative_tokens=3)
-    metrics.count_speculation(DraftCounts("ngram", drafted=[1, 1, 1], accepted=[1, 0, 0]), num_sequences=1)
+    metrics.count_speculation("ngram", [1, 1, 1], [1, 0, 0], num_sequences=1)
     # Of two trees.
-    metrics.count_speculation(DraftCounts("ngram", drafted=[3, 1, 0], accepted=[1, 1, 0]), num_sequences=2)
+    metrics.count_speculation("ngram", [3, 1, 0], [1, 1, 0], num_sequences=2)
     value = metrics.registry.get_sample_value
     assert value("drafthouse_speculation_steps_total", {"method": "ngram"}) == 3
     for position, drafted, accepted in (("1", 4, 2), ("2", 2, 1), ("3", 1, 0)):

@@ -24,11 +24,17 @@ def make_budget(config: BudgetConfig = BUDGET) -> BudgetController:
     return BudgetController(config, StepCosts())
 
 
+def new_shards(num_blocks: int, block_size: int = 4, *, accept: float = 0.6, seed: int = 0) -> SimulatedShards:
+    return SimulatedShards(
+        num_blocks=num_blocks, block_size=block_size, most_depth=BUDGET.max_depth, accept=accept, seed=seed
+    )
+
+
 def make(**config: int | bool) -> tuple[Scheduler, SimulatedShards]:
     values = {"num_blocks": 32, "block_size": 4, "max_batch_size": 4, "max_batch_tokens": 24, "max_draft_tokens": 20}
     values |= config
     scheduler = Scheduler(SchedulerConfig(**values), make_budget())  # type: ignore[arg-type]
-    return scheduler, SimulatedShards(num_blocks=values["num_blocks"], block_size=values["block_size"])
+    return scheduler, new_shards(values["num_blocks"], values["block_size"])
 
 
 def sequence(
@@ -84,7 +90,7 @@ def test_while_prompts_fill_the_steps_no_drafts_take_their_rows() -> None:
     config = SchedulerConfig(num_blocks=128, block_size=4, max_batch_size=4, max_batch_tokens=24, max_draft_tokens=20)
     scheduler, shards = (
         Scheduler(config, BudgetController(BUDGET, costs)),
-        SimulatedShards(num_blocks=128, block_size=4),
+        new_shards(128),
     )
     scheduler.add(sequence(0, [1, 2, 3], new=40, k=5))
     step(scheduler, shards)
@@ -135,7 +141,7 @@ def test_a_prompt_that_waits_for_blocks_keeps_nobody_from_drafting() -> None:
     def drafts(waiting: list[Sequence]) -> list[int]:
         """That a sequence is to check, step by step."""
         scheduler = Scheduler(config, BudgetController(BUDGET, costs))
-        shards, checked = SimulatedShards(num_blocks=20, block_size=4), []
+        shards, checked = new_shards(20), []
         scheduler.add(sequence(0, [1, 2, 3], new=60, k=5))
         step(scheduler, shards)
         for one in waiting:
@@ -220,7 +226,7 @@ def test_restart_replays_every_unfinished_sequence() -> None:
         step(scheduler, shards)
     assert any(one.num_generated_tokens for one in ones)
     scheduler.restart(scheduler.config, make_budget())
-    fresh = SimulatedShards(num_blocks=32, block_size=4)
+    fresh = new_shards(32)
     for _ in range(100):
         step(scheduler, fresh)
     for one in ones:
@@ -229,7 +235,7 @@ def test_restart_replays_every_unfinished_sequence() -> None:
 
 def lose(scheduler: Scheduler) -> tuple[list[Sequence], SimulatedShards]:
     """The group, with what is planned now; and the next one."""
-    return scheduler.restart(scheduler.config, make_budget()), SimulatedShards(num_blocks=32, block_size=4)
+    return scheduler.restart(scheduler.config, make_budget()), new_shards(32)
 
 
 @pytest.mark.parametrize("guilty", [0, 2, 4])
@@ -322,9 +328,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         return BudgetController(replace(BUDGET, tree_size=self.tree_size), self.costs)
 
     def new_shards(self) -> None:
-        self.shards = SimulatedShards(
-            num_blocks=self.config.num_blocks, block_size=self.config.block_size, accept=self.accept, seed=self.seed
-        )
+        config = self.config
+        self.shards = new_shards(config.num_blocks, config.block_size, accept=self.accept, seed=self.seed)
 
     @rule(
         # Few distinct prompts, so that prefixes are shared.

@@ -23,7 +23,7 @@ def tokens(text: str) -> list[int]:
 
 def in_a_stream(do: Callable[[Stream], Awaitable[None]], *, stop: Iterable[str] = ()) -> None:
     async def scenario() -> None:
-        request = generation_request([1, 2], stop_strings=tuple(stop))
+        request = generation_request([1, 2], stop_strings=tuple(stop), logprobs=True)
         sequence = Sequence(1, [1, 2], 2, 8, request.sampling, frozenset(), 0, logprobs=True)
         await do(Stream(request, sequence, Detokenizer(TOKENIZER, [1, 2], stop), arrived_s=0.0))
 

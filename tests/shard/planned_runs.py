@@ -1,7 +1,7 @@
 """Plans for a few sequences until all have ended, for tests that hold one way of running steps to another."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -94,7 +94,7 @@ class Run:
 
 def in_digits(result: StepResult, digits: int) -> list[SequenceResult]:
     """Sums over rows that are not there are not the same to the last bit."""
-    return [replace(r, logprobs=[round(value, digits) for value in r.logprobs]) for r in result.sequences]
+    return [r._replace(logprobs=[round(value, digits) for value in r.logprobs]) for r in result.sequences]
 
 
 @dataclass(frozen=True)

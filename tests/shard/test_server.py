@@ -3,7 +3,7 @@
 import asyncio
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import grpc
@@ -41,7 +41,7 @@ class Client:
         )
 
     def plan(
-        self, step_id: int, *sequences: shard_pb2.SequenceStep, new: shard_pb2.NewSequence | None = None
+        self, step_id: int, sequences: shard_pb2.SequenceSteps, new: shard_pb2.NewSequence | None = None
     ) -> shard_pb2.StepPlan:
         return shard_pb2.StepPlan(
             step_id=step_id,
@@ -55,11 +55,24 @@ class Client:
         new = shard_pb2.NewSequence(
             slot=0, token_ids=PROMPT, sampling=sampling_pb2.SamplingParams(seed=1), max_num_tokens=40
         )
-        step = shard_pb2.SequenceStep(slot=0, new_block_ids=[1, 2, 3], chunk_length=len(PROMPT))
+        step = one_sequence(chunk_length=len(PROMPT), new_block_ids=[1, 2, 3])
         return shard_pb2.PrefillRequest(plan=self.plan(1, step, new=new))
 
     def decode(self, step_id: int) -> shard_pb2.DecodeRequest:
-        return shard_pb2.DecodeRequest(plan=self.plan(step_id, shard_pb2.SequenceStep(slot=0)))
+        return shard_pb2.DecodeRequest(plan=self.plan(step_id, one_sequence()))
+
+
+def one_sequence(*, chunk_length: int = 0, new_block_ids: Sequence[int] = ()) -> shard_pb2.SequenceSteps:
+    return shard_pb2.SequenceSteps(
+        slots=[0],
+        num_new_blocks=[len(new_block_ids)],
+        chunk_starts=[0],
+        chunk_lengths=[chunk_length],
+        verify=[0],
+        propose=[0],
+        propose_depths=[0],
+        new_block_ids=new_block_ids,
+    )
 
 
 def with_client(folder: Path, rank: int, scenario: Callable[[Client], Awaitable[None]]) -> None:
@@ -91,7 +104,7 @@ def test_steps_run_in_the_order_of_their_ids_whichever_stream_brings_them_first(
             if not swapped:
                 await decode.write(client.decode(2))
             second = await decode.read()
-            tokens.append([*first.result.sequences[0].token_ids, *second.result.sequences[0].token_ids])
+            tokens.append([*first.result.sequences.token_ids, *second.result.sequences.token_ids])
             await prefill.done_writing()
             await decode.done_writing()
 

@@ -392,9 +392,7 @@ class StepPlan(_message.Message):
     @_builtins.property
     def new_sequences(self) -> _containers.RepeatedCompositeFieldContainer[Global___NewSequence]: ...
     @_builtins.property
-    def sequences(self) -> _containers.RepeatedCompositeFieldContainer[Global___SequenceStep]:
-        """Each sequence of the step once."""
-
+    def sequences(self) -> Global___SequenceSteps: ...
     @_builtins.property
     def draft_prices(self) -> _containers.RepeatedCompositeFieldContainer[Global___DraftPrice]:
         """What drafts cost; without a price nothing."""
@@ -407,11 +405,11 @@ class StepPlan(_message.Message):
         router_incarnation: _builtins.int = ...,
         released_slots: _abc.Iterable[_builtins.int] | None = ...,
         new_sequences: _abc.Iterable[Global___NewSequence] | None = ...,
-        sequences: _abc.Iterable[Global___SequenceStep] | None = ...,
+        sequences: Global___SequenceSteps | None = ...,
         proposal: Global___Proposal.ValueType = ...,
         draft_prices: _abc.Iterable[Global___DraftPrice] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sequences", b"sequences"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = _typing.Literal["draft_prices", b"draft_prices", "new_sequences", b"new_sequences", "proposal", b"proposal", "released_slots", b"released_slots", "router_incarnation", b"router_incarnation", "sequences", b"sequences", "shard_incarnation", b"shard_incarnation", "step_id", b"step_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
@@ -491,49 +489,68 @@ class NewSequence(_message.Message):
 Global___NewSequence: _TypeAlias = NewSequence  # noqa: Y015
 
 @_typing.final
-class SequenceStep(_message.Message):
+class SequenceSteps(_message.Message):
+    """Each sequence of the step once. A number of each in every list, not a message for each: of many sequences these would
+    take Python longer than the step takes a GPU.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
-    SLOT_FIELD_NUMBER: _builtins.int
-    NEW_BLOCK_IDS_FIELD_NUMBER: _builtins.int
-    CHUNK_START_FIELD_NUMBER: _builtins.int
-    CHUNK_LENGTH_FIELD_NUMBER: _builtins.int
+    SLOTS_FIELD_NUMBER: _builtins.int
+    NUM_NEW_BLOCKS_FIELD_NUMBER: _builtins.int
+    CHUNK_STARTS_FIELD_NUMBER: _builtins.int
+    CHUNK_LENGTHS_FIELD_NUMBER: _builtins.int
     VERIFY_FIELD_NUMBER: _builtins.int
     PROPOSE_FIELD_NUMBER: _builtins.int
-    PROPOSE_DEPTH_FIELD_NUMBER: _builtins.int
-    slot: _builtins.int
-    chunk_start: _builtins.int
-    """Above 0: tokens [chunk_start, chunk_start + chunk_length) are prefilled, and if that reaches the last
-    known token the step yields one token. 0: the sequence decodes.
-    """
-    chunk_length: _builtins.int
-    verify: _builtins.int
-    """At most so many pending drafts are checked in this step, the most probable ones."""
-    propose: _builtins.int
-    """At most so many drafts are proposed for the next one, as a tree that is at most so deep."""
-    propose_depth: _builtins.int
+    PROPOSE_DEPTHS_FIELD_NUMBER: _builtins.int
+    NEW_BLOCK_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def slots(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def num_new_blocks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """How many of `new_block_ids` are its; they are appended to the slot's block table."""
+
+    @_builtins.property
+    def chunk_starts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Above 0: tokens [chunk_start, chunk_start + chunk_length) are prefilled, and if that reaches the last
+        known token the step yields one token. 0: the sequence decodes.
+        """
+
+    @_builtins.property
+    def chunk_lengths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def verify(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """At most so many pending drafts are checked in this step, the most probable ones."""
+
+    @_builtins.property
+    def propose(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """At most so many drafts are proposed for the next one, as a tree that is at most so deep."""
+
+    @_builtins.property
+    def propose_depths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
     def new_block_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Appended to the slot's block table."""
+        """Of one sequence after the other."""
 
     def __init__(
         self,
         *,
-        slot: _builtins.int = ...,
+        slots: _abc.Iterable[_builtins.int] | None = ...,
+        num_new_blocks: _abc.Iterable[_builtins.int] | None = ...,
+        chunk_starts: _abc.Iterable[_builtins.int] | None = ...,
+        chunk_lengths: _abc.Iterable[_builtins.int] | None = ...,
+        verify: _abc.Iterable[_builtins.int] | None = ...,
+        propose: _abc.Iterable[_builtins.int] | None = ...,
+        propose_depths: _abc.Iterable[_builtins.int] | None = ...,
         new_block_ids: _abc.Iterable[_builtins.int] | None = ...,
-        chunk_start: _builtins.int = ...,
-        chunk_length: _builtins.int = ...,
-        verify: _builtins.int = ...,
-        propose: _builtins.int = ...,
-        propose_depth: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_length", b"chunk_length", "chunk_start", b"chunk_start", "new_block_ids", b"new_block_ids", "propose", b"propose", "propose_depth", b"propose_depth", "slot", b"slot", "verify", b"verify"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_lengths", b"chunk_lengths", "chunk_starts", b"chunk_starts", "new_block_ids", b"new_block_ids", "num_new_blocks", b"num_new_blocks", "propose", b"propose", "propose_depths", b"propose_depths", "slots", b"slots", "verify", b"verify"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___SequenceStep: _TypeAlias = SequenceStep  # noqa: Y015
+Global___SequenceSteps: _TypeAlias = SequenceSteps  # noqa: Y015
 
 @_typing.final
 class StepResult(_message.Message):
@@ -556,7 +573,7 @@ class StepResult(_message.Message):
     proposing_ns: _builtins.int
     """Of that, what it took to make drafts for the next step."""
     @_builtins.property
-    def sequences(self) -> _containers.RepeatedCompositeFieldContainer[Global___SequenceResult]:
+    def sequences(self) -> Global___SequenceResults:
         """Rank 0 only; a sequence without tokens (unfinished chunk, slot already done) is left out."""
 
     def __init__(
@@ -566,11 +583,11 @@ class StepResult(_message.Message):
         shard_incarnation: _builtins.int = ...,
         router_incarnation: _builtins.int = ...,
         digest: _builtins.int = ...,
-        sequences: _abc.Iterable[Global___SequenceResult] | None = ...,
+        sequences: Global___SequenceResults | None = ...,
         duration_ns: _builtins.int = ...,
         proposing_ns: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sequences", b"sequences"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "duration_ns", b"duration_ns", "proposing_ns", b"proposing_ns", "router_incarnation", b"router_incarnation", "sequences", b"sequences", "shard_incarnation", b"shard_incarnation", "step_id", b"step_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
@@ -579,75 +596,60 @@ class StepResult(_message.Message):
 Global___StepResult: _TypeAlias = StepResult  # noqa: Y015
 
 @_typing.final
-class SequenceResult(_message.Message):
+class SequenceResults(_message.Message):
+    """A number of each sequence in the first lists; in the others what each has, of one sequence after the other."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
-    SLOT_FIELD_NUMBER: _builtins.int
-    TOKEN_IDS_FIELD_NUMBER: _builtins.int
-    LOGPROBS_FIELD_NUMBER: _builtins.int
+    SLOTS_FIELD_NUMBER: _builtins.int
+    NUM_TOKENS_FIELD_NUMBER: _builtins.int
     DRAFTED_FIELD_NUMBER: _builtins.int
     ACCEPTED_FIELD_NUMBER: _builtins.int
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
     DRAFT_COUNTS_FIELD_NUMBER: _builtins.int
-    slot: _builtins.int
-    drafted: _builtins.int
-    """Drafts checked, and how many of the tokens above they guessed."""
-    accepted: _builtins.int
+    @_builtins.property
+    def slots(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def num_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """How many of `token_ids` are its, one at least."""
+
+    @_builtins.property
+    def drafted(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Drafts checked, and how many of its tokens they guessed."""
+
+    @_builtins.property
+    def accepted(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
     def logprobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """As many as token_ids if the sequence asked for them."""
+        """One for each token, or none at all if nobody asked; of those who did not they mean nothing."""
 
     @_builtins.property
-    def draft_counts(self) -> _containers.RepeatedCompositeFieldContainer[Global___DraftCounts]:
-        """The same by method; empty if nothing was checked."""
+    def draft_counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Of each sequence of which drafts were checked, how many of them, and of those accepted, came from the method of number
+        1, 2, 3 (see SpeculationMethod) and were 1, 2, … `speculate` deep in the tree: 2 * 3 * speculate numbers.
+        """
 
     def __init__(
         self,
         *,
-        slot: _builtins.int = ...,
-        token_ids: _abc.Iterable[_builtins.int] | None = ...,
-        logprobs: _abc.Iterable[_builtins.float] | None = ...,
-        drafted: _builtins.int = ...,
-        accepted: _builtins.int = ...,
-        draft_counts: _abc.Iterable[Global___DraftCounts] | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "draft_counts", b"draft_counts", "drafted", b"drafted", "logprobs", b"logprobs", "slot", b"slot", "token_ids", b"token_ids"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___SequenceResult: _TypeAlias = SequenceResult  # noqa: Y015
-
-@_typing.final
-class DraftCounts(_message.Message):
-    """Drafts of one method that were checked, and those that were accepted, by their depth in the tree from 1."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    METHOD_FIELD_NUMBER: _builtins.int
-    DRAFTED_FIELD_NUMBER: _builtins.int
-    ACCEPTED_FIELD_NUMBER: _builtins.int
-    method: _sampling_pb2.SpeculationMethod.ValueType
-    @_builtins.property
-    def drafted(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
-    @_builtins.property
-    def accepted(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
-    def __init__(
-        self,
-        *,
-        method: _sampling_pb2.SpeculationMethod.ValueType = ...,
+        slots: _abc.Iterable[_builtins.int] | None = ...,
+        num_tokens: _abc.Iterable[_builtins.int] | None = ...,
         drafted: _abc.Iterable[_builtins.int] | None = ...,
         accepted: _abc.Iterable[_builtins.int] | None = ...,
+        token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        logprobs: _abc.Iterable[_builtins.float] | None = ...,
+        draft_counts: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "drafted", b"drafted", "method", b"method"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "draft_counts", b"draft_counts", "drafted", b"drafted", "logprobs", b"logprobs", "num_tokens", b"num_tokens", "slots", b"slots", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___DraftCounts: _TypeAlias = DraftCounts  # noqa: Y015
+Global___SequenceResults: _TypeAlias = SequenceResults  # noqa: Y015
 
 @_typing.final
 class AbortRequest(_message.Message):

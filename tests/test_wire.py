@@ -1,0 +1,51 @@
+"""What the router says is what the shards hear, and the other way round."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+import router.plan
+import shard.plan
+from drafthouse.v1 import shard_pb2
+from router.wire import plan_to_bytes, result_from_proto
+from shard.speculation import Method
+from shard.wire import plan_from_proto, result_to_proto
+
+NUMBERS, TOKENS = st.integers(0, 1000), st.lists(st.integers(0, 2**20), min_size=1, max_size=4)
+MOST_DEPTH = 3
+NUM_COUNTS = 2 * len(Method) * MOST_DEPTH
+# As float32 has them.
+LOGPROBS = st.floats(-50, 0, width=32)
+
+
+@st.composite
+def sequence_steps(draw: st.DrawFn) -> router.plan.SequenceStep:
+    blocks = draw(st.lists(NUMBERS, max_size=3))
+    return router.plan.SequenceStep(draw(NUMBERS), blocks, *(draw(NUMBERS) for _ in range(5)))
+
+
+@st.composite
+def sequence_results(draw: st.DrawFn) -> shard.plan.SequenceResult:
+    token_ids = draw(TOKENS)
+    logprobs = [draw(LOGPROBS) for _ in token_ids] if draw(st.booleans()) else []
+    drafted = draw(st.integers(0, 5))
+    counts = draw(st.lists(NUMBERS, min_size=NUM_COUNTS, max_size=NUM_COUNTS)) if drafted else []
+    return shard.plan.SequenceResult(draw(NUMBERS), token_ids, logprobs, drafted, draw(NUMBERS), counts)
+
+
+@given(st.lists(sequence_steps(), min_size=1, max_size=5))
+def test_steps_arrive_as_they_were_planned(steps: list[router.plan.SequenceStep]) -> None:
+    data = plan_to_bytes(router.plan.StepPlan(7, [3], [], steps), shard_incarnation=1, router_incarnation=2)
+    plan = plan_from_proto(shard_pb2.VerifyRequest.FromString(data).plan)
+    assert (plan.step_id, plan.released_slots, plan.sequences) == (7, [3], steps)
+
+
+@given(st.lists(sequence_results(), max_size=5))
+def test_results_arrive_as_they_were_reported(results: list[shard.plan.SequenceResult]) -> None:
+    message = result_to_proto(shard.plan.StepResult(7, results, digest=1, duration_ns=5), session=(1, 2))
+    got = result_from_proto(shard_pb2.StepResult.FromString(message.SerializeToString()), most_depth=MOST_DEPTH)
+    # Who did not ask for logprobs has some where another did.
+    asked = [
+        one if sent.logprobs else one._replace(logprobs=[]) for one, sent in zip(got.sequences, results, strict=True)
+    ]
+    assert asked == results
+    assert all(not one.logprobs or len(one.logprobs) == len(one.token_ids) for one in got.sequences)
