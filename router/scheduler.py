@@ -177,11 +177,9 @@ class Scheduler:
             return None
         self._step_id += 1
         in_step = [
-            OutstandingSequence(
-                s, s.slot, steps[s.slot].chunk_start + steps[s.slot].chunk_length, checked.get(s.slot, _NOBODY)
-            )
+            OutstandingSequence(s, s.slot, step.chunk_start + step.chunk_length, checked.get(s.slot, _NOBODY))
             for s in running
-            if s.slot is not None and s.slot in steps
+            if s.slot is not None and (step := steps.get(s.slot))
         ]
         num_asked = sum(step.propose > 0 for step in steps.values())
         self._outstanding[self._step_id] = OutstandingStep(

@@ -103,8 +103,8 @@ class Sequence:
     @property
     def min_tokens_after_outstanding(self) -> int:
         """Each outstanding step that yields tokens brings at least one."""
-        return self.num_tokens + sum(most > 0 for most in self.outstanding)
+        return len(self.token_ids) + len(self.outstanding) - self.outstanding.count(0)
 
     @property
     def max_tokens_after_outstanding(self) -> int:
-        return min(self.num_tokens + sum(self.outstanding), self.max_num_tokens)
+        return min(len(self.token_ids) + sum(self.outstanding), self.max_num_tokens)

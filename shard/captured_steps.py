@@ -87,13 +87,15 @@ class _Step:
 
 
 class CapturedSteps:
-    def __init__(self, step: DeviceStep, capture: Capture) -> None:
+    def __init__(self, step: DeviceStep, capture: Capture, *, most_chunk_rows: int) -> None:
+        """With more rows of prompts steps are not captured, and none is filled up to more."""
         self._step = step
         self._states = step.states
         self.batches = sorted({min(batch, self._states.spare_slot) for batch in _BATCHES})
         self._capture = capture
         self._prices = torch.zeros(len(DevicePrices.pack(())), dtype=torch.float64, device=self._states.device)
-        self.chunk_rows = sorted({min(most, self._states.token_ids.shape[1]) for most in _CHUNK_ROWS})
+        longest = min(most_chunk_rows, self._states.token_ids.shape[1])
+        self.chunk_rows = sorted({min(most, longest) for most in _CHUNK_ROWS})
         self._steps: dict[_Shape, _Step] = {}
         self._num_captured = 0
         self._is_full = False

@@ -4,6 +4,7 @@ Must not know what a step computes, nor of gRPC, sessions or what a block means 
 """
 
 import hashlib
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -26,12 +27,12 @@ def _nothing() -> None:
 
 
 class ModelRunner:
-    def __init__(self, step: DeviceStep, *, capture: Capture | None = None) -> None:
+    def __init__(self, step: DeviceStep, *, capture: Capture | None = None, most_chunk_rows: int = sys.maxsize) -> None:
         """With a `capture` attention must be by kernels that read the pages themselves (shard.cuda.kernels), and no
-        layer may look at values."""
+        layer may look at values; a step never has more than `most_chunk_rows` rows of prompts then."""
         self.step = step
         self.states = step.states
-        self._captured = CapturedSteps(step, capture) if capture is not None else None
+        self._captured = CapturedSteps(step, capture, most_chunk_rows=most_chunk_rows) if capture is not None else None
         self._digest = hashlib.blake2b(digest_size=8)
 
     def reset(self) -> None:

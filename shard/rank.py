@@ -121,9 +121,12 @@ def build_rank(config: ShardConfig) -> Rank:
             return None
         return capture_for(dtype, device, least_free=least_free, most_shared=most_shared)
 
+    def new_runner(cache: KVCache, capture: Capture | None) -> ModelRunner:
+        return ModelRunner(step_with(cache=cache), capture=capture, most_chunk_rows=config.max_batch_prefill_tokens)
+
     def measure_largest(cache: KVCache) -> StepBytes:
         def run(times: int, capture: Capture | None) -> ModelRunner:
-            runner = ModelRunner(step_with(cache=cache), capture=capture)
+            runner = new_runner(cache, capture)
             vocab_size = model_config.vocab_size
             steps = MadeUpSteps(runner, config, num_blocks=cache.num_blocks, vocab_size=vocab_size, sizes=sizes)
             run_largest(steps, config, sizes, proposals_of(methods), times=times)
@@ -142,7 +145,7 @@ def build_rank(config: ShardConfig) -> Rank:
     )
     least_free = least_free_bytes(config, device=device, largest=largest) if device.type == "cuda" else 0
     capture = new_capture(least_free, largest.captured)
-    runner = ModelRunner(step_with(cache=cache), capture=capture)
+    runner = new_runner(cache, capture)
     info = shard_pb2.GetInfoResponse(
         shard_incarnation=_draw_incarnation(group, device),
         rank=group.rank,

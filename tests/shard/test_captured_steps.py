@@ -200,15 +200,16 @@ class _Step:
     wanted=st.lists(st.tuples(st.integers(0, 7), st.booleans()), max_size=40),
     prompts=st.lists(st.tuples(st.integers(1, 90), st.booleans()), max_size=5),
     room=st.integers(0, 100),
+    most_chunk_rows=st.sampled_from([50, 100, 1000]),
 )
 def test_a_step_is_filled_up_with_rows_that_do_not_matter(
-    wanted: list[tuple[int, bool]], prompts: list[tuple[int, bool]], room: int
+    wanted: list[tuple[int, bool]], prompts: list[tuple[int, bool]], room: int, most_chunk_rows: int
 ) -> None:
     if not wanted and not prompts:
         return
     drafts = [count for count, _ in wanted]
     _Step.cache.max_step_rows = 40 + sum(drafts) + room
-    steps: Any = CapturedSteps(cast(Any, _Step), RecordedCapture())
+    steps: Any = CapturedSteps(cast(Any, _Step), RecordedCapture(), most_chunk_rows=most_chunk_rows)
     decodes = [
         (SequenceStep(slot, [], 0, 0, count, 5 * proposes, 3 * proposes), 1 + count)
         for slot, (count, proposes) in enumerate(wanted)
@@ -218,7 +219,7 @@ def test_a_step_is_filled_up_with_rows_that_do_not_matter(
     rows = StepRows(decodes, 1 + max(drafts, default=0), chunks, max((length for length, _ in prompts), default=0))
     kind = StepKind(Proposal.NONE, any_sampled=False, any_filtered=False, any_logprobs=False)
     filled = steps.fill_up(rows, kind, 0)
-    if (num_chunk_rows := sum(length for length, _ in prompts)) > 300:
+    if (num_chunk_rows := sum(length for length, _ in prompts)) > min(most_chunk_rows, 300):
         assert filled is None
         return
     if filled is None:
@@ -234,6 +235,7 @@ def test_a_step_is_filled_up_with_rows_that_do_not_matter(
     assert all(1 <= count <= filled.width for _, count in filled.decodes)
     assert filled.width == (8 if any(drafts) else 1)
     assert filled.num_step_rows <= _Step.cache.max_step_rows
+    assert filled.most_direct_rows <= most_chunk_rows
     # Few shapes, each at most so much larger than what it is for.
     assert len(filled.decodes) <= (max(1.5 * len(drafts), 1) if drafts else 0)
     assert filled.num_step_rows <= (4 if prompts else 2) * (len(filled.decodes) + sum(drafts))
