@@ -21,6 +21,7 @@ from torch import Tensor
 
 from shard.clock import Timer
 from shard.device_step import DeviceStep, StepInputs, StepKind
+from shard.host_copy import integers
 from shard.layout import RowNumbers, StepRows, pack, unpack
 from shard.plan import SequenceStep
 from shard.report import Outcome
@@ -138,7 +139,7 @@ class CapturedSteps:
         if shape not in self._steps:
             self._steps[shape] = self._prepare(rows, kind, list(map(len, numbers)))
         step = self._steps[shape]
-        step.numbers.copy_(torch.tensor(pack(numbers)), non_blocking=True)
+        step.numbers.copy_(integers(pack(numbers)), non_blocking=True)
         if is_asked:
             self._prices.copy_(torch.tensor(DevicePrices.pack(prices), dtype=torch.float64), non_blocking=True)
         step.num_runs += 1

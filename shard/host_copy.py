@@ -4,8 +4,12 @@
 before the call returns, so the list may go at once.
 """
 
+from array import array
+
 import torch
 from torch import Tensor
+
+_HOST = torch.device("cpu")
 
 
 def is_readable(device: torch.device) -> bool:
@@ -14,9 +18,11 @@ def is_readable(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
-def integers(values: list[int], device: torch.device) -> Tensor:
-    """int64."""
-    return torch.tensor(values, dtype=torch.int64).to(device, non_blocking=True)
+def integers(values: list[int], device: torch.device = _HOST) -> Tensor:
+    """int64. An array between list and tensor takes a quarter of the time."""
+    if not values:
+        return torch.empty(0, dtype=torch.int64, device=device)
+    return torch.frombuffer(array("q", values), dtype=torch.int64).to(device, non_blocking=True)
 
 
 def copied_to_host(tensor: Tensor) -> Tensor:

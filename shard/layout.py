@@ -18,6 +18,7 @@ from shard.cpu.layout import layout_kernels
 from shard.cuda.kernels import layout_for
 from shard.cuda.spans import DeviceSpans, find_slots
 from shard.forward_batch import Span
+from shard.host_copy import integers
 from shard.plan import SequenceStep
 from shard.speculation.verify import ancestors
 from shard.states import SequenceStates
@@ -249,7 +250,7 @@ def _decoding(steps: list[SequenceStep], states: SequenceStates) -> list[tuple[S
     decodes = [step for step in steps if not step.chunk_length]
     if not states.is_readable:
         return [(step, 1 + step.verify) for step in decodes]
-    slots = torch.tensor([step.slot for step in decodes], dtype=torch.int64)
+    slots = integers([step.slot for step in decodes])
     finished, pending = states.finished[slots].tolist(), states.num_drafts[slots].tolist()
     return [(s, 1 + min(s.verify, n)) for s, n, done in zip(decodes, pending, finished, strict=True) if not done]
 
