@@ -18,9 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-import tokenizers
-from tokenizers import decoders, models, pre_tokenizers
-
+from bench.byte_tokenizer import byte_tokenizer
 from bench.client import Client
 from bench.errors import BenchError
 from bench.fake_shard import MAX_BATCH_SIZE, SPECULATE
@@ -74,12 +72,8 @@ def main() -> None:
 
 
 def _write_tokenizer(folder: Path) -> None:
-    """A token per byte, so that every id of the fake shard has text, and a chat template that adds nothing."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = tokenizers.Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.save(str(folder / "tokenizer.json"))
+    """Every id of the fake shard has text; a chat template adds nothing."""
+    byte_tokenizer().save(str(folder / "tokenizer.json"))
     template = "{% for message in messages %}{{ message.content }}{% endfor %}"
     (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
 
@@ -100,14 +94,15 @@ async def _measure(router: _Router, prompt: Prompt) -> str:
         for batch in _BATCHES:
             for speculate in (0, SPECULATE):
                 rows.append(await _row(router, client, [prompt] * batch, speculate))
-    header = ["sequences", "drafts", "steps", "router CPU ms/step", "us per sequence", "steps/s", "client CPU ms/step"]
+    header = ["sequences", "drafts", "steps", "router CPU ms/step", "us per sequence", "steps/s"]
+    header += ["messages/step", "client CPU ms/step"]
     return table(header, rows)
 
 
 async def _row(router: _Router, client: Client, prompts: list[Prompt], speculate: int) -> list[str]:
     steps, router_s = read_steps(router.metrics_url), cpu_seconds(router.pid)
     client_s, start_s = time.process_time(), time.perf_counter()
-    await client.generate_together(prompts, speculate=speculate)
+    samples = await client.generate_together(prompts, speculate=speculate)
     wall_s, client_s = time.perf_counter() - start_s, time.process_time() - client_s
     router_s = cpu_seconds(router.pid) - router_s
     num_steps = (read_steps(router.metrics_url) - steps).num
@@ -118,6 +113,7 @@ async def _row(router: _Router, client: Client, prompts: list[Prompt], speculate
         f"{1e3 * router_s / num_steps:.2f}",
         f"{1e6 * router_s / num_steps / len(prompts):.0f}",
         f"{num_steps / wall_s:.0f}",
+        f"{sum(len(sample.arrivals) for sample in samples) / num_steps:.1f}",
         f"{1e3 * client_s / num_steps:.2f}",
     ]
 

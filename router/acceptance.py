@@ -12,8 +12,8 @@ KEPT_OF_ONE = 0.95
 KEPT_OF_ALL = 0.999
 # Weight of what is believed of a sequence before its own evidence, in proposals.
 _PRIOR_WEIGHT = 3.0
-# Outcomes are counted in once they are such a part of the evidence: the first ones at once, later four of a sequence
-# together. Each time takes as long, and one changes little by then.
+# Outcomes are counted in once they are such a part of the evidence: the first ones at once, later five of a sequence
+# together and two hundred of all. Each time takes as long, and one changes little by then.
 _NEWS = 0.2
 
 

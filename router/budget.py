@@ -68,15 +68,17 @@ class StepBudget:
 
 
 class _Record:
-    """What is kept of one sequence: what lookup brought, what heads brought beside it, when it is asked again, and how
-    far ahead drafts were worth their rows when it was last weighed."""
+    """What is kept of one sequence: what lookup brought, what heads brought beside it, and when it is asked again; for
+    which proposal it was last weighed, and whether beside prompts that fill the step, and how far ahead drafts were
+    worth their rows then."""
 
-    __slots__ = ("attempts", "heads", "lookup", "worth")
+    __slots__ = ("attempts", "heads", "lookup", "weighed_for", "worth")
 
     def __init__(self, config: BudgetConfig, lookup: Acceptance | None = None, heads: Acceptance | None = None) -> None:
         self.lookup = Acceptance(config.lookup_methods, config.max_depth, lookup)
         self.heads = Acceptance((HEADS_METHOD,) if config.has_heads else (), config.max_depth, heads)
         self.attempts = Attempts()
+        self.weighed_for = (Proposal.NONE, False)
         self.worth = 0
 
 
@@ -208,7 +210,9 @@ class BudgetController:
             self.num_decisions["paused"] += 1
             return 0, 0
         if self.budget.step_s:
-            if not (record.attempts.goes_on(self._step) or self._is_due(record)):
+            weighed_for = (self.budget.proposal, self._is_full)
+            goes_on = record.weighed_for == weighed_for and record.attempts.goes_on(self._step)
+            if not (goes_on or self._is_due(record)):
                 self.num_decisions["paused"] += 1
                 return 0, 0
             # A try looks as far as it may.
@@ -221,6 +225,7 @@ class BudgetController:
         return max(0, min(size, share)), depth
 
     def _is_due(self, record: _Record) -> bool:
+        record.weighed_for = (self.budget.proposal, self._is_full)
         # Where nothing was ever right there is nothing to ask for.
         record.worth = self._depth(record)
         if (cost_s := self._cost_of_one_s) is None:

@@ -25,7 +25,7 @@ def added_up(lists: Iterable[Sequence[int]]) -> list[int]:
 
 
 def by_method(counts: Sequence[_Number]) -> Iterator[tuple[str, Sequence[_Number], Sequence[_Number]]]:
-    """Each method, and what was checked and accepted of it by depth."""
+    """Each method, and what was checked and accepted of it by depth; of depth 1 at least."""
     half, depth = _sizes(counts)
     for method, start in zip(METHODS, range(0, half, depth), strict=True):
         yield method, counts[start : start + depth], counts[half + start : half + start + depth]

@@ -63,7 +63,9 @@ class ShardSession:
         self._on_lost = on_lost
         self._step_timeout_s = step_timeout_s
         self._is_lost = False
-        self._replies: dict[int, dict[int, shard_pb2.StepResult]] = {}
+        # Of steps that not all ranks have answered: rank 0's results, and everybody's digest.
+        self._results: dict[int, StepResult] = {}
+        self._digests: dict[int, dict[int, int]] = {}
         self._next_step_id = 1
         self._num_sent = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -158,17 +160,19 @@ class ShardSession:
         incarnations = (result.shard_incarnation, result.router_incarnation)
         if self._is_lost or incarnations != (self.info.shard_incarnation, self._router_incarnation):
             return
-        self._replies.setdefault(result.step_id, {})[rank] = result
+        if rank == 0:
+            self._results[result.step_id] = result_from_proto(result, most_depth=self.info.speculate)
+        self._digests.setdefault(result.step_id, {})[rank] = result.digest
         # Streams are independent, so the reply to a later step may arrive first.
-        while len(replies := self._replies.get(self._next_step_id, {})) == len(self._channels):
-            if len({reply.digest for reply in replies.values()}) > 1:
+        while len(self._digests.get(self._next_step_id, ())) == len(self._channels):
+            if len(set(self._digests.pop(self._next_step_id).values())) > 1:
                 self._lose(f"ranks committed different tokens in step {self._next_step_id}")
                 return
-            log.debug("step %d replied: %.2f ms on rank 0", self._next_step_id, replies[0].duration_ns * 1e-6)
-            del self._replies[self._next_step_id]
+            brought = self._results.pop(self._next_step_id)
+            log.debug("step %d replied: %.2f ms on rank 0", self._next_step_id, 1e3 * brought.duration_s)
             self._next_step_id += 1
             self._start_timer()
-            self._on_result(result_from_proto(replies[0], most_depth=self.info.speculate))
+            self._on_result(brought)
 
     def _start_timer(self) -> None:
         if self._timer is not None:

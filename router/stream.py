@@ -16,8 +16,8 @@ from router.sequence import FinishReason, Sequence
 
 @dataclass(slots=True, eq=False)
 class Stream:
-    """`is_ended`: nothing more comes, and nobody waits for it if there is no `last`. `is_silent`: nothing was said yet;
-    `is_waiting`: it waits for its turn."""
+    """`is_ended`: nothing more comes, and nobody waits for it if there is no `last`. `is_silent`: it never had a
+    turn; `is_waiting`: it waits for one."""
 
     request: GenerationRequest
     sequence: Sequence
@@ -39,24 +39,24 @@ class Stream:
     logprobs: list[float] = field(default_factory=list)
     text: str = ""
     last: FinishReason | RequestError | None = None
-    _may_send: asyncio.Event = field(default_factory=asyncio.Event)
+    _turn: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
-    def is_sent(self) -> bool:
+    def has_turn(self) -> bool:
         """Whether it may say what came, and has not done so yet."""
-        return self._may_send.is_set()
+        return self._turn.is_set()
 
-    def send(self) -> None:
-        """It is its turn: whoever waits for the next output gets it."""
+    def give_turn(self) -> None:
+        """Whoever waits for the next output gets it."""
         self.is_silent = False
-        self._may_send.set()
+        self._turn.set()
 
     async def next_output(self) -> GenerationOutput:
         """All that came since the last call, when it is the stream's turn, or ended. Raises the error that ends the
         stream, after the tokens that came before it."""
-        await self._may_send.wait()
+        await self._turn.wait()
         if not isinstance(self.last, RequestError):
-            self._may_send.clear()
+            self._turn.clear()
             return self._output(self.last)
         if not self.token_ids:
             raise self.last
@@ -86,7 +86,7 @@ class Stream:
         if self.deadline is not None:
             self.deadline.cancel()
         self.last = last
-        self.send()
+        self.give_turn()
 
     def _output(self, reason: FinishReason | None) -> GenerationOutput:
         text, token_ids, logprobs = self.text, self.token_ids, self.logprobs

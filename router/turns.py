@@ -12,8 +12,8 @@ from collections import deque
 from router.stream import Stream
 
 _MESSAGE_S = 0.0004
-# Those that have to wait go together, after so long at most, and what went unused for so long may be made up for: of
-# messages that go together each takes half as much as one that goes alone.
+# Those that have to wait go together, about so much later at most: of messages that go together each takes half as much
+# as one that goes alone. What went unused while nobody waited may be made up for as far.
 _TOGETHER_S = 0.01
 
 
@@ -29,23 +29,23 @@ class Turns:
     def ask(self, stream: Stream) -> None:
         """There is news of a stream that goes on. The first of it goes at once: somebody waits for an answer."""
         if stream.is_silent:
-            stream.send()
-        elif not (stream.is_waiting or stream.is_sent):
+            stream.give_turn()
+        elif not (stream.is_waiting or stream.has_turn):
             stream.is_waiting = True
             self._waiting.append(stream)
             if self._timer is None:
+                self._next_s = max(self._next_s, time.monotonic() - _TOGETHER_S)
                 self._give()
 
     def _give(self) -> None:
         self._timer = None
         now = time.monotonic()
-        self._next_s = max(self._next_s, now - _TOGETHER_S)
         while self._waiting and self._next_s <= now:
             stream = self._waiting.popleft()
             stream.is_waiting = False
             if not stream.is_ended:
                 self._next_s += _MESSAGE_S
-                stream.send()
+                stream.give_turn()
         if self._waiting:
             all_may_go_s = self._next_s + len(self._waiting) * _MESSAGE_S - now
             self._timer = asyncio.get_running_loop().call_later(min(all_may_go_s, _TOGETHER_S), self._give)

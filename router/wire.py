@@ -98,6 +98,8 @@ def result_from_proto(result: shard_pb2.StepResult, *, most_depth: int) -> StepR
     """Of shards that draft so far ahead. ValueError for what they do not say."""
     sequences = result.sequences
     num_tokens, drafted = list(sequences.num_tokens), list(sequences.drafted)
+    if 0 in num_tokens:
+        raise ValueError("a sequence without tokens")
     num_logprobs = num_tokens if sequences.logprobs else [0] * len(num_tokens)
     num_draft_counts = [num_counts(most_depth) if number else 0 for number in drafted]
     return StepResult(

@@ -36,6 +36,8 @@ def plan_from_proto(plan: shard_pb2.StepPlan) -> StepPlan:
 
 def _sequence_steps(steps: shard_pb2.SequenceSteps) -> list[SequenceStep]:
     block_ids = list(steps.new_block_ids)
+    if len(block_ids) != (number := sum(steps.num_new_blocks)):
+        raise ValueError(f"{len(block_ids)} new blocks where {number} were said to come")
     return [
         SequenceStep(slot, block_ids[end - number : end], *others)
         for slot, number, end, *others in zip(

@@ -1,5 +1,6 @@
 """What the router says is what the shards hear, and the other way round."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -49,3 +50,12 @@ def test_results_arrive_as_they_were_reported(results: list[shard.plan.SequenceR
     ]
     assert asked == results
     assert all(not one.logprobs or len(one.logprobs) == len(one.token_ids) for one in got.sequences)
+
+
+def test_blocks_that_do_not_fit_are_no_plan() -> None:
+    step = router.plan.SequenceStep(1, [7], 0, 0, 0, 0, 0)
+    data = plan_to_bytes(router.plan.StepPlan(7, [], [], [step]), shard_incarnation=1, router_incarnation=2)
+    message = shard_pb2.VerifyRequest.FromString(data).plan
+    message.sequences.num_new_blocks[0] = 3
+    with pytest.raises(ValueError, match="1 new blocks where 3"):
+        plan_from_proto(message)

@@ -145,6 +145,7 @@ def test_a_rank_that_reads_nothing_is_given_up_like_one_that_says_nothing(tmp_pa
     ("odd", "error"),
     [
         (shard_pb2.SequenceResults(slots=[3]), "zip() argument 2 is shorter"),
+        (shard_pb2.SequenceResults(slots=[3], num_tokens=[0], drafted=[0], accepted=[0]), "a sequence without tokens"),
         (shard_pb2.SequenceResults(token_ids=[3, 4]), "3 token ids where 1 were said to come"),
         (shard_pb2.SequenceResults(logprobs=[-0.5, -0.5]), "2 logprobs where 1 were said to come"),
         (shard_pb2.SequenceResults(draft_counts=[1]), "1 counts of drafts where 0 were said to come"),

@@ -44,7 +44,7 @@ def test_what_waits_together_is_one_output() -> None:
     async def do(stream: Stream) -> None:
         bring(stream, "a")
         bring(stream, "bc")
-        stream.send()
+        stream.give_turn()
         first = await stream.next_output()
         assert first == GenerationOutput("abc", tokens("abc"), [0.0, 0.0, -0.5])
         bring(stream, "d")
@@ -65,7 +65,7 @@ def test_outputs_wait_for_their_turn() -> None:
         bring(stream, "b")
         await asyncio.sleep(0)
         assert not waiting.done()
-        stream.send()
+        stream.give_turn()
         assert (await waiting).text == "ab"
         bring(stream, "c")
         waiting = asyncio.ensure_future(stream.next_output())
@@ -82,10 +82,10 @@ def test_half_a_character_is_said_with_the_other_half_or_at_the_end() -> None:
     async def do(stream: Stream) -> None:
         first, second = tokens("é")
         stream.take(SequenceResult(0, [first], [], 0, 0))
-        stream.send()
+        stream.give_turn()
         assert (await stream.next_output()).text == ""
         stream.take(SequenceResult(0, [second, first], [], 0, 0))
-        stream.send()
+        stream.give_turn()
         assert (await stream.next_output()).text == "é"
         stream.close(FinishReason.LENGTH)
         last = await stream.next_output()

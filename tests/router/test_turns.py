@@ -41,7 +41,7 @@ def test_the_first_of_each_stream_goes_at_once() -> None:
         streams = [new_stream() for _ in range(MANY)]
         for stream in streams:
             bring(turns, stream)
-        assert all(stream.is_sent for stream in streams)
+        assert all(stream.has_turn for stream in streams)
 
     in_a_loop(do)
 
@@ -55,10 +55,10 @@ def test_of_many_some_wait_and_all_get_their_turn_with_all_that_came() -> None:
         for _ in range(3):
             for stream in streams:
                 bring(turns, stream)
-        num_sent = sum(stream.is_sent for stream in streams)
+        num_sent = sum(stream.has_turn for stream in streams)
         assert 0 < num_sent < MANY
         # Who asked first.
-        assert all(stream.is_sent for stream in streams[:num_sent])
+        assert all(stream.has_turn for stream in streams[:num_sent])
         assert [await said(stream) for stream in streams] == ["aaa"] * MANY
 
     in_a_loop(do)
@@ -69,7 +69,7 @@ def test_one_stream_waits_for_nothing() -> None:
         stream = new_stream()
         for _ in range(10):
             bring(turns, stream)
-            assert stream.is_sent
+            assert stream.has_turn
             assert await said(stream) == "a"
 
     in_a_loop(do)
@@ -84,7 +84,7 @@ def test_a_reader_that_is_slow_gets_all_at_once_and_takes_nobodys_turn() -> None
             bring(turns, slow)
         assert not slow.is_waiting
         bring(turns, other)
-        assert other.is_sent
+        assert other.has_turn
         assert await said(slow) == "a" * MANY
 
     in_a_loop(do)
@@ -102,10 +102,10 @@ def test_a_stream_that_ends_while_it_waits_is_passed_over() -> None:
         waiting[1].close(None)
         assert await said(waiting[0]) == "a"
         assert [await said(stream) for stream in waiting[2:]] == ["a"] * len(waiting[2:])
-        assert not waiting[0].is_sent
+        assert not waiting[0].has_turn
         # Turns that nobody waits for are not kept.
         await asyncio.sleep(0.02)
         bring(turns, streams[-1])
-        assert streams[-1].is_sent
+        assert streams[-1].has_turn
 
     in_a_loop(do)

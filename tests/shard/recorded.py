@@ -84,7 +84,8 @@ class RecordedCapture:
         recorder = _Recorder()
         # Nothing of the host's memory is there when a graph runs.
         refused = mock.Mock(side_effect=AssertionError("a copy from the host in a captured step"))
-        with mock.patch.multiple(torch, tensor=refused, as_tensor=refused, from_numpy=refused), recorder:
+        makers = dict.fromkeys(("tensor", "as_tensor", "from_numpy", "frombuffer"), refused)
+        with mock.patch.multiple(torch, **makers), recorder:
             outcome = run()
         recorder.undo()
         self.num_captured += 1
