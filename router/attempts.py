@@ -50,7 +50,7 @@ class Attempts:
         return True
 
     def note_news(self) -> None:
-        """What is known of it changed."""
+        """What is known of it changed, or what it is weighed against."""
         self._goes_on_until = 0
 
     def note_success(self) -> None:

@@ -210,9 +210,10 @@ class BudgetController:
             self.num_decisions["paused"] += 1
             return 0, 0
         if self.budget.step_s:
-            weighed_for = (self.budget.proposal, self._is_full)
-            goes_on = record.weighed_for == weighed_for and record.attempts.goes_on(self._step)
-            if not (goes_on or self._is_due(record)):
+            if record.weighed_for != (kind := (self.budget.proposal, self._is_full)):
+                record.weighed_for = kind
+                record.attempts.note_news()
+            if not (record.attempts.goes_on(self._step) or self._is_due(record)):
                 self.num_decisions["paused"] += 1
                 return 0, 0
             # A try looks as far as it may.
@@ -225,7 +226,7 @@ class BudgetController:
         return max(0, min(size, share)), depth
 
     def _is_due(self, record: _Record) -> bool:
-        record.weighed_for = (self.budget.proposal, self._is_full)
+        """Weighs it."""
         # Where nothing was ever right there is nothing to ask for.
         record.worth = self._depth(record)
         if (cost_s := self._cost_of_one_s) is None:
