@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 import router.plan
 import shard.plan
-from drafthouse.v1 import shard_pb2
+from drafthouse.v1 import sampling_pb2, shard_pb2
+from router.draft_counts import METHODS
 from router.wire import plan_to_bytes, result_from_proto
 from shard.speculation import Method
 from shard.wire import plan_from_proto, result_to_proto
@@ -31,6 +32,11 @@ def sequence_results(draw: st.DrawFn) -> shard.plan.SequenceResult:
     drafted = draw(st.integers(0, 5))
     counts = draw(st.lists(NUMBERS, min_size=NUM_COUNTS, max_size=NUM_COUNTS)) if drafted else []
     return shard.plan.SequenceResult(draw(NUMBERS), token_ids, logprobs, drafted, draw(NUMBERS), counts)
+
+
+def test_methods_have_the_same_numbers_everywhere() -> None:
+    named = [sampling_pb2.SpeculationMethod.Name(method.value) for method in Method]
+    assert named == [f"SPECULATION_METHOD_{method.upper()}" for method in METHODS]
 
 
 @given(st.lists(sequence_steps(), min_size=1, max_size=5))
