@@ -8,11 +8,13 @@ import asyncio
 import sys
 import time
 from collections.abc import AsyncIterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import grpc
 
 from drafthouse.v1 import sampling_pb2, shard_pb2, shard_pb2_grpc
+from shard.plan import NewSequence, SequenceResult, SequenceStep, StepResult
+from shard.wire import plan_from_proto, result_to_proto
 
 MAX_BATCH_SIZE, MAX_TOTAL_TOKENS, SPECULATE = 128, 2048, 3
 _BLOCK_SIZE = 16
@@ -22,13 +24,13 @@ _VOCAB_SIZE = 1 << 20
 
 
 class _Slot:
-    def __init__(self, new: shard_pb2.NewSequence) -> None:
-        self._prompt = list(new.token_ids)
+    def __init__(self, new: NewSequence) -> None:
+        self._prompt = new.token_ids
         self.num_tokens = len(new.token_ids)
         self.max_num_tokens = new.max_num_tokens
         self.num_drafts = 0
 
-    def take(self, step: "_Step") -> "_Result | None":
+    def take(self, step: SequenceStep) -> SequenceResult | None:
         """What the step brings; None for an unfinished prompt and for a row that came after the end."""
         num_missing = self.max_num_tokens - self.num_tokens
         if num_missing == 0 or 0 < step.chunk_start + step.chunk_length < self.num_tokens:
@@ -38,22 +40,7 @@ class _Slot:
         token_ids = [self._prompt[(self.num_tokens + i) % len(self._prompt)] for i in range(1 + accepted)]
         self.num_tokens += len(token_ids)
         self.num_drafts = max(0, min(step.propose, num_missing - len(token_ids) - 1))
-        return _Result(step.slot, token_ids, drafted, accepted)
-
-
-class _Step(NamedTuple):
-    slot: int
-    chunk_start: int
-    chunk_length: int
-    verify: int
-    propose: int
-
-
-class _Result(NamedTuple):
-    slot: int
-    token_ids: list[int]
-    drafted: int
-    accepted: int
+        return SequenceResult(step.slot, token_ids, [], drafted, accepted, _counts(drafted, accepted))
 
 
 def _counts(drafted: int, accepted: int) -> list[int]:
@@ -61,17 +48,6 @@ def _counts(drafted: int, accepted: int) -> list[int]:
     others = [0] * 2 * SPECULATE
     by_depth = ([int(depth < number) for depth in range(SPECULATE)] for number in (drafted, accepted))
     return [number for part in by_depth for number in (*part, *others)] if drafted else []
-
-
-def _to_proto(results: list[_Result]) -> shard_pb2.SequenceResults:
-    return shard_pb2.SequenceResults(
-        slots=[result.slot for result in results],
-        num_tokens=[len(result.token_ids) for result in results],
-        drafted=[result.drafted for result in results],
-        accepted=[result.accepted for result in results],
-        token_ids=[token_id for result in results for token_id in result.token_ids],
-        draft_counts=[number for result in results for number in _counts(result.drafted, result.accepted)],
-    )
 
 
 class FakeShard(shard_pb2_grpc.ShardServiceServicer):
@@ -142,30 +118,24 @@ class FakeShard(shard_pb2_grpc.ShardServiceServicer):
     async def Abort(self, request: shard_pb2.AbortRequest, context: Any) -> shard_pb2.AbortResponse:
         return shard_pb2.AbortResponse()
 
-    async def _run(self, plan: shard_pb2.StepPlan) -> shard_pb2.StepResult:
+    async def _run(self, message: shard_pb2.StepPlan) -> shard_pb2.StepResult:
+        plan = plan_from_proto(message)
         async with self._turn:
             await self._turn.wait_for(lambda: self._next_step_id == plan.step_id)
             for slot in plan.released_slots:
                 del self._slots[slot]
             for new in plan.new_sequences:
                 self._slots[new.slot] = _Slot(new)
-            parts = plan.sequences
-            columns = parts.slots, parts.chunk_starts, parts.chunk_lengths, parts.verify, parts.propose
-            results = [self._slots[slot].take(_Step(slot, *others)) for slot, *others in zip(*columns, strict=True)]
+            results = [self._slots[step.slot].take(step) for step in plan.sequences]
             # The next step was there already, or the device waited for it.
             self._is_free_at_s = max(self._is_free_at_s, time.monotonic()) + self._step_s
             if self._step_s:
                 await asyncio.sleep(self._is_free_at_s - time.monotonic())
             self._next_step_id += 1
             self._turn.notify_all()
-        return shard_pb2.StepResult(
-            step_id=plan.step_id,
-            shard_incarnation=plan.shard_incarnation,
-            router_incarnation=plan.router_incarnation,
-            digest=plan.step_id,
-            duration_ns=int(self._step_s * 1e9),
-            sequences=_to_proto([result for result in results if result is not None]),
-        )
+        brought = [result for result in results if result is not None]
+        result = StepResult(plan.step_id, brought, digest=plan.step_id, duration_ns=int(self._step_s * 1e9))
+        return result_to_proto(result, session=(message.shard_incarnation, message.router_incarnation))
 
 
 async def main(address: str, step_ms: str = "0") -> None:

@@ -98,10 +98,12 @@ class _Device:
     def has_room(self) -> bool:
         return True
 
-    def timer(self) -> Any:
-        timer: Any = Stopwatch(_HOST)
-        timer.marks = torch.zeros(2, dtype=torch.int64)
-        return timer
+    def timer(self) -> "_Timer":
+        return _Timer(_HOST)
+
+
+class _Timer(Stopwatch):
+    marks = torch.zeros(2, dtype=torch.int64)
 
 
 class _Times(defaultdict[str, list[float]]):
@@ -129,7 +131,8 @@ def measure(batch: int, drafts: int, *, num_steps: int = _STEPS) -> dict[str, fl
         ),
         BudgetController(BudgetConfig(_DEPTH, _DEPTH, ("ngram",)), StepCosts(_COSTS)),
     )
-    streams = {stream.sequence: stream for stream in (_stream(number, drafts) for number in range(batch))}
+    tokenizer = Tokenizer(byte_tokenizer())
+    streams = {stream.sequence: stream for stream in (_stream(number, drafts, tokenizer) for number in range(batch))}
     for sequence in streams:
         scheduler.add(sequence)
     observer, device = Observer(Metrics(), num_shards=1), _Device(batch)
@@ -169,7 +172,7 @@ def measure(batch: int, drafts: int, *, num_steps: int = _STEPS) -> dict[str, fl
     return {part: statistics.fmean(values) for part, values in times.items()}
 
 
-def _stream(number: int, drafts: int) -> Stream:
+def _stream(number: int, drafts: int, tokenizer: Tokenizer) -> Stream:
     prompt = [65 + (7 * place + number) % 26 for place in range(_NUM_PROMPT_TOKENS)]
     sequence = Sequence(number, list(prompt), len(prompt), _MAX_TOTAL_TOKENS, num_speculative_tokens=drafts)
     request = GenerationRequest(
@@ -183,14 +186,14 @@ def _stream(number: int, drafts: int) -> Stream:
         logprobs=False,
         deadline_s=None,
     )
-    return Stream(request, sequence, Detokenizer(Tokenizer(byte_tokenizer()), prompt), arrived_s=0.0)
+    return Stream(request, sequence, Detokenizer(tokenizer, prompt), arrived_s=0.0)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.host", description=__doc__)
     parser.add_argument("--sequences", type=int, nargs="+", default=_BATCHES)
     torch.set_num_threads(1)
-    # Nearly all that a pass of the collector looks at is imported modules; in a service one comes once in minutes.
+    # A pass of the collector looks at all imported modules; while a service runs hardly one comes.
     gc.freeze()
     rows = []
     for batch in parser.parse_args().sequences:

@@ -17,7 +17,7 @@ from router.sequence import FinishReason, Sequence
 @dataclass(slots=True, eq=False)
 class Stream:
     """`is_ended`: nothing more comes, and nobody waits for it if there is no `last`. `is_silent`: it never had a
-    turn; `is_waiting`: it waits for one."""
+    turn."""
 
     request: GenerationRequest
     sequence: Sequence
@@ -32,7 +32,6 @@ class Stream:
     deadline: asyncio.TimerHandle | None = None
     is_ended: bool = False
     is_silent: bool = True
-    is_waiting: bool = False
     # What came since the last message. Stop strings have to be looked for at once; other text is made when it is sent,
     # of many tokens as cheaply as of one.
     token_ids: list[int] = field(default_factory=list)

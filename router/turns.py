@@ -7,7 +7,7 @@ since. Must not know what a message says.
 
 import asyncio
 import time
-from collections import deque
+from collections import OrderedDict
 
 from router.stream import Stream
 
@@ -21,7 +21,7 @@ class Turns:
     """Used on the event loop."""
 
     def __init__(self) -> None:
-        self._waiting: deque[Stream] = deque()
+        self._waiting: OrderedDict[Stream, None] = OrderedDict()
         # When the next message may go.
         self._next_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -30,9 +30,9 @@ class Turns:
         """There is news of a stream that goes on. The first of it goes at once: somebody waits for an answer."""
         if stream.is_silent:
             stream.give_turn()
-        elif not (stream.is_waiting or stream.has_turn):
-            stream.is_waiting = True
-            self._waiting.append(stream)
+        elif not stream.has_turn:
+            # Who waits already keeps its place.
+            self._waiting[stream] = None
             if self._timer is None:
                 self._next_s = max(self._next_s, time.monotonic() - _TOGETHER_S)
                 self._give()
@@ -41,8 +41,7 @@ class Turns:
         self._timer = None
         now = time.monotonic()
         while self._waiting and self._next_s <= now:
-            stream = self._waiting.popleft()
-            stream.is_waiting = False
+            stream, _ = self._waiting.popitem(last=False)
             if not stream.is_ended:
                 self._next_s += _MESSAGE_S
                 stream.give_turn()

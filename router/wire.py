@@ -5,19 +5,15 @@ from itertools import accumulate, chain
 from typing import TypeVar
 
 from drafthouse.v1 import sampling_pb2, shard_pb2
-from router.draft_counts import num_counts
+from router.draft_counts import METHODS, num_counts
 from router.plan import NewSequence, SequenceResult, SequenceStep, StepPlan, StepResult
 from router.proposal import Proposal
 from router.step_costs import StepCost
 
 _Value = TypeVar("_Value")
 
-_METHOD: dict[sampling_pb2.SpeculationMethod.ValueType, str] = {
-    sampling_pb2.SPECULATION_METHOD_UNSPECIFIED: "none",
-    sampling_pb2.SPECULATION_METHOD_NGRAM: "ngram",
-    sampling_pb2.SPECULATION_METHOD_MEDUSA: "medusa",
-    sampling_pb2.SPECULATION_METHOD_NGRAM_AND_MEDUSA: "ngram_and_medusa",
-}
+# By its number on the wire.
+_METHOD = dict(enumerate(("none", *METHODS)))
 
 _PROPOSAL: dict[shard_pb2.Proposal.ValueType, Proposal] = {
     shard_pb2.PROPOSAL_NONE: Proposal.NONE,

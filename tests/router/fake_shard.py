@@ -69,7 +69,7 @@ class FakeGroup:
         self.latency_s = latency_s
         self.disagree_at_step: int | None = None
         self.silent_from_step: int | None = None
-        # What the reply to the first step says beside the truth.
+        # What the first reply says beside the truth, once.
         self.odd: shard_pb2.SequenceResults | None = None
         # Prompts that begin with it.
         self.dies_of: int | None = None
@@ -170,8 +170,9 @@ class FakeRank(shard_pb2_grpc.ShardServiceServicer):
         if self.rank == 0:
             self.group.replied_s[message.step_id] = time.monotonic()
         sequences = sequence_results(result.sequences if self.rank == 0 else [])
-        if self.group.odd is not None and message.step_id == 1:
+        if self.group.odd is not None:
             sequences.MergeFrom(self.group.odd)
+            self.group.odd = None
         return shard_pb2.StepResult(
             step_id=message.step_id,
             shard_incarnation=message.shard_incarnation,

@@ -36,6 +36,15 @@ async def said(stream: Stream) -> str:
         return (await stream.next_output()).text
 
 
+async def begun(turns: Turns) -> list[Stream]:
+    """Many that have said their first."""
+    streams = [new_stream() for _ in range(MANY)]
+    for stream in streams:
+        bring(turns, stream)
+        await said(stream)
+    return streams
+
+
 def test_the_first_of_each_stream_goes_at_once() -> None:
     async def do(turns: Turns) -> None:
         streams = [new_stream() for _ in range(MANY)]
@@ -48,10 +57,7 @@ def test_the_first_of_each_stream_goes_at_once() -> None:
 
 def test_of_many_some_wait_and_all_get_their_turn_with_all_that_came() -> None:
     async def do(turns: Turns) -> None:
-        streams = [new_stream() for _ in range(MANY)]
-        for stream in streams:
-            bring(turns, stream)
-            await said(stream)
+        streams = await begun(turns)
         for _ in range(3):
             for stream in streams:
                 bring(turns, stream)
@@ -82,7 +88,7 @@ def test_a_reader_that_is_slow_gets_all_at_once_and_takes_nobodys_turn() -> None
         await said(other)
         for _ in range(MANY):
             bring(turns, slow)
-        assert not slow.is_waiting
+        assert slow.has_turn
         bring(turns, other)
         assert other.has_turn
         assert await said(slow) == "a" * MANY
@@ -92,12 +98,10 @@ def test_a_reader_that_is_slow_gets_all_at_once_and_takes_nobodys_turn() -> None
 
 def test_a_stream_that_ends_while_it_waits_is_passed_over() -> None:
     async def do(turns: Turns) -> None:
-        streams = [new_stream() for _ in range(MANY)]
+        streams = await begun(turns)
         for stream in streams:
             bring(turns, stream)
-            await said(stream)
-            bring(turns, stream)
-        waiting = [stream for stream in streams if stream.is_waiting]
+        waiting = [stream for stream in streams if not stream.has_turn]
         waiting[0].close(FinishReason.STOP)
         waiting[1].close(None)
         assert await said(waiting[0]) == "a"
