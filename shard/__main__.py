@@ -14,7 +14,7 @@ import torch
 
 from shard.checkpoint import CheckpointError
 from shard.config import ConfigError, ShardConfig, parse_args
-from shard.device_thread import DeviceThread
+from shard.device_thread import DeviceThread, leave
 from shard.logs import configure
 from shard.process import die_with_parent, write_fatal
 from shard.rank import build_rank
@@ -24,11 +24,14 @@ from shard.step_order import StepOrder
 log = logging.getLogger("shard")
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str]) -> NoReturn:
+    """Ends the process by itself, without Python's own clean-up: gloo's threads let go of tensors when they please, and
+    one that does so while the interpreter goes away aborts."""
     config = parse_args(argv)
     configure(config.log_level, config.json_output, rank=int(os.environ.get("RANK", "0")))
     try:
         asyncio.run(serve(config))
+        leave("its server ended")
     except (ConfigError, CheckpointError, ValueError) as error:
         _end_for_good(config, str(error) or repr(error))
     except torch.OutOfMemoryError as error:
@@ -37,12 +40,16 @@ def main(argv: list[str]) -> None:
         _end_for_good(
             config, "the model does not fit the GPU; add shards (--num-shard), or keep it in 8 bits (--quantize)"
         )
+    except Exception as error:
+        log.exception("not foreseen")
+        leave(repr(error))
 
 
 def _end_for_good(config: ShardConfig, message: str) -> NoReturn:
     """With what no restart can mend."""
     write_fatal(config.run_dir, message)
-    sys.exit(f"shard: {message}")
+    print(f"shard: {message}", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 async def serve(config: ShardConfig) -> None:
