@@ -135,7 +135,12 @@ class Scheduler:
         """The next plan, or None when no sequence can take a step now."""
         suspect = self._placement.suspect
         if suspect is not None:
-            return self._schedule([suspect], iter(())) if self._in_outstanding_steps() <= {suspect} else None
+            if not self._in_outstanding_steps() <= {suspect}:
+                return None
+            plan = self._schedule([suspect], iter(()))
+            # Where it had to give its blocks back and no reply is to come, the others go on.
+            if plan is not None or self._outstanding:
+                return plan
         if self._placement.is_suspect_next:
             if self._outstanding:
                 return None

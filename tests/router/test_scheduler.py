@@ -277,6 +277,27 @@ def test_who_brought_tokens_since_is_no_suspect() -> None:
         assert (named, one.num_losses, one.is_suspect) == ([], 1, False)
 
 
+def test_a_suspect_that_gives_its_blocks_back_lets_the_others_go_on() -> None:
+    scheduler, shards = make(num_blocks=4, block_size=4)
+    old, suspect = sequence(0, [1, 2, 3], new=9), sequence(1, [4, 5, 6], new=12)
+    scheduler.add(old)
+    step(scheduler, shards)
+    for _ in range(SUSPECTED_AFTER):
+        suspect.note_loss()
+    scheduler.add(suspect)
+    while old.status is not SequenceStatus.FINISHED or suspect.status is not SequenceStatus.FINISHED:
+        while scheduler.num_outstanding_steps < DEPTH and (plan := scheduler.schedule()):
+            shards.send(plan)
+        assert shards.queue, "nobody does anything, and no reply will come"
+        # All at once, as a loop takes them that was busy.
+        while shards.queue:
+            scheduler.update(shards.reply())
+    assert scheduler.num_preemptions == 1
+    for one in (old, suspect):
+        prompt = one.token_ids[: one.num_prompt_tokens]
+        assert one.token_ids[len(prompt) :] == continuation(prompt, max_num_tokens=one.max_num_tokens, stop=frozenset())
+
+
 class SchedulerMachine(RuleBasedStateMachine):
     """Random arrivals, cancellations, stop strings, replies, restarts and speculative growth."""
 
@@ -349,7 +370,9 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule()
     def plan(self) -> None:
         plan = self.scheduler.schedule()
-        if plan is not None:
+        if plan is None:
+            assert self.shards.queue or not self.live, "nothing will happen that could change it"
+        else:
             taking_part = [one for one in self.live if one.slot in {s.slot for s in plan.sequences}]
             assert len(taking_part) == 1 or not any(one.is_suspect for one in taking_part)
             num_drafts = sum(s.verify for s in plan.sequences)
@@ -388,6 +411,13 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.live.remove(guilty)
             self.scheduler.finish(guilty, None)
         self.new_shards()
+
+    @precondition(lambda self: any(s.status is SequenceStatus.WAITING for s in self.live))
+    @rule(data=st.data())
+    def suspect(self, data: st.DataObject) -> None:
+        one = data.draw(st.sampled_from([s for s in self.live if s.status is SequenceStatus.WAITING]))
+        for _ in range(SUSPECTED_AFTER):
+            one.note_loss()
 
     @rule()
     def drain(self) -> None:
