@@ -1,6 +1,7 @@
 """Entry of the router process: flags, logs, one server."""
 
 import asyncio
+import logging
 import os
 import sys
 from pathlib import Path
@@ -9,23 +10,32 @@ from router.config import RouterConfig, parse_args
 from router.logs import configure
 from router.server import Server
 
+log = logging.getLogger("router")
+
 
 def main() -> None:
     config = parse_args()
     configure(config.log_level, config.json_output)
+    failed = False
     try:
         asyncio.run(_serve(config))
-    except (OSError, ValueError) as error:
-        # A taken port, a folder without tokenizer: a restart would meet it again.
-        write_fatal(config.run_dir, str(error) or repr(error))
-        sys.exit(f"router: {error}")
+    except Exception:
+        log.exception("not foreseen")
+        failed = True
     # What still works on a long message of a client that is gone is not waited for.
-    os._exit(0)
+    os._exit(failed)
 
 
 async def _serve(config: RouterConfig) -> None:
     # The servers belong to the running loop, so they are made in it.
-    await Server(config).serve()
+    try:
+        server = Server(config)
+        await server.start()
+    except (OSError, ValueError) as error:
+        # A taken port, a folder without tokenizer: a restart would meet it again.
+        write_fatal(config.run_dir, str(error) or repr(error))
+        sys.exit(f"router: {error}")
+    await server.serve()
 
 
 def write_fatal(run_dir: Path, message: str) -> None:

@@ -168,7 +168,7 @@ class Engine:
         return stream
 
     def _end(self, stream: Stream, last: FinishReason | RequestError | None, *, kept: int | None = None) -> None:
-        """The one place where a stream ends: by its last token, an error, or (None) because nobody listens."""
+        """Where a stream ends while the engine runs: by its last token, an error, or (None) because nobody listens."""
         if stream.is_ended:
             return
         stream.close(last)
@@ -182,7 +182,7 @@ class Engine:
     # --- the loop
 
     async def run(self) -> None:
-        """Serves until cancelled."""
+        """Serves until cancelled. Fails only of what nobody foresaw, and then nobody waits for it."""
         try:
             while True:
                 self._session = await self._open_session()
@@ -197,6 +197,13 @@ class Engine:
                         stream = self._streams[sequence]
                         log.error("request %s ends: the shards die of it", stream.request.request_id)
                         self._end(stream, ShardsDied("the shards died several times while they computed this request"))
+        except Exception:
+            self._is_draining = True
+            # Not one by one at `_end`: the scheduler may be what failed.
+            for stream in self._streams.values():
+                stream.close(Unavailable("the router failed; send the request again"))
+            self._streams.clear()
+            raise
         finally:
             if self._session is not None:
                 await self._close_session(abort=None)

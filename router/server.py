@@ -48,19 +48,19 @@ class Server:
             payload_limit=config.payload_limit,
         )
 
-    async def serve(self) -> None:
+    async def start(self) -> None:
+        """Opens the ports. Raises OSError where one is taken."""
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._stop.set)
-        await self._startup()
+        await self._http.start()
+        await self._grpc.start()
+        log.info("http on port %d, grpc on port %d", self._http.port, self._grpc.port)
+
+    async def serve(self) -> None:
         engine = asyncio.create_task(self._engine.run())
         stop = asyncio.create_task(self._stop.wait())
         await asyncio.wait([engine, stop], return_when=asyncio.FIRST_COMPLETED)
         await self._shutdown(engine)
-
-    async def _startup(self) -> None:
-        await self._http.start()
-        await self._grpc.start()
-        log.info("http on port %d, grpc on port %d", self._http.port, self._grpc.port)
 
     async def _shutdown(self, engine: asyncio.Task[None]) -> None:
         """Not ready first, then drained, then gone. An engine that failed is raised after the ports are closed."""

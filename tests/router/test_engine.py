@@ -8,6 +8,7 @@ import pytest
 
 from drafthouse.v1 import shard_pb2
 from router.errors import DeadlineExceeded, Overloaded, ShardsDied, Unavailable
+from router.scheduler import Scheduler
 from router.sequence import FinishReason
 from tests.engines import collect, run, service
 from tests.engines import generation_request as request
@@ -341,6 +342,26 @@ def test_a_drain_finishes_what_runs_and_refuses_what_comes(tmp_path: Path) -> No
             await drain
 
     run(scenario)
+
+
+def test_an_engine_that_fails_leaves_nobody_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        async with FakeShards(tmp_path, FakeGroup(latency_s=LATENCY_S)), service(tmp_path) as s:
+            await s.ready()
+            streams = [asyncio.create_task(s.tokens(request([i], new=100))) for i in range(3)]
+            await asyncio.sleep(3 * LATENCY_S)
+            monkeypatch.setattr(Scheduler, "update", lambda *_: 1 / 0)
+            for stream in streams:
+                with pytest.raises(Unavailable, match="the router failed"):
+                    await stream
+            with pytest.raises(Unavailable):
+                await s.tokens(request([1], new=1))
+            assert not s.engine.is_ready
+            await asyncio.wait([s.loop], timeout=10)
+
+    # Of the engine's task, as the service that is around it ends.
+    with pytest.raises(ZeroDivisionError):
+        run(scenario)
 
 
 def test_an_engine_ends_when_it_is_cancelled_as_the_last_stream_ends(tmp_path: Path) -> None:
