@@ -28,6 +28,9 @@ KernelName = Literal["onednn-packed", "drafthouse-c", "drafthouse-triton", "torc
 
 # The number of rows that oneDNN chooses its packed layout for; other row counts stay correct.
 PACK_ROWS = 4
+# Numbers of 8 bits are widened to so much less, and their scales are so much more: float16 holds neither the sums of
+# the ones nor the least of the others. A power of two, so nothing is rounded by it.
+_LESS = 2.0**-9
 
 
 class Product:
@@ -62,7 +65,7 @@ class Product:
             self.scales = None if self.scales is None else compiled.pack_outputs(arranged(self.scales))
             self.bias = None if bias is None else compiled.pack_outputs(arranged(bias))
         elif self.scales is not None and self.kernel != TRITON:
-            self.scales = self.scales.to(dtype)
+            self.scales = (self.scales / _LESS if self.kernel == "torch" else self.scales).to(dtype)
         elif self.kernel == "onednn-packed":
             self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, PACK_ROWS)
 
@@ -107,7 +110,7 @@ class Product:
         if self.kernel == "torch-int8":
             out: Tensor = torch.ops.aten._weight_int8pack_mm(x, self.weight, self.scales)
         else:
-            out = F.linear(x, self.weight.to(x.dtype)) * self.scales
+            out = F.linear(x, self.weight.to(x.dtype).mul_(_LESS)) * self.scales
         return out if self.bias is None else out + self.bias
 
 

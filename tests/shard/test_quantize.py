@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM
 from shard.config import ConfigError, parse_args
 from shard.cpu.kernels import NAME
 from shard.distributed import TPGroup
-from shard.layers.quantize import Quantization, quantized
+from shard.layers.matmul import Product
+from shard.layers.quantize import Quantization, QuantizedWeight, quantized
 from shard.rank import build_rank
 from tests.checkpoints import make_checkpoint
 from tests.shard.paged import PagedModel, Part, Sequence, random_tokens
@@ -80,6 +81,21 @@ def test_ranks_that_share_an_output_agree_on_its_scale(quantization: Quantizatio
         part = quantized(mine, quantization, Halves(other.abs().amax(1)))
         assert torch.equal(part.values.float(), whole.values[:, columns].float())
         assert torch.equal(part.scales, whole.scales)
+
+
+@pytest.mark.parametrize("quantization", ["int8", "fp8"])
+def test_float16_holds_what_is_widened_and_its_scales(quantization: Quantization) -> None:
+    weight = draw(24, 256, seed=0) / 50
+    weight[5] /= 10_000
+    x = draw(9, 256, seed=1)
+    # What trained models are known for.
+    x[:, 7] += 1000
+    x = x.half()
+    values, scales = quantized(weight, quantization)
+    exact = x.double() @ (values.double() * scales[:, None]).T
+    assert (exact / scales).abs().max() > torch.finfo(torch.float16).max > exact.abs().max()
+    out = Product(QuantizedWeight(values, scales), None, torch.float16)(x)
+    torch.testing.assert_close(out.double(), exact, rtol=2**-8, atol=2**-12)
 
 
 @pytest.fixture(params=MODELS.values(), ids=MODELS.keys())
