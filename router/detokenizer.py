@@ -32,14 +32,14 @@ class Detokenizer:
 
     The text is what decoding prompt and tokens together has beyond its longest common beginning with the decoded
     prompt, without special tokens. Of several stop strings the one that is complete first ends the text; of those
-    complete at the same character, the longest. Time is linear in the number of tokens.
+    complete at the same character, the longest: it `has_stopped` then. Time is linear in the number of tokens.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt_token_ids: Sequence[int], stop_strings: Iterable[str] = ()) -> None:
         self._tokenizer = tokenizer
         self._stop_strings = tuple(stop_strings)
         self._stop_ends = {f"<0x{stop.encode()[-1]:02X}>" for stop in self._stop_strings}
-        self._stopped = False
+        self.has_stopped = False
         # The last tokens that have text, and the beginning of their text that needs no more saying.
         self._window = _context(tokenizer, prompt_token_ids)
         self._window_said = tokenizer.decode(self._window)
@@ -48,7 +48,7 @@ class Detokenizer:
 
     def push(self, token_ids: Sequence[int]) -> Detokenized:
         """The text that became certain with these tokens. Nothing may be pushed after a stop."""
-        assert not self._stopped, "pushed after the stop string"
+        assert not self.has_stopped, "pushed after the stop string"
         if not self._stop_strings:
             return Detokenized(self._decode(token_ids), len(token_ids), stopped=False)
         pieces = []
@@ -57,16 +57,16 @@ class Detokenizer:
             if not text and self._ends_a_stop_string():
                 text = self._unsaid(self._tokenizer.decode(self._window))
             pieces.append(self._release(text))
-            if self._stopped:
+            if self.has_stopped:
                 return Detokenized("".join(pieces), i + 1, stopped=True)
         return Detokenized("".join(pieces), len(token_ids), stopped=False)
 
     def flush(self) -> str:
         """The rest, when no more tokens come; empty after a stop."""
-        if self._stopped:
+        if self.has_stopped:
             return ""
         text = self._release(self._unsaid(self._tokenizer.decode(self._window)))
-        if self._stopped:
+        if self.has_stopped:
             return text
         rest, self._held = self._held, ""
         return text + rest
@@ -105,7 +105,7 @@ class Detokenizer:
         text = self._held + text
         matches = [(start + len(stop), start) for stop in self._stop_strings if (start := text.find(stop)) >= 0]
         if matches:
-            self._stopped, self._held = True, ""
+            self.has_stopped, self._held = True, ""
             return text[: min(matches)[1]]
         start = min((_partial_match(text, stop) for stop in self._stop_strings), default=len(text))
         self._held = text[start:]

@@ -43,6 +43,12 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
         self._metrics = metrics
         self._long_messages = LongMessages(engine.refuse_if_full)
 
+    def note_malformed(self, method: str) -> None:
+        """A message that could not be read, for this method."""
+        if method == "Generate":
+            self._metrics.requests.labels("invalid").inc()
+            self._metrics.request_duration_seconds.observe(0.0)
+
     async def Generate(  # type: ignore[override]  # writes to the context, so that a client's leaving is seen here
         self, request: generation_pb2.GenerateRequest, context: _Context
     ) -> None:

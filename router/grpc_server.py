@@ -34,8 +34,9 @@ class GrpcServer:
         payload_limit: int,
     ) -> None:
         """`payload_limit` bounds a request message, in bytes. Port 0 takes a free one. Needs a running event loop."""
+        service = GenerationService(engine, tokenizer, metrics)
         self._server = grpc.aio.server(
-            interceptors=[MalformedMessages(_SERVICE_NAME)],
+            interceptors=[MalformedMessages(_SERVICE_NAME, service.note_malformed)],
             options=[
                 ("grpc.max_receive_message_length", payload_limit),
                 ("grpc.max_send_message_length", -1),
@@ -47,9 +48,7 @@ class GrpcServer:
                 ("grpc.http2.min_ping_interval_without_data_ms", _KEEPALIVE_TIMEOUT_MS),
             ],
         )
-        generation_pb2_grpc.add_GenerationServiceServicer_to_server(
-            GenerationService(engine, tokenizer, metrics), self._server
-        )
+        generation_pb2_grpc.add_GenerationServiceServicer_to_server(service, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(HealthService(engine, frozenset({_SERVICE_NAME})), self._server)
         reflection.enable_server_reflection((_SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
         self._host = host

@@ -6,12 +6,16 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from google.protobuf.message import Message
+from drafthouse.v1 import generation_pb2
 
 _Reply = TypeVar("_Reply")
 
-# Tokenizing a message of so many bytes takes longer than the streams beside it should wait.
+_Message = generation_pb2.GenerateRequest | generation_pb2.TokenizeRequest
+
+# Tokenizing so many bytes takes longer than the streams beside it should wait.
 _LONG_BYTES = 8192
+# What a template writes around each message of a chat, about.
+_BYTES_OF_TEMPLATE = 32
 # They share the interpreter with the event loop.
 _MOST_AT_A_TIME = 4
 
@@ -24,9 +28,9 @@ class LongMessages:
         self._pool = ThreadPoolExecutor(_MOST_AT_A_TIME, thread_name_prefix="long-message")
         self._num_here = 0
 
-    async def run(self, message: Message, work: Callable[[], _Reply]) -> _Reply:
+    async def run(self, message: _Message, work: Callable[[], _Reply]) -> _Reply:
         """`work`, here or beside. Whoever is cancelled while it waits costs nothing."""
-        if message.ByteSize() <= _LONG_BYTES:
+        if message.ByteSize() + _BYTES_OF_TEMPLATE * len(message.chat.messages) <= _LONG_BYTES:
             return work()
         self._refuse_if_full(self._num_here)
         self._num_here += 1

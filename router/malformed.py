@@ -14,9 +14,10 @@ from router.grpc_errors import to_grpc_status
 
 
 class MalformedMessages(grpc.aio.ServerInterceptor):
-    def __init__(self, service: str) -> None:
-        """Of this service, whose methods are coroutines that take one message."""
+    def __init__(self, service: str, note: Callable[[str], None]) -> None:
+        """Of this service, whose methods are coroutines that take one message; `note` is told each one's method."""
         self._prefix = f"/{service}/"
+        self._note = note
 
     async def intercept_service(
         self,
@@ -33,6 +34,7 @@ class MalformedMessages(grpc.aio.ServerInterceptor):
             try:
                 request = parse(message)
             except DecodeError as error:
+                self._note(handler_call_details.method.removeprefix(self._prefix))
                 await context.abort_with_status(to_grpc_status(InvalidRequest("request", f"cannot be read: {error}")))
             return await work(request, context)
 

@@ -94,8 +94,11 @@ class Stream:
             text = self.detokenizer.push(token_ids).text
         if reason is None:
             return GenerationOutput(text, token_ids, logprobs)
+        text += self.detokenizer.flush()
+        # Bytes that are no character until nothing more comes may be one that ends the text.
+        reason = FinishReason.STOP if self.detokenizer.has_stopped else reason
         return GenerationOutput(
-            text + self.detokenizer.flush(),
+            text,
             token_ids,
             logprobs,
             finish_reason=reason,

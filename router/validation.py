@@ -18,6 +18,8 @@ _MAX_REQUEST_ID_CHARACTERS = 128
 _MAX_STOP_TOKENS = 64
 # The text that may be the beginning of one is held back, and looked at whenever there is more.
 _MAX_STOP_STRING_CHARACTERS = 1024
+# Each becomes several tokens by the template, however little it says.
+_MAX_CHAT_MESSAGES = 8192
 # Below it logits overflow float32 when they are divided by it; clients that say 1e-5 send the float32 next to it.
 _MIN_TEMPERATURE = 0.99e-5
 _UINT64 = 2**64
@@ -101,12 +103,6 @@ def _prompt_token_ids(request: generation_pb2.GenerateRequest, tokenizer: Tokeni
             # Some tokenizers begin every text with a special token: an empty text must not pass for that.
             token_ids = tokenizer.encode(request.text) if request.text else []
         case "chat":
-            if (num_messages := len(request.chat.messages)) > limits.max_input_tokens:
-                # Each is a token at least: to find out how many they are would take seconds.
-                raise InvalidRequest(
-                    "chat.messages",
-                    f"there are {num_messages}, more than the {limits.max_input_tokens} tokens that a prompt may have",
-                )
             token_ids = _chat_token_ids(request.chat, tokenizer)
         case "token_ids":
             token_ids = list(request.token_ids.ids)
@@ -126,6 +122,10 @@ def _prompt_token_ids(request: generation_pb2.GenerateRequest, tokenizer: Tokeni
 def _chat_token_ids(chat: generation_pb2.ChatMessages, tokenizer: Tokenizer) -> list[int]:
     if not chat.messages:
         raise InvalidRequest("chat.messages", "there must be at least one message")
+    if len(chat.messages) > _MAX_CHAT_MESSAGES:
+        raise InvalidRequest(
+            "chat.messages", f"{len(chat.messages)} were given; at most {_MAX_CHAT_MESSAGES} are possible"
+        )
     return tokenizer.apply_chat_template([{"role": m.role, "content": m.content} for m in chat.messages])
 
 

@@ -141,6 +141,24 @@ async def test_long_messages_that_wait_to_be_tokenized_are_counted_too(monkeypat
         assert await generate(stub, text="word " * 2000)
 
 
+@in_loop
+async def test_many_little_messages_are_a_long_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with session() as (_, __, stub):
+        threads: list[str] = []
+
+        def render(_: Tokenizer, messages: list[dict[str, str]]) -> list[int]:
+            threads.append(threading.current_thread().name)
+            return [1]
+
+        monkeypatch.setattr(Tokenizer, "apply_chat_template", render)
+        for number in (1, 1000):
+            chat = generation_pb2.ChatMessages(messages=[generation_pb2.ChatMessage(role="user")] * number)
+            await stub.Tokenize(generation_pb2.TokenizeRequest(chat=chat))
+        here, beside = threads
+        assert here == threading.current_thread().name
+        assert beside.startswith("long-message")
+
+
 @pytest.mark.parametrize(
     ("raised", "code", "status"),
     [
@@ -264,12 +282,13 @@ async def test_tokenize_answers_with_ids_and_tokens() -> None:
 def test_what_is_no_message_is_the_clients_error(method: str, caplog: pytest.LogCaptureFixture) -> None:
     @in_loop
     async def send() -> None:
-        async with session() as (_, channel, stub):
+        async with session() as (served, channel, stub):
             call = channel.unary_stream if method == "Generate" else channel.unary_unary
             reply = call(f"/drafthouse.v1.GenerationService/{method}")(b"\xff\xff\xff")
             with pytest.raises(grpc.aio.AioRpcError, match=r"request: cannot be read: .*Wire format") as caught:
                 await (anext(aiter(reply)) if method == "Generate" else reply)
             assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+            assert served.num_requests("invalid") == (method == "Generate")
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await channel.unary_unary("/drafthouse.v1.GenerationService/Nothing")(b"")
             assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED

@@ -57,6 +57,18 @@ def test_what_waits_together_is_one_output() -> None:
     in_a_stream(do)
 
 
+def test_a_stop_string_that_nothing_more_can_undo_ends_the_text_whatever_ended_the_tokens() -> None:
+    async def do(stream: Stream) -> None:
+        stream.sequence.finish_reason = FinishReason.LENGTH
+        # Half a character.
+        _, reason = stream.take(SequenceResult(0, [*tokens("a"), tokens("你")[0]], [0.0, 0.0], 0, 0))
+        stream.close(reason)
+        last = await stream.next_output()
+        assert (last.text, last.finish_reason) == ("a", FinishReason.STOP)
+
+    in_a_stream(do, stop=["�"])
+
+
 def test_outputs_wait_for_their_turn() -> None:
     async def do(stream: Stream) -> None:
         bring(stream, "a")
