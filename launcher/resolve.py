@@ -27,6 +27,8 @@ _NOT_OF_A_MODEL = ["consolidated*"]
 class ResolvedModel:
     """`model_id` is what users see; `weights_note` says what was done to the weights, "" if nothing.
 
+    `base_name` finds the model without its heads again, from any folder: a hub id or an absolute path.
+
     `medusa_path` is the folder of Medusa heads, None where there are none or they are part of the model's own weights;
     `medusa_name` is what users see of it.
     """
@@ -35,6 +37,7 @@ class ResolvedModel:
     model_id: str
     weights_note: str
     max_positions: int | None
+    base_name: str
     medusa_path: Path | None = None
     medusa_name: str = ""
 
@@ -68,7 +71,8 @@ def resolve(request: ModelRequest, log: LogWriter) -> ResolvedModel:
 
 def _default(request: ModelRequest, log: LogWriter) -> ResolvedModel:
     refuse_revision(_model_reference("", request.revision), "not given")
-    model = _described(converted_folder(default_gguf(log), request.dtype, log), DEFAULT_MODEL_ID)
+    folder = converted_folder(default_gguf(log), request.dtype, log)
+    model = _described(folder, DEFAULT_MODEL_ID, base_name=str(folder))
     heads = default_heads()
     if heads is None or not request.use_heads or request.medusa is not None:
         return model
@@ -108,7 +112,7 @@ def _open_model(reference: Reference, request: ModelRequest, log: LogWriter) -> 
     refuse_revision(reference, "a file")
     if not is_gguf(file):
         raise LaunchError(f"{reference.asked}: this file is not GGUF; give a model folder, a GGUF file or a hub id")
-    return _described(converted_folder(file, request.dtype, log), file.stem)
+    return _described(converted_folder(file, request.dtype, log), file.stem, base_name=str(file.resolve()))
 
 
 def _served(model: Source | ResolvedModel, request: ModelRequest, log: LogWriter) -> ResolvedModel:
@@ -124,7 +128,7 @@ def _served(model: Source | ResolvedModel, request: ModelRequest, log: LogWriter
             f"{reference.asked}: the repository holds no safetensors weights; "
             "for a GGUF, download the file and give its path"
         )
-    described = _described(folder, reference.name)
+    described = _described(folder, reference.name, base_name=str(folder) if model.is_local else reference.name)
     return replace(described, medusa_path=folder, medusa_name=reference.name) if heads else described
 
 
@@ -146,11 +150,11 @@ def _with_heads(model: ResolvedModel, heads: Source, log: LogWriter) -> Resolved
     return replace(model, medusa_path=folder, medusa_name=heads.reference.name)
 
 
-def _described(folder: Path, model_id: str) -> ResolvedModel:
+def _described(folder: Path, model_id: str, *, base_name: str) -> ResolvedModel:
     config = read_json(folder / "config.json")
     if config is None:
         hint = "; to serve a GGUF in it, name the file" if any(folder.glob("*.gguf")) else ""
         raise LaunchError(f"{folder} holds no config.json, so it is not a model that can be served{hint}")
     positions = config.get("max_position_embeddings")
     note = (read_json(folder / NOTE_FILE) or {}).get("weights_note", "")
-    return ResolvedModel(folder, model_id, str(note), positions if isinstance(positions, int) else None)
+    return ResolvedModel(folder, model_id, str(note), positions if isinstance(positions, int) else None, base_name)

@@ -37,12 +37,9 @@ def resolved_base(config: TrainConfig) -> BaseModel:
     log = LogWriter(level="info", json_output=False, stream=sys.stderr)
     # Without heads that the base may have already.
     request = ModelRequest(config.model_id, config.revision, DTYPE, hub_cache=None, use_heads=False)
-    folder = resolve(request, log).path
-    mark = mark_of(folder)
-    if config.model_id is None or Path(config.model_id).expanduser().is_dir():
-        return BaseModel(folder, str(folder), mark, device)
-    file = Path(config.model_id).expanduser()
-    return BaseModel(folder, str(file.resolve()) if file.is_file() else config.model_id, mark, device)
+    model = resolve(request, log)
+    # Not --model-id: that may have named heads, whose base this is.
+    return BaseModel(model.path, model.base_name, mark_of(model.path), device)
 
 
 def mark_of(folder: Path) -> str:

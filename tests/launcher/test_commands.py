@@ -6,7 +6,7 @@ from launcher.config import LauncherConfig, settled, with_model_length
 from launcher.machine import Machine
 from launcher.resolve import ResolvedModel
 
-MODEL = ResolvedModel(Path("/models/tiny"), "tiny", "dequantized from Q4_1", 2048)
+MODEL = ResolvedModel(Path("/models/tiny"), "tiny", "dequantized from Q4_1", 2048, "/models/tiny")
 PATHS = RunPaths(Path("/run/x"), "/run/x/shard")
 ENVIRON = {"PATH": "/bin", "DRAFTHOUSE_PORT": "1", "PET_NNODES": "4", "OMP_NUM_THREADS": "64"}
 

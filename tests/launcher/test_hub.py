@@ -84,6 +84,7 @@ def serve(log: RecordingLog, model_id: str, **request: Any) -> ResolvedModel:
 def test_of_a_model_only_what_serving_needs_is_fetched(fake_hub: FakeHub, log: RecordingLog) -> None:
     model = serve(log, "org/base")
     assert (model.path, model.model_id, model.medusa_path) == (fake_hub.cache / "org/base", "org/base", None)
+    assert model.base_name == "org/base"
     assert fake_hub.fetched("org/base") == {"config.json", "model.safetensors", *TOKENIZER}
 
 
@@ -105,6 +106,7 @@ def test_of_heads_only_the_heads_are_fetched(
     model = serve(log, "org/heads")
     assert (model.path, model.medusa_path) == (fake_hub.cache / "org/base", fake_hub.cache / "org/heads")
     assert (model.model_id, model.medusa_name, model.max_positions) == ("org/heads", "org/heads", 4096)
+    assert model.base_name == "org/base"
     assert fake_hub.fetched("org/heads") == {"config.json"} | needed
 
 

@@ -88,6 +88,7 @@ def test_a_relative_base_is_found_from_the_heads_wherever_the_launcher_runs(
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert serve(log, heads).path == base
     assert serve(log, "../heads").path == base
+    assert serve(log, "../heads").base_name == serve(log, "../base").base_name == str(base)
 
 
 def test_the_base_of_heads_may_be_a_gguf_file(
@@ -98,6 +99,7 @@ def test_the_base_of_heads_may_be_a_gguf_file(
     heads = write_folder(tmp_path / "heads", V1 | {"base_model_name_or_path": "small.gguf"}, V1_FILE)
     model = serve(log, heads)
     assert (model.path, model.medusa_path, model.model_id) == (base, heads, str(heads))
+    assert model.base_name == str(tmp_path / "small.gguf")
 
 
 def test_heads_can_be_added_to_any_model(tmp_path: Path, base: Path, log: RecordingLog) -> None:

@@ -1,10 +1,45 @@
+import json
+import shutil
 from pathlib import Path
 
+import huggingface_hub
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from tests.checkpoints import make_checkpoint
-from trainer.model import mark_of
+from tests.launcher.test_hub import FakeHub
+from trainer.__main__ import main
+from trainer.config import TrainConfig
+from trainer.model import mark_of, resolved_base
+
+
+def _config(*words: str) -> TrainConfig:
+    return TrainConfig(**main.make_context("train-medusa", ["--output=new", *words]).params)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
+    """With heads, org/heads, and their base, org/base."""
+    hub = FakeHub(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub.snapshot_download)
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", hub.list_repo_files)
+    monkeypatch.chdir(tmp_path)
+    base = make_checkpoint(hub.remote / "org/base")
+    hub.add("org/heads", {"medusa_num_heads": 3, "base_model_name_or_path": "org/base"}, "medusa_lm_head.pt")
+    shutil.copytree(base, tmp_path / "base")
+    return hub
+
+
+def test_heads_that_are_named_stand_for_their_base(hub: FakeHub, tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    old.mkdir()
+    for named, base in [("org/base", "org/base"), ("../base", str(tmp_path / "base"))]:
+        (old / "config.json").write_text(json.dumps({"medusa_num_heads": 3, "base_model_name_or_path": named}))
+        assert resolved_base(_config("--model-id=old")).name == base
+    assert resolved_base(_config("--model-id=base")).name == str(tmp_path / "base")
+    for model_id in ("org/heads", "org/base"):
+        assert resolved_base(_config(f"--model-id={model_id}")).name == "org/base"
 
 
 def test_a_base_is_known_by_what_it_says_whatever_lies_beside_it(tmp_path: Path) -> None:
