@@ -13,6 +13,8 @@ from launcher.source import Source
 
 # By preference: a .pt is read only where there is no safetensors.
 HEADS_FILES = ("medusa_lm_head.safetensors", "medusa_lm_head.pt")
+# Of the base, where heads were trained on another than its main branch. Our own key; other servers do not look at it.
+BASE_REVISION = "base_model_revision"
 _SMALL_FILES = ["config.json", "drafthouse_medusa.json"]
 
 
@@ -62,10 +64,12 @@ def files_of_heads(source: Source) -> list[str]:
 def base_of(heads: Source) -> Reference:
     """The base model that heads name: a hub id, or a path, relative to the heads' folder or beside it.
 
-    It has its own revision: the user's belongs to the heads. Raises LaunchError where none is named.
+    It has its own revision, which the heads may name too: the user's belongs to the heads. Raises LaunchError where no
+    base is named.
     """
     name = heads.reference.name
-    base = (heads.config or {}).get("base_model_name_or_path")
+    config = heads.config or {}
+    base, revision = config.get("base_model_name_or_path"), config.get(BASE_REVISION)
     instead = f"--model-id BASE --medusa {name}"
     if not isinstance(base, str) or not base:
         raise LaunchError(
@@ -73,9 +77,9 @@ def base_of(heads: Source) -> Reference:
         )
     return Reference(
         name=str(_beside(heads.folder, base) or base) if heads.is_local else base,
-        revision=None,
+        revision=revision if isinstance(revision, str) else None,
         asked=f"base model {base}, named by the heads {name}",
-        revision_flag="--revision",
+        revision_flag=f"{BASE_REVISION} of {name}:",
         advice=f"; if it has moved, serve it with {instead}",
     )
 

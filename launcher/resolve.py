@@ -27,7 +27,8 @@ _NOT_OF_A_MODEL = ["consolidated*"]
 class ResolvedModel:
     """`model_id` is what users see; `weights_note` says what was done to the weights, "" if nothing.
 
-    `base_name` finds the model without its heads again, from any folder: a hub id or an absolute path.
+    `base_name` finds the model without its heads again, from any folder: a hub id, which is then of `base_revision`, or
+    an absolute path.
 
     `medusa_path` is the folder of Medusa heads, None where there are none or they are part of the model's own weights;
     `medusa_name` is what users see of it.
@@ -38,6 +39,7 @@ class ResolvedModel:
     weights_note: str
     max_positions: int | None
     base_name: str
+    base_revision: str | None = None
     medusa_path: Path | None = None
     medusa_name: str = ""
 
@@ -129,6 +131,7 @@ def _served(model: Source | ResolvedModel, request: ModelRequest, log: LogWriter
             "for a GGUF, download the file and give its path"
         )
     described = _described(folder, reference.name, base_name=str(folder) if model.is_local else reference.name)
+    described = replace(described, base_revision=reference.revision)
     return replace(described, medusa_path=folder, medusa_name=reference.name) if heads else described
 
 

@@ -22,11 +22,12 @@ _TEXTS = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_templa
 
 @dataclass(frozen=True, slots=True)
 class BaseModel:
-    """`name`: for the heads' config, a hub id or an absolute path. `mark`: of its files; what was made with others is
-    of another base."""
+    """`name`: for the heads' config, a hub id or an absolute path; `revision`: of the hub id, None for its main branch.
+    `mark`: of its files; what was made with others is of another base."""
 
     folder: Path
     name: str
+    revision: str | None
     mark: str
     device: torch.device
 
@@ -39,7 +40,7 @@ def resolved_base(config: TrainConfig) -> BaseModel:
     request = ModelRequest(config.model_id, config.revision, DTYPE, hub_cache=None, use_heads=False)
     model = resolve(request, log)
     # Not --model-id: that may have named heads, whose base this is.
-    return BaseModel(model.path, model.base_name, mark_of(model.path), device)
+    return BaseModel(model.path, model.base_name, model.base_revision, mark_of(model.path), device)
 
 
 def mark_of(folder: Path) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import nn
 
+from launcher.medusa import BASE_REVISION
 from trainer.evaluate import Evaluation
 from trainer.files import save_whole, write_json
 from trainer.heads import head_tensors, to_bfloat16
@@ -30,13 +31,14 @@ def write_heads(
     heads: nn.ModuleList,
     *,
     base_name: str,
+    base_revision: str | None,
     base_folder: Path,
     version: str,
     num_layers: int,
     evaluation: Evaluation,
     token_ids: list[int] | None,
 ) -> None:
-    """`base_name`: the hub id or path that servers find the base by. `token_ids`: all that the heads may propose."""
+    """`base_name`, `base_revision`: what servers find the base by. `token_ids`: all that the heads may propose."""
     output.mkdir(parents=True, exist_ok=True)
     for name in _TOKENIZER_FILES:
         if (base_folder / name).is_file():
@@ -57,5 +59,7 @@ def write_heads(
         "medusa_num_heads": len(heads),
         "medusa_num_layers": num_layers,
     }
+    config |= {"version": "2"} if version == "v2" else {}
+    config |= {BASE_REVISION: base_revision} if base_revision is not None else {}
     # Last: without it the folder is not one of heads.
-    write_json(output / "config.json", config | ({"version": "2"} if version == "v2" else {}))
+    write_json(output / "config.json", config)

@@ -61,6 +61,7 @@ def run(config: TrainConfig) -> Evaluation:
         config.output,
         heads,
         base_name=model.name,
+        base_revision=model.revision,
         base_folder=model.folder,
         version=config.version,
         num_layers=config.num_layers,

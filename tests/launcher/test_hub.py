@@ -127,6 +127,16 @@ def test_a_revision_belongs_to_the_repository_that_the_user_named(fake_hub: Fake
     assert fake_hub.revisions == {"org/base": {"v1"}, "org/heads": {"v3"}}
 
 
+def test_heads_may_name_the_revision_of_their_base(fake_hub: FakeHub, log: RecordingLog) -> None:
+    fake_hub.add("org/heads", HEADS | {"base_model_revision": "v1"}, "medusa_lm_head.safetensors")
+    model = serve(log, "org/heads", revision="v2")
+    assert fake_hub.revisions == {"org/heads": {"v2"}, "org/base": {"v1"}}
+    assert (model.base_name, model.base_revision) == ("org/base", "v1")
+    (fake_hub.cache.parent / "org" / "base").mkdir(parents=True)
+    with pytest.raises(LaunchError, match="base_model_revision of org/heads: v1 is for repositories of the hub"):
+        serve(log, "org/heads")
+
+
 def test_a_base_that_has_gone_from_the_hub_can_be_named(fake_hub: FakeHub, log: RecordingLog) -> None:
     fake_hub.add("org/heads", HEADS | {"base_model_name_or_path": "org/gone"}, "medusa_lm_head.safetensors")
     with pytest.raises(LaunchError, match=r"org/gone, named by .*org/heads.*--model-id BASE --medusa org/heads"):

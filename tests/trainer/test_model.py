@@ -5,8 +5,11 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
+from launcher.logs import LogWriter
+from launcher.resolve import ModelRequest, resolve
 from tests.checkpoints import make_checkpoint
 from tests.launcher.test_hub import FakeHub
 from trainer.__main__ import main
@@ -40,6 +43,18 @@ def test_heads_that_are_named_stand_for_their_base(hub: FakeHub, tmp_path: Path)
     assert resolved_base(_config("--model-id=base")).name == str(tmp_path / "base")
     for model_id in ("org/heads", "org/base"):
         assert resolved_base(_config(f"--model-id={model_id}")).name == "org/base"
+
+
+def test_the_revision_of_a_base_is_served_again(hub: FakeHub, tmp_path: Path) -> None:
+    answers = "".join(f'{{"prompt": "Number {i}", "token_ids": [5, 6, 7]}}\n' for i in range(9))
+    (tmp_path / "a.jsonl").write_text(answers)
+    words = ["--model-id=org/base", "--revision=v1", "--output=new", "--answers=a.jsonl", "--held-out=.3", "--epochs=1"]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 0, result.stderr
+    hub.revisions.clear()
+    request = ModelRequest("new", None, "float32", None)
+    assert resolve(request, LogWriter(level="error", json_output=False)).medusa_path == tmp_path / "new"
+    assert hub.revisions == {"org/base": {"v1"}}
 
 
 def test_a_base_is_known_by_what_it_says_whatever_lies_beside_it(tmp_path: Path) -> None:
