@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.errors import TrainError
+from trainer.errors import TrainError, described
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +42,18 @@ def load_base(folder: Path, device: torch.device) -> Base:
 
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-    except (OSError, ValueError) as error:
-        raise TrainError(f"{folder} cannot be loaded: {error}") from error
+        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    except Exception as error:  # whatever the library trips over, of any class
+        raise TrainError(
+            f"{folder} cannot be loaded ({described(error)}); config.json and the weights must fit each other"
+        ) from error
+    model, info = loaded
+    missing = sorted(info["missing_keys"])
+    if missing:
+        # The library has drawn them at random.
+        raise TrainError(
+            f"{folder}: its weights lack {len(missing)} tensors of config.json's model, first {missing[0]}"
+        )
     model.to(device).eval().requires_grad_(False)
     head = model.get_output_embeddings()
     if head is None or getattr(head, "bias", None) is not None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from launcher.logs import LogWriter
 from launcher.medusa import HEADS_FILES
@@ -51,8 +51,11 @@ def mark_of(folder: Path) -> str:
 
 
 def _first_rows(path: Path) -> list[str]:
-    with safe_open(path, "pt") as file:
-        return [f"{name} {file.get_slice(name)[:1].double().flatten().tolist()}" for name in sorted(file.keys())]
+    try:
+        with safe_open(path, "pt") as file:
+            return [f"{name} {file.get_slice(name)[:1].double().flatten().tolist()}" for name in sorted(file.keys())]
+    except SafetensorError as error:
+        raise TrainError(f"{path} is damaged or cut short ({error}); delete it and fetch or copy it again") from error
 
 
 def _chosen_device(name: str) -> torch.device:

@@ -3,22 +3,27 @@
 from pathlib import Path
 from typing import Any
 
-from trainer.errors import TrainError
+from trainer.errors import TrainError, described
 
 # Stands for what a user would say; no template writes it.
 _SENTINEL = "<<<drafthouse: the user speaks here>>>"
 
 
 class BaseTokenizer:
-    """Without a chat template a prompt is text to be continued. Raises TrainError where there is no tokenizer."""
+    """Without a chat template a prompt is text to be continued. Where tokenizer or template cannot be used, it
+    and its methods raise TrainError."""
 
     def __init__(self, folder: Path) -> None:
         from transformers import AutoTokenizer
 
+        self._folder = folder
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-        except (OSError, ValueError) as error:
-            raise TrainError(f"{folder}: its tokenizer cannot be read ({error})") from error
+        except Exception as error:  # whatever the library trips over, of any class
+            raise TrainError(
+                f"{folder}: its tokenizer cannot be read ({described(error)}); "
+                "tokenizer.json and tokenizer_config.json must be there and whole"
+            ) from error
 
     def prompt_token_ids(self, text: str) -> list[int]:
         """One turn of a user, rendered up to the words that begin the answer."""
@@ -44,7 +49,13 @@ class BaseTokenizer:
 
     def _rendered(self, content: str) -> str:
         messages = [{"role": "user", "content": content}]
-        return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        try:
+            return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        except Exception as error:  # a template's own refusal, or any mistake in it
+            raise TrainError(
+                f"{self._folder}: its chat template does not render one turn of a user ({described(error)}); change "
+                "the template (chat_template.jinja or tokenizer_config.json), or give --answers with prompt_token_ids"
+            ) from error
 
     def _plain(self, rendered: str) -> list[int]:
         # The template has written the special tokens.

@@ -1,10 +1,12 @@
 """The whole command as a user runs it, on a tiny base: prompts, answers by a real service, features, heads, output."""
 
 import json
+import re
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -194,6 +196,38 @@ def test_flags_that_do_not_fit_are_refused_by_name(
     assert message in result.stderr
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "heads").exists()
+
+
+def _cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def _with(path: Path, **settings: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "message"),
+    [
+        ("model.safetensors", _cut_short, r"model\.safetensors is damaged or cut short .*copy it again"),
+        ("tokenizer.json", lambda path: path.write_text("{}"), r"KeyError.*tokenizer\.json .* must be there and whole"),
+        (
+            "chat_template.jinja",
+            lambda path: path.write_text("{{ raise_exception('no system message') }}"),
+            r"chat template .*no system message.*chat_template\.jinja .*--answers with prompt_token_ids",
+        ),
+        ("config.json", lambda path: _with(path, vocab_size=99), r"config\.json and the weights must fit each other"),
+        ("config.json", lambda path: _with(path, num_hidden_layers=3), r"lack 9 tensors .*, first model\.layers\.2"),
+    ],
+)
+def test_a_broken_base_is_refused_by_its_file(
+    base: Path, tmp_path: Path, file: str, damage: Callable[[Path], None], message: str
+) -> None:
+    broken = shutil.copytree(base, tmp_path / "broken")
+    damage(broken / file)
+    result = _run(_words(broken, tmp_path / "heads", answers=_write_answers(tmp_path / "a.jsonl")))
+    assert result.exit_code == 1
+    assert re.search(f"train-medusa: {broken}.*{message}", result.stderr), result.stderr or result.exception
 
 
 def test_a_folder_that_holds_a_model_is_not_written_to(base: Path, tmp_path: Path) -> None:
