@@ -38,12 +38,17 @@ def save_whole(path: Path, save: Callable[[Path], object]) -> None:
     os.replace(partial, path)
 
 
-def read_json(path: Path) -> Any:
-    """None if there is no such file."""
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a file, None if there is no such file. Raises TrainError for anything else."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
+    except (ValueError, RecursionError) as error:
+        raise TrainError(f"{path} is not JSON ({error}); mend or delete it") from error
+    if not isinstance(content, dict):
+        raise TrainError(f"{path} is not a JSON object; mend or delete it")
+    return content
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, Any]]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from trainer.errors import TrainError, described
 from trainer.features import Features
 from trainer.files import fingerprint, save_whole
 from trainer.heads import MedusaHead
@@ -72,7 +73,8 @@ def train(
 ) -> None:
     """Trains `heads` in place on `answers` (their numbers in `features`), going on from a checkpoint in `work`.
 
-    `made_from`: what beside the settings the heads follow from; with another one training begins anew.
+    `made_from`: what beside the settings the heads follow from; with another one training begins anew. A damaged
+    checkpoint raises TrainError.
     """
     batches = plan_batches([len(features.rows(answer)) for answer in answers], settings)
     common = _common_tokens(features, answers, len(lm_head))
@@ -199,10 +201,14 @@ class _Checkpoint:
         self._optimizer = optimizer
 
     def load(self) -> int:
-        """The number of steps that are done."""
+        """The number of steps that are done. Raises TrainError."""
         if not self._path.is_file():
             return 0
-        state = torch.load(self._path, map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(self._path, map_location="cpu", weights_only=True)
+        except Exception as error:  # of damage, one class or another; but also want of memory, so that the file stays
+            reason = described(error).splitlines()[0]
+            raise TrainError(f"{self._path} cannot be read ({reason}); delete it, and training begins anew") from error
         if state["made_from"] != self._made_from:
             return 0
         self._heads.load_state_dict(state["heads"])

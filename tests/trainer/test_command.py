@@ -240,6 +240,17 @@ def test_a_folder_that_holds_a_model_is_not_written_to(base: Path, tmp_path: Pat
         assert (folder / "config.json").read_bytes() == before
 
 
+@pytest.mark.parametrize("content", ["{", "[1]", "\xff"])
+@pytest.mark.parametrize("name", ["config.json", "work/features.json"])
+def test_a_file_of_its_own_that_is_broken_is_named(base: Path, tmp_path: Path, name: str, content: str) -> None:
+    broken = tmp_path / "heads" / name
+    broken.parent.mkdir(parents=True)
+    broken.write_text(content, encoding="latin1")
+    result = _run(_words(base, tmp_path / "heads", answers=_write_answers(tmp_path / "a.jsonl")))
+    assert result.exit_code == 1
+    assert re.search(f"train-medusa: {broken} is not .*; mend or delete it", result.stderr), result.exception
+
+
 def test_answers_are_not_mixed_with_those_of_other_settings(base: Path, tmp_path: Path) -> None:
     output = tmp_path / "heads"
     data = _write_prompts(tmp_path / "data.jsonl", 2)

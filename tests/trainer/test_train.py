@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainer import train as train_module
+from trainer.errors import TrainError
 from trainer.evaluate import evaluate
 from trainer.features import Features
 from trainer.heads import head_tensors, make_heads
@@ -83,6 +84,17 @@ def test_a_run_that_was_killed_ends_with_the_same_heads(tmp_path: Path, monkeypa
         assert torch.equal(tensor, head_tensors(resumed)[name]), name
     train(_heads(lm_head), lm_head, features, range(32), settings, tmp_path / "cut", made_from="other answers")
     assert steps == 2 * num_batches + 1, "a checkpoint of other answers was taken"
+
+
+@pytest.mark.parametrize("length", [0, 1000])
+def test_a_checkpoint_that_is_damaged_is_named_and_stays(tmp_path: Path, length: int) -> None:
+    lm_head, features = _toy(4)
+    train(_heads(lm_head), lm_head, features, range(4), SETTINGS, tmp_path, made_from="toy")
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(TrainError, match=r"checkpoint\.pt cannot be read .*; delete it, and training begins anew"):
+        train(_heads(lm_head), lm_head, features, range(4), SETTINGS, tmp_path, made_from="toy")
+    assert path.stat().st_size == length
 
 
 def _fields(settings: TrainSettings) -> dict[str, object]:
