@@ -15,10 +15,13 @@ from trainer.evaluate import Evaluation, evaluate
 from trainer.features import Features, compute_features
 from trainer.files import fingerprint, read_json
 from trainer.heads import make_heads
+from trainer.memory import enough_memory
 from trainer.model import resolved_base
 from trainer.output import write_heads
 from trainer.tokenizer import BaseTokenizer
 from trainer.train import TrainSettings, token_counts, train
+
+_FREE_OR_CPU = "end what else runs there, or give --device cpu"
 
 
 def run(config: TrainConfig) -> Evaluation:
@@ -34,14 +37,15 @@ def run(config: TrainConfig) -> Evaluation:
     given = [answer for path in config.answers for answer in read_answers(path, tokenizer)]
     if config.data or config.self_prompts:
         given += asked(config, model, tokenizer)
-    base = load_base(model.folder, model.device)
+    with enough_memory("the base", _FREE_OR_CPU):
+        base = load_base(model.folder, model.device)
     answers = usable(given, vocab_size=base.vocab_size, max_positions=base.max_positions)
     training, held_out = _split(answers, config.held_out)
     click.echo(f"{len(training)} answers to train on, {len(held_out)} held out")
-    features = compute_features(base, answers, config.work, model=model.mark)
+    with enough_memory("computing the features", _FREE_OR_CPU):
+        features = compute_features(base, answers, config.work, model=model.mark)
     lm_head = base.lm_head
     del base  # the body is not needed any more, and heads need its memory
-    heads = make_heads(lm_head, version=config.version, num_heads=config.num_heads, num_layers=config.num_layers)
     settings = TrainSettings(
         epochs=config.epochs,
         learning_rate=config.learning_rate,
@@ -53,10 +57,13 @@ def run(config: TrainConfig) -> Evaluation:
         [model.mark, config.version, config.num_heads, config.num_layers, model.device.type],
         [[answers[number].prompt_token_ids, answers[number].token_ids] for number in training],
     )
-    train(heads, lm_head, features, training, settings, config.work, made_from=made_from)
+    with enough_memory("training the heads", f"give fewer --heads or --layers, or --version v2, {_FREE_OR_CPU}"):
+        heads = make_heads(lm_head, version=config.version, num_heads=config.num_heads, num_layers=config.num_layers)
+        train(heads, lm_head, features, training, settings, config.work, made_from=made_from)
     token_ids = _frequent_tokens(features, training, config.frequent_tokens, len(lm_head))
     proposable = None if token_ids is None else token_ids.to(model.device)
-    evaluation = evaluate(heads, lm_head, features, held_out, proposable)
+    with enough_memory("evaluating the heads", _FREE_OR_CPU):
+        evaluation = evaluate(heads, lm_head, features, held_out, proposable)
     write_heads(
         config.output,
         heads,

@@ -251,6 +251,27 @@ def test_a_file_of_its_own_that_is_broken_is_named(base: Path, tmp_path: Path, n
     assert re.search(f"train-medusa: {broken} is not .*; mend or delete it", result.stderr), result.exception
 
 
+@pytest.mark.parametrize(
+    ("phase", "message"),
+    [
+        ("load_base", "the base needs more memory than the GPU has free"),
+        ("compute_features", "computing the features needs more memory"),
+        ("train", "training the heads needs more memory .* give fewer --heads .* or give --device cpu"),
+        ("evaluate", "evaluating the heads needs more memory"),
+    ],
+)
+def test_a_gpu_without_room_is_said_with_what_needs_less(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str, message: str
+) -> None:
+    def out_of_memory(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    monkeypatch.setattr(f"trainer.pipeline.{phase}", out_of_memory)
+    result = _run(_words(base, tmp_path / "heads", answers=_write_answers(tmp_path / "a.jsonl"), epochs=1))
+    assert result.exit_code == 1
+    assert re.search(f"train-medusa: {message}", result.stderr), result.exception
+
+
 def test_answers_are_not_mixed_with_those_of_other_settings(base: Path, tmp_path: Path) -> None:
     output = tmp_path / "heads"
     data = _write_prompts(tmp_path / "data.jsonl", 2)
