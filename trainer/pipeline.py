@@ -15,8 +15,9 @@ from trainer.evaluate import Evaluation, evaluate
 from trainer.features import Features, compute_features
 from trainer.files import fingerprint, read_json
 from trainer.heads import make_heads
+from trainer.lock import claimed
 from trainer.memory import enough_memory
-from trainer.model import resolved_base
+from trainer.model import BaseModel, resolved_base
 from trainer.output import write_heads
 from trainer.tokenizer import BaseTokenizer
 from trainer.train import TrainSettings, token_counts, train
@@ -33,6 +34,11 @@ def run(config: TrainConfig) -> Evaluation:
     found = read_json(config.output / "config.json")
     if config.output.resolve() == model.folder.resolve() or (found and "medusa_num_heads" not in found):
         raise TrainError(f"--output {config.output} holds a model; give a folder of its own")
+    with claimed(config.work):
+        return _trained(config, model)
+
+
+def _trained(config: TrainConfig, model: BaseModel) -> Evaluation:
     tokenizer = BaseTokenizer(model.folder)
     given = [answer for path in config.answers for answer in read_answers(path, tokenizer)]
     if config.data or config.self_prompts:

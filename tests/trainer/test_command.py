@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from launcher.logs import LogWriter
 from launcher.resolve import ModelRequest, resolve
 from tests.checkpoints import make_checkpoint
 from tests.launcher.conftest import clean_environ, is_running, wait_until
+from trainer import pipeline
 from trainer.__main__ import main
 
 ROOT = Path(__file__).parents[2]
@@ -270,6 +272,20 @@ def test_a_gpu_without_room_is_said_with_what_needs_less(
     result = _run(_words(base, tmp_path / "heads", answers=_write_answers(tmp_path / "a.jsonl"), epochs=1))
     assert result.exit_code == 1
     assert re.search(f"train-medusa: {message}", result.stderr), result.exception
+
+
+def test_two_runs_do_not_write_to_one_output(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = _words(base, tmp_path / "heads", answers=_write_answers(tmp_path / "a.jsonl"), epochs=1)
+    train, second = pipeline.train, list[Result]()
+
+    def beside_another(*arguments: Any, **named: Any) -> None:
+        second.append(_run(words))
+        train(*arguments, **named)
+
+    monkeypatch.setattr(pipeline, "train", beside_another)
+    first = _run(words)
+    assert [result.exit_code for result in (first, *second)] == [0, 1]
+    assert f"another train-medusa is at work in {tmp_path}/heads/work" in second[0].stderr
 
 
 def test_answers_are_not_mixed_with_those_of_other_settings(base: Path, tmp_path: Path) -> None:
