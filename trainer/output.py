@@ -24,6 +24,7 @@ _TOKENIZER_FILES = (
     "merges.txt",
     "chat_template.jinja",
 )
+_FIGURES = "drafthouse_medusa.json"
 
 
 def write_heads(
@@ -40,6 +41,9 @@ def write_heads(
 ) -> None:
     """`base_name`, `base_revision`: what servers find the base by. `token_ids`: all that the heads may propose."""
     output.mkdir(parents=True, exist_ok=True)
+    # Of earlier heads: a kill from here on leaves none beside the figures of others. --medusa needs no config.json.
+    for name in ("config.json", _FIGURES):
+        (output / name).unlink(missing_ok=True)
     for name in _TOKENIZER_FILES:
         if (base_folder / name).is_file():
             shutil.copyfile(base_folder / name, output / name)
@@ -51,9 +55,10 @@ def write_heads(
     }
     # One list a line: thousands of numbers are no reading matter.
     lines = ",\n".join(f'"{key}": {json.dumps(value)}' for key, value in figures.items())
-    (output / "drafthouse_medusa.json").write_text("{\n" + lines + "\n}\n", encoding="utf-8")
+    text = "{\n" + lines + "\n}\n"
     tensors = to_bfloat16(head_tensors(heads))
     save_whole(output / "medusa_lm_head.safetensors", lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+    save_whole(output / _FIGURES, lambda path: path.write_text(text, encoding="utf-8"))
     config: dict[str, Any] = {
         "base_model_name_or_path": base_name,
         "medusa_num_heads": len(heads),

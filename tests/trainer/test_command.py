@@ -1,6 +1,7 @@
 """The whole command as a user runs it, on a tiny base: prompts, answers by a real service, features, heads, output."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -171,6 +172,36 @@ def test_the_tensors_have_the_names_and_shapes_of_their_format(base: Path, tmp_p
     # A second time everything is there already.
     again = _run(_words(base, tmp_path / "heads", answers=tmp_path / "a.jsonl", **flags))
     assert again.stdout == result.stdout
+
+
+@pytest.mark.parametrize("name", ["medusa_lm_head.safetensors", "drafthouse_medusa.json", "config.json"])
+def test_a_kill_while_heads_are_written_anew_leaves_none_with_figures_of_others(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    output = tmp_path / "heads"
+    words = _words(base, output, answers=_write_answers(tmp_path / "a.jsonl"), epochs=1)
+    assert _run(words).exit_code == 0
+    heads, figures = output / "medusa_lm_head.safetensors", output / "drafthouse_medusa.json"
+    before = heads.read_bytes()
+    replace = os.replace
+
+    def dying(partial: Path, path: Path) -> None:
+        if path == output / name:
+            raise KeyboardInterrupt
+        replace(partial, path)
+
+    monkeypatch.setattr("trainer.files.os.replace", dying)
+    assert _run([*words, "--seed=1", "--frequent-tokens=20"]).exit_code == 1
+    assert not (output / "config.json").exists()
+    has_new_heads, has_new_figures = heads.read_bytes() != before, figures.is_file()
+    assert (has_new_heads, has_new_figures) == {
+        heads.name: (False, False),
+        figures.name: (True, False),
+        "config.json": (True, True),
+    }[name]
+    monkeypatch.undo()
+    assert _run([*words, "--seed=1", "--frequent-tokens=20"]).exit_code == 0
+    assert (output / "config.json").is_file()
 
 
 def test_heads_of_frequent_tokens_say_which(base: Path, tmp_path: Path) -> None:
