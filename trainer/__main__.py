@@ -52,6 +52,8 @@ def main(**flags: Any) -> None:
     """
     # Python's own way out would leave a started service to the kernel, and its files to nobody.
     signal.signal(signal.SIGTERM, _end)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup asks for
+        signal.signal(signal.SIGHUP, _end)
 
     from trainer.pipeline import run  # torch and transformers: seconds that --help need not wait
 
@@ -66,6 +68,9 @@ def main(**flags: Any) -> None:
 
 
 def _end(number: int, _frame: FrameType | None) -> None:
+    if number == signal.SIGHUP:
+        # Of one terminal that closes, the kernel and the shell may both say so; the second would cut the end short.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     sys.exit(128 + number)
 
 

@@ -34,11 +34,16 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    """The command sets torch's; other tests keep theirs."""
-    before = torch.get_num_threads()
+def _own_settings() -> Iterator[None]:
+    """The command sets torch's threads and what signals do; other tests keep theirs."""
+    threads = torch.get_num_threads()
+    # Whoever runs the tests may ignore it, and so would what they start.
+    handlers = {signal.SIGTERM: signal.getsignal(signal.SIGTERM), signal.SIGHUP: signal.getsignal(signal.SIGHUP)}
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(threads)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def _words(base: Path, output: Path, **flags: object) -> list[str]:
@@ -137,7 +142,10 @@ def test_a_killed_run_goes_on_and_ends_with_heads_that_the_launcher_takes(base: 
     assert (resolved.path, resolved.medusa_path) == (base, output)
 
 
-def test_a_run_that_is_asked_to_end_ends_its_service_and_leaves_nothing(base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_run_that_is_asked_to_end_ends_its_service_and_leaves_nothing(
+    base: Path, tmp_path: Path, number: signal.Signals
+) -> None:
     work, temporary = tmp_path / "heads" / "work", tmp_path / "tmp"
     temporary.mkdir()
     words = _words(base, tmp_path / "heads", data=_write_prompts(tmp_path / "data.jsonl", 80))
@@ -147,11 +155,17 @@ def test_a_run_that_is_asked_to_end_ends_its_service_and_leaves_nothing(base: Pa
     )
     children = _children(process.pid)
     assert list(temporary.iterdir())
-    process.terminate()
+    process.send_signal(number)
     said, _ = process.communicate(timeout=LIMIT_S)
-    assert process.returncode == 128 + signal.SIGTERM, said
+    assert process.returncode == 128 + number, said
     assert not any(is_running(pid) for pid in children)
     assert not list(temporary.iterdir())
+
+
+def test_a_run_under_nohup_outlives_its_terminal(base: Path, tmp_path: Path) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    _run(_words(base, tmp_path / "heads"))
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
