@@ -207,7 +207,8 @@ def with_model_length(config: LauncherConfig, max_positions: int | None) -> Laun
         )
     if max_positions is not None and wanted > max_positions:
         raise ConfigError(
-            f"--max-total-tokens {wanted} is more than the {max_positions} positions of the model; lower it"
+            f"--max-total-tokens {wanted} is more than the {max_positions} positions of the model "
+            "(max_position_embeddings and rope scaling in its config.json); lower it"
         )
     if config.max_input_tokens is not None and config.max_input_tokens >= wanted:
         raise ConfigError(

@@ -13,6 +13,7 @@ from launcher.gguf_cache import converted_folder, is_gguf
 from launcher.hub import Reference
 from launcher.logs import LogWriter
 from launcher.medusa import HEADS_FILES, base_of, files_of_heads, heads_file, holds_heads, is_heads
+from launcher.positions import max_positions
 from launcher.source import Source, open_source, read_json, refuse_revision
 
 # Written beside converted weights by shard.convert.
@@ -158,6 +159,5 @@ def _described(folder: Path, model_id: str, *, base_name: str) -> ResolvedModel:
     if config is None:
         hint = "; to serve a GGUF in it, name the file" if any(folder.glob("*.gguf")) else ""
         raise LaunchError(f"{folder} holds no config.json, so it is not a model that can be served{hint}")
-    positions = config.get("max_position_embeddings")
     note = (read_json(folder / NOTE_FILE) or {}).get("weights_note", "")
-    return ResolvedModel(folder, model_id, str(note), positions if isinstance(positions, int) else None, base_name)
+    return ResolvedModel(folder, model_id, str(note), max_positions(config), base_name)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shard.rope_config import RopeConfig
+from shard.rope_config import RopeConfig, scaled_positions
 
 # The reference's defaults of what a file may leave out, by model_type. Its keys are the families that are supported.
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -55,7 +55,7 @@ class ModelConfig:
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    max_position_embeddings: int
+    max_positions: int
     rms_norm_eps: float
     tie_word_embeddings: bool
     qkv_bias: bool
@@ -117,7 +117,7 @@ class ModelConfig:
             num_heads=num_heads,
             num_kv_heads=num_kv_heads,
             head_dim=head_dim,
-            max_position_embeddings=max_position_embeddings,
+            max_positions=scaled_positions(raw, max_position_embeddings),
             rms_norm_eps=_number("rms_norm_eps", raw.get("rms_norm_eps", 1e-6)),
             tie_word_embeddings=_is_set(raw, "tie_word_embeddings"),
             qkv_bias=attention_bias or model_type == "qwen2",

@@ -57,10 +57,10 @@ def build_rank(config: ShardConfig) -> Rank:
     """Raises ConfigError, CheckpointError or ValueError for what a restart cannot mend."""
     torch.set_num_threads(config.threads)
     model_config = ModelConfig.from_folder(config.model_path)
-    if config.max_total_tokens > model_config.max_position_embeddings:
+    if config.max_total_tokens > model_config.max_positions:
         raise ConfigError(
-            f"--max-total-tokens {config.max_total_tokens} is more than the model's "
-            f"{model_config.max_position_embeddings} positions; lower it"
+            f"--max-total-tokens {config.max_total_tokens} is more than the {model_config.max_positions} positions of "
+            "the model (max_position_embeddings and rope scaling in its config.json); lower it"
         )
     device = (
         torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

@@ -96,6 +96,23 @@ class RopeConfig:
         return cls(rope_type=rope_type, theta=theta, factor=_number(factor, "factor"))
 
 
+def scaled_positions(raw: dict[str, Any], max_position_embeddings: int) -> int:
+    """How many positions the model has, as far as a config.json that `RopeConfig` accepts surely says.
+
+    `launcher.positions` has the same rule, and why; a test compares them.
+    """
+    entry = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    entry = entry.get("full_attention") or entry
+    factor = entry.get("factor")
+    if entry.get("rope_type", entry.get("type")) not in ("linear", "yarn") or factor is None:
+        return max_position_embeddings
+    if original := raw.get("original_max_position_embeddings") or entry.get("original_max_position_embeddings"):
+        return max(max_position_embeddings, int(original * factor))
+    trained = raw.get("max_sequence_length")
+    trained = trained if isinstance(trained, int) else 0
+    return max(max_position_embeddings, int(min(trained, max_position_embeddings * factor)))
+
+
 def _refuse_two(raw: dict[str, Any]) -> None:
     """transformers 5 takes rope_scaling, or merges it into the other; 4 knows no other."""
     new, old = raw.get("rope_parameters"), raw.get("rope_scaling")

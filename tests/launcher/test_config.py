@@ -48,7 +48,7 @@ def test_the_length_follows_the_model_up_to_a_bound() -> None:
 @pytest.mark.parametrize(
     ("config", "named"),
     [
-        (LauncherConfig(max_total_tokens=4096), "--max-total-tokens 4096"),
+        (LauncherConfig(max_total_tokens=4096), "--max-total-tokens 4096.*2048.*max_position_embeddings"),
         (LauncherConfig(max_total_tokens=100, max_input_tokens=100), "--max-input-tokens 100"),
         (LauncherConfig(max_total_tokens=100, max_batch_total_tokens=99), "--max-batch-total-tokens 99"),
     ],
