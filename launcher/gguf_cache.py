@@ -21,7 +21,7 @@ from launcher.logs import LogWriter
 from launcher.process import describe_exit, tied_to_parent
 
 # Part of every name in the cache: raised when shard.convert writes something else for the same file.
-_CONVERSION = 1
+_CONVERSION = 2
 # GGUF is read at the precision that will be served; float64 adds nothing to what a file holds.
 _STORED_DTYPE = {"bfloat16": "bfloat16", "float16": "float16", "float32": "float32", "float64": "float32"}
 

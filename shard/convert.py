@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from gguf import GGUFReader, ReaderTensor
 from gguf.quants import dequantize
-from tokenizers import pre_tokenizers
+from tokenizers import decoders, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -25,8 +25,11 @@ NOTE_FILE = "drafthouse.json"
 
 # The families whose tensor names and row order in GGUF are written down below.
 ARCHITECTURES = ("llama", "qwen3")
+# Of these llama.cpp knows, and the file does not say, that a word which is a token needs no merges, and that a text
+# begins with BOS.
+LLAMA3 = ("llama3", "llama-v3", "llama-bpe")
 # Ways to split text before the merges (`tokenizer.ggml.pre`) that transformers, or `_load_tokenizer`, reproduces.
-PRE_TOKENIZERS = ("gpt-2", "smollm", "llama3", "llama-v3", "llama-bpe", "qwen2", "deepseek-r1-qwen")
+PRE_TOKENIZERS = ("gpt-2", "smollm", *LLAMA3, "qwen2", "deepseek-r1-qwen")
 UNQUANTIZED = ("F32", "F16", "BF16")
 
 _TOP_LEVEL = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
@@ -144,12 +147,21 @@ def _half_rotation_order(rows: np.ndarray, *, head_dim: int) -> np.ndarray:
 
 def _load_tokenizer(gguf: Path, reader: GGUFReader) -> PreTrainedTokenizerBase:
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    if _text(reader, "tokenizer.ggml.pre") == "smollm":
+    model, split = _text(reader, "tokenizer.ggml.model"), _text(reader, "tokenizer.ggml.pre")
+    backend = tokenizer.backend_tokenizer
+    if model == "llama" and _text(reader, "tokenizer.ggml.add_space_prefix") == "False":
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="never", split=False)
+        backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    if model == "gpt2" and split in LLAMA3:
+        backend.model.ignore_merges = True
+        if _text(reader, "tokenizer.ggml.add_bos_token") is None:
+            tokenizer.add_bos_token = True
+    if model == "gpt2" and split == "smollm":
         # SmolLM sets every digit apart before GPT-2's split. Without it a run of spaces before a number is cut
         # differently ("a  1"), although single digits come out alike.
         digits = pre_tokenizers.Digits(individual_digits=True)
         bytes_of_words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, bytes_of_words])
+        backend.pre_tokenizer = pre_tokenizers.Sequence([digits, bytes_of_words])
     return tokenizer
 
 

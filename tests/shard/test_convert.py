@@ -16,7 +16,10 @@ from shard import convert as converting
 from shard.convert import checkpoint_name, main
 
 HEAD_DIM, HEADS, KV_HEADS, HIDDEN, LAYERS = 16, 4, 2, 64, 2
-TOKENS = ["<|end|>", "<|start|>", *sorted(ByteLevel.alphabet()), "ab", "ĠĠ"]
+TOKENS = ["<|end|>", "<|start|>", *sorted(ByteLevel.alphabet()), "ab", "ĠĠ", "abc"]
+MERGES = ["a b", "Ġ Ġ"]  # which never make "abc"
+# Of SentencePiece, by score.
+PIECES = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁ab", "ab", "▁c", "▁", "a", "b", "c"]
 TEMPLATE = "{% for m in messages %}<|start|>{{ m['content'] }}<|end|>{% endfor %}"
 GGUF_NAMES = {
     "self_attn.q_proj": "attn_q",
@@ -31,10 +34,10 @@ GGUF_NAMES = {
 }
 
 
-def make_model(*, tied: bool) -> PreTrainedModel:
+def make_model(*, tied: bool, vocab_size: int = len(TOKENS)) -> PreTrainedModel:
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(TOKENS),
+        vocab_size=vocab_size,
         hidden_size=HIDDEN,
         intermediate_size=96,
         num_hidden_layers=LAYERS,
@@ -70,19 +73,44 @@ def interleaved(rows: np.ndarray) -> np.ndarray:
     return rows[order]
 
 
+def add_tokens(writer: GGUFWriter, pre: str) -> None:
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(TOKENS)
+    writer.add_token_types([3, 3] + [1] * (len(TOKENS) - 2))
+    writer.add_token_merges(MERGES)
+    writer.add_eos_token_id(0)
+    writer.add_bos_token_id(1)
+
+
+def add_pieces(writer: GGUFWriter) -> None:
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(PIECES)
+    writer.add_token_types([2, 3, 3] + [6] * 256 + [1] * (len(PIECES) - 259))
+    writer.add_token_scores([-float(number) for number in range(len(PIECES))])
+    writer.add_unk_token_id(0)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+
+
 def write_gguf(
     path: Path,
     model: PreTrainedModel,
     *,
     quantized: bool = False,
     architecture: str = "llama",
-    pre: str = "gpt-2",
+    pre: str | None = "gpt-2",
+    add_bos: bool | None = False,
+    space_prefix: bool | None = None,
     rope_scaling: str | None = None,
     rope_factor: float | None = None,
     leave_out: str | None = None,
     extra: str | None = None,
 ) -> dict[str, np.ndarray]:
-    """Writes `model` as llama.cpp's converter would; returns the values that the file holds, by checkpoint name."""
+    """Writes `model` as llama.cpp's converter would; returns the values that the file holds, by checkpoint name.
+
+    Without `pre` its tokenizer is SentencePiece's, of PIECES.
+    """
     writer = GGUFWriter(path, architecture)
     writer.add_name("tiny")
     writer.add_block_count(LAYERS)
@@ -94,19 +122,19 @@ def write_gguf(
     writer.add_rope_dimension_count(HEAD_DIM)
     writer.add_rope_freq_base(5000.0)
     writer.add_layer_norm_rms_eps(1e-6)
-    writer.add_vocab_size(len(TOKENS))
+    writer.add_vocab_size(len(TOKENS if pre else PIECES))
     if rope_scaling is not None:
         writer.add_string(f"{architecture}.rope.scaling.type", rope_scaling)
     if rope_factor is not None:
         writer.add_float32(f"{architecture}.rope.scaling.factor", rope_factor)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre)
-    writer.add_token_list(TOKENS)
-    writer.add_token_types([3, 3] + [1] * (len(TOKENS) - 2))
-    writer.add_token_merges(["a b", "Ġ Ġ"])
-    writer.add_eos_token_id(0)
-    writer.add_bos_token_id(1)
-    writer.add_add_bos_token(False)
+    if pre:
+        add_tokens(writer, pre)
+    else:
+        add_pieces(writer)
+    if add_bos is not None:
+        writer.add_add_bos_token(add_bos)
+    if space_prefix is not None:
+        writer.add_add_space_prefix(space_prefix)
     writer.add_chat_template(TEMPLATE)
     held = {}
     for name, parameter in model.named_parameters():
@@ -180,6 +208,48 @@ def test_smollm_sets_digits_apart_before_it_looks_at_spaces(tmp_path: Path) -> N
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert tokenizer.tokenize("x  1") == ["x", "ĠĠ", "1"]
     assert tokenizer.tokenize("x  y") == ["x", "Ġ", "Ġ", "y"]
+
+
+@pytest.mark.parametrize(("pre", "tokens"), [("llama-bpe", ["abc"]), ("qwen2", ["ab", "c"])])
+def test_llama3_takes_a_word_that_is_a_token_as_it_is(tmp_path: Path, pre: str, tokens: list[str]) -> None:
+    write_gguf(tmp_path / "tiny.gguf", make_model(tied=True), pre=pre)
+    assert run(tmp_path / "tiny.gguf", tmp_path / "out") == 0
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").tokenize("abc") == tokens
+
+
+@pytest.mark.parametrize(
+    ("pre", "add_bos", "adds"),
+    [
+        ("llama3", None, True),
+        ("llama3", False, False),
+        ("qwen2", None, False),
+        ("qwen2", True, True),
+        (None, None, True),
+        (None, False, False),
+    ],
+)
+def test_a_text_begins_with_bos_where_llama_cpp_begins_it_so(
+    tmp_path: Path, pre: str | None, add_bos: bool | None, adds: bool
+) -> None:
+    model = make_model(tied=True, vocab_size=len(TOKENS if pre else PIECES))
+    write_gguf(tmp_path / "tiny.gguf", model, pre=pre, add_bos=add_bos)
+    assert run(tmp_path / "tiny.gguf", tmp_path / "out") == 0
+    assert (AutoTokenizer.from_pretrained(tmp_path / "out").encode("ab")[0] == 1) is adds
+
+
+@pytest.mark.parametrize(("space_prefix", "first"), [(None, "▁ab"), (True, "▁ab"), (False, "ab")])
+def test_a_text_begins_with_a_space_unless_the_file_says_no(
+    tmp_path: Path, space_prefix: bool | None, first: str
+) -> None:
+    model = make_model(tied=True, vocab_size=len(PIECES))
+    write_gguf(tmp_path / "tiny.gguf", model, pre=None, add_bos=True, space_prefix=space_prefix)
+    assert run(tmp_path / "tiny.gguf", tmp_path / "out") == 0
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer.convert_ids_to_tokens(tokenizer.encode("ab c")) == ["<s>", first, "▁c"]
+    for text in ("ab c", "c  ab"):
+        assert tokenizer.decode(tokenizer.encode(text), skip_special_tokens=True) == text
+    if space_prefix is False:
+        assert tokenizer.decode(tokenizer.encode(" c"), skip_special_tokens=True) == " c"
 
 
 @pytest.mark.parametrize(
