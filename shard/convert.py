@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from gguf import GGUFReader, ReaderTensor
+from gguf import GGUFReader, ReaderTensor, TokenType
 from gguf.quants import dequantize
 from tokenizers import decoders, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -30,6 +30,21 @@ ARCHITECTURES = ("llama", "qwen3")
 LLAMA3 = ("llama3", "llama-v3", "llama-bpe")
 # Ways to split text before the merges (`tokenizer.ggml.pre`) that transformers, or `_load_tokenizer`, reproduces.
 PRE_TOKENIZERS = ("gpt-2", "smollm", *LLAMA3, "qwen2", "deepseek-r1-qwen")
+# Control tokens that end an answer or a text, by name: many files give one end, and chats end at another (llama.cpp's
+# list, as far as these families have it).
+ENDS = (
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<end_of_turn>",
+    "<EOT>",
+    "</s>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<｜end▁of▁sentence｜>",
+)
+_SPECIAL = (TokenType.CONTROL, TokenType.USER_DEFINED)
 UNQUANTIZED = ("F32", "F16", "BF16")
 
 _TOP_LEVEL = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
@@ -65,6 +80,7 @@ def convert(gguf: Path, output: Path, dtype: torch.dtype) -> None:
     tokenizer = _load_tokenizer(gguf, reader)
     _say("writing safetensors")
     output.mkdir(parents=True, exist_ok=True)
+    loaded.generation_config.eos_token_id = _ends(reader, loaded.generation_config.eos_token_id)
     _writable_copy(loaded, dtype).save_pretrained(output)
     tokenizer.save_pretrained(output)
     _drop_invented_tokens(output, vocab_size=loaded.config.vocab_size)
@@ -163,6 +179,21 @@ def _load_tokenizer(gguf: Path, reader: GGUFReader) -> PreTrainedTokenizerBase:
         bytes_of_words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
         backend.pre_tokenizer = pre_tokenizers.Sequence([digits, bytes_of_words])
     return tokenizer
+
+
+def _ends(reader: GGUFReader, eos: int | None) -> int | list[int] | None:
+    """Every token that ends an answer, `eos` first; as a generation_config.json has it."""
+    eot, eom, unknown = (_text(reader, f"tokenizer.ggml.{name}_token_id") for name in ("eot", "eom", "unknown"))
+    ends = [] if eos is None else [eos]
+    ends += [int(token_id) for token_id in (eot, eom) if token_id is not None]
+    tokens, kinds = (reader.get_field(f"tokenizer.ggml.{name}") for name in ("tokens", "token_type"))
+    if tokens is not None and kinds is not None:
+        for token_id, (token, kind) in enumerate(zip(tokens.contents(), kinds.contents(), strict=False)):
+            # SmolLM2 calls its token for the unknown <|endoftext|>; its authors do not let it end an answer either.
+            if token in ENDS and kind in _SPECIAL and str(token_id) != unknown:
+                ends.append(token_id)
+    distinct = list(dict.fromkeys(ends))
+    return distinct if len(distinct) > 1 else next(iter(distinct), None)
 
 
 def _drop_invented_tokens(folder: Path, *, vocab_size: int) -> None:

@@ -12,11 +12,13 @@ from safetensors.torch import load_file
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedModel
 
+from router.tokenizer import Tokenizer
 from shard import convert as converting
 from shard.convert import checkpoint_name, main
 
 HEAD_DIM, HEADS, KV_HEADS, HIDDEN, LAYERS = 16, 4, 2, 64, 2
 TOKENS = ["<|end|>", "<|start|>", *sorted(ByteLevel.alphabet()), "ab", "ĠĠ", "abc"]
+LAST = len(TOKENS) - 1
 MERGES = ["a b", "Ġ Ġ"]  # which never make "abc"
 # Of SentencePiece, by score.
 PIECES = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁ab", "ab", "▁c", "▁", "a", "b", "c"]
@@ -73,11 +75,11 @@ def interleaved(rows: np.ndarray) -> np.ndarray:
     return rows[order]
 
 
-def add_tokens(writer: GGUFWriter, pre: str) -> None:
+def add_tokens(writer: GGUFWriter, pre: str, last: str | None) -> None:
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pre)
-    writer.add_token_list(TOKENS)
-    writer.add_token_types([3, 3] + [1] * (len(TOKENS) - 2))
+    writer.add_token_list([*TOKENS[:-1], last or TOKENS[-1]])
+    writer.add_token_types([3, 3] + [1] * (len(TOKENS) - 3) + [3 if last else 1])
     writer.add_token_merges(MERGES)
     writer.add_eos_token_id(0)
     writer.add_bos_token_id(1)
@@ -102,6 +104,8 @@ def write_gguf(
     pre: str | None = "gpt-2",
     add_bos: bool | None = False,
     space_prefix: bool | None = None,
+    last: str | None = None,
+    others: dict[str, int] | None = None,
     rope_scaling: str | None = None,
     rope_factor: float | None = None,
     leave_out: str | None = None,
@@ -109,7 +113,8 @@ def write_gguf(
 ) -> dict[str, np.ndarray]:
     """Writes `model` as llama.cpp's converter would; returns the values that the file holds, by checkpoint name.
 
-    Without `pre` its tokenizer is SentencePiece's, of PIECES.
+    Without `pre` its tokenizer is SentencePiece's, of PIECES. `last` is a control token in place of the last of TOKENS,
+    `others` are ids of special tokens by what they are for.
     """
     writer = GGUFWriter(path, architecture)
     writer.add_name("tiny")
@@ -128,11 +133,13 @@ def write_gguf(
     if rope_factor is not None:
         writer.add_float32(f"{architecture}.rope.scaling.factor", rope_factor)
     if pre:
-        add_tokens(writer, pre)
+        add_tokens(writer, pre, last)
     else:
         add_pieces(writer)
     if add_bos is not None:
         writer.add_add_bos_token(add_bos)
+    for name, token_id in (others or {}).items():
+        writer.add_uint32(f"tokenizer.ggml.{name}_token_id", token_id)
     if space_prefix is not None:
         writer.add_add_space_prefix(space_prefix)
     writer.add_chat_template(TEMPLATE)
@@ -208,6 +215,29 @@ def test_smollm_sets_digits_apart_before_it_looks_at_spaces(tmp_path: Path) -> N
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert tokenizer.tokenize("x  1") == ["x", "ĠĠ", "1"]
     assert tokenizer.tokenize("x  y") == ["x", "Ġ", "Ġ", "y"]
+
+
+@pytest.mark.parametrize(
+    ("others", "last", "ends"),
+    [
+        ({}, None, 0),
+        ({"eot": 5}, None, [0, 5]),
+        ({"eot": 0, "eom": 7}, None, [0, 7]),
+        ({"eot": LAST, "eom": 7}, "<|eot_id|>", [0, LAST, 7]),
+        ({}, "<|im_end|>", [0, LAST]),
+        ({}, "<|endoftext|>", [0, LAST]),
+        ({"unknown": LAST}, "<|endoftext|>", 0),
+        ({}, "<|middle|>", 0),
+    ],
+)
+def test_an_answer_ends_at_whatever_the_file_knows_as_an_end(
+    tmp_path: Path, others: dict[str, int], last: str | None, ends: int | list[int]
+) -> None:
+    write_gguf(tmp_path / "tiny.gguf", make_model(tied=True), others=others, last=last)
+    assert run(tmp_path / "tiny.gguf", tmp_path / "out") == 0
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"] == ends
+    expected = {ends} if isinstance(ends, int) else set(ends)
+    assert Tokenizer.from_folder(tmp_path / "out").eos_token_ids == expected
 
 
 @pytest.mark.parametrize(("pre", "tokens"), [("llama-bpe", ["abc"]), ("qwen2", ["ab", "c"])])
