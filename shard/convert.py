@@ -12,14 +12,25 @@ import re
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from gguf import GGUFReader, ReaderTensor, TokenType
 from gguf.quants import dequantize
 from tokenizers import decoders, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
+
+from shard.layers.rotary import inverse_frequencies
+from shard.rope_config import RopeConfig
 
 NOTE_FILE = "drafthouse.json"
 
@@ -30,6 +41,12 @@ ARCHITECTURES = ("llama", "qwen3")
 LLAMA3 = ("llama3", "llama-v3", "llama-bpe")
 # Ways to split text before the merges (`tokenizer.ggml.pre`) that transformers, or `_load_tokenizer`, reproduces.
 PRE_TOKENIZERS = ("gpt-2", "smollm", *LLAMA3, "qwen2", "deepseek-r1-qwen")
+# What all of Llama 3.1, 3.2 and 3.3 have but the factor.
+LLAMA3_SCALING: dict[str, Any] = {
+    "original_max_position_embeddings": 8192,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+}
 # Control tokens that end an answer or a text, by name: many files give one end, and chats end at another (llama.cpp's
 # list, as far as these families have it).
 ENDS = (
@@ -75,6 +92,7 @@ def convert(gguf: Path, output: Path, dtype: torch.dtype) -> None:
     loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     if loaded.config.model_type != architecture:
         raise ConversionError(f"its architecture {architecture} is read as {loaded.config.model_type}")
+    _restore_rope(reader, loaded.config, architecture)
     _say("comparing them with the file")
     _check_tensors(reader, loaded, architecture)
     tokenizer = _load_tokenizer(gguf, reader)
@@ -139,10 +157,36 @@ def _text(reader: GGUFReader, key: str) -> str | None:
     return None if field is None else str(field.contents())
 
 
+def _is_rope_factors(tensor: ReaderTensor, architecture: str) -> bool:
+    """By what each frequency is divided."""
+    return architecture == "llama" and tensor.name == "rope_freqs.weight"
+
+
+def _restore_rope(reader: GGUFReader, config: PretrainedConfig, architecture: str) -> None:
+    """Puts back Llama 3's rope scaling, of which a file has but the factors that follow from it."""
+    for tensor in reader.tensors:
+        if not _is_rope_factors(tensor, architecture):
+            continue
+        factors = np.array(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
+        theta = config.rope_parameters["rope_theta"]
+        scaling = LLAMA3_SCALING | {"factor": float(factors.max())}
+        plain = inverse_frequencies(RopeConfig("default", theta), config.head_dim)
+        scaled = inverse_frequencies(RopeConfig("llama3", theta, **scaling), config.head_dim)
+        # Far less than another scaling makes, and more than the rounding of another machine.
+        expected = (plain / scaled).numpy()
+        if factors.shape != expected.shape or not np.allclose(factors, expected, rtol=1e-5, atol=0):
+            raise ConversionError(
+                f"its rope scaling ({tensor.name}) is none of Llama 3's; use the safetensors of this model"
+            )
+        config.rope_parameters = {"rope_type": "llama3", "rope_theta": theta, **scaling}
+
+
 def _check_tensors(reader: GGUFReader, model: PreTrainedModel, architecture: str) -> None:
     """Every tensor of the file is in the model with exactly its values, and the model has no others."""
     parameters = dict(model.named_parameters())  # a tied lm_head is not listed twice
     for tensor in reader.tensors:
+        if _is_rope_factors(tensor, architecture):
+            continue
         name = checkpoint_name(tensor.name)
         if name is None or name not in parameters:
             raise ConversionError(f"its tensor {tensor.name} has no place in a {architecture} model")

@@ -1,6 +1,7 @@
 """The reference is a transformers model: it is written as GGUF by this test, converted back, and must be the same."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTr
 from router.tokenizer import Tokenizer
 from shard import convert as converting
 from shard.convert import checkpoint_name, main
+from shard.model_config import ModelConfig
+from shard.rope_config import RopeConfig
 
 HEAD_DIM, HEADS, KV_HEADS, HIDDEN, LAYERS = 16, 4, 2, 64, 2
 TOKENS = ["<|end|>", "<|start|>", *sorted(ByteLevel.alphabet()), "ab", "ĠĠ", "abc"]
@@ -36,7 +39,7 @@ GGUF_NAMES = {
 }
 
 
-def make_model(*, tied: bool, vocab_size: int = len(TOKENS)) -> PreTrainedModel:
+def make_model(*, tied: bool, vocab_size: int = len(TOKENS), rope: dict[str, object] | None = None) -> PreTrainedModel:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=vocab_size,
@@ -47,7 +50,7 @@ def make_model(*, tied: bool, vocab_size: int = len(TOKENS)) -> PreTrainedModel:
         num_key_value_heads=KV_HEADS,
         head_dim=HEAD_DIM,
         max_position_embeddings=128,
-        rope_parameters={"rope_type": "default", "rope_theta": 5000.0},
+        rope_parameters=rope or {"rope_type": "default", "rope_theta": 5000.0},
         tie_word_embeddings=tied,
         initializer_range=0.3,
     )
@@ -110,6 +113,7 @@ def write_gguf(
     rope_factor: float | None = None,
     leave_out: str | None = None,
     extra: str | None = None,
+    rope_factors: list[float] | None = None,
 ) -> dict[str, np.ndarray]:
     """Writes `model` as llama.cpp's converter would; returns the values that the file holds, by checkpoint name.
 
@@ -157,6 +161,8 @@ def write_gguf(
         else:
             writer.add_tensor(gguf_name(name), as_stored)
         held[name] = values
+    if rope_factors is not None:
+        writer.add_tensor("rope_freqs.weight", np.array(rope_factors, dtype=np.float32))
     if extra is not None:
         writer.add_tensor(extra, np.ones(8, dtype=np.float32))
     writer.write_header_to_file()
@@ -164,6 +170,17 @@ def write_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return held
+
+
+def llama3_factors(factor: float, *, original: int = 8192) -> list[float]:
+    """What llama.cpp's converter makes of Llama 3's rope scaling, frequency by frequency."""
+    factors = []
+    for pair in range(HEAD_DIM // 2):
+        wave = 2 * math.pi * 5000.0 ** (2 * pair / HEAD_DIM)
+        smooth = (original / wave - 1.0) / (4.0 - 1.0)
+        blended = 1 / ((1 - smooth) / factor + smooth)
+        factors.append(1.0 if wave < original / 4.0 else factor if wave > original / 1.0 else blended)
+    return factors
 
 
 def run(gguf: Path, output: Path, dtype: str = "float32") -> int:
@@ -179,6 +196,23 @@ def test_a_converted_model_computes_what_the_original_does(tmp_path: Path, tied:
     assert (config["tie_word_embeddings"], config["model_type"], config["head_dim"]) == (tied, "llama", HEAD_DIM)
     assert "quantization_config" not in config
     assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"] == 0
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
+    token_ids = torch.arange(2, 34)[None]
+    with torch.inference_mode():
+        torch.testing.assert_close(loaded(token_ids).logits, model(token_ids).logits, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("factor", [8.0, 32.0])
+def test_llama_3s_rope_scaling_is_read_back_from_its_factors(tmp_path: Path, factor: float) -> None:
+    factors = llama3_factors(factor)
+    assert 1 < factors[-2] < factor == factors[-1]
+    rope = {"rope_type": "llama3", "rope_theta": 5000.0, "factor": factor, "original_max_position_embeddings": 8192}
+    model = make_model(tied=True, rope=rope | {"low_freq_factor": 1.0, "high_freq_factor": 4.0})
+    write_gguf(tmp_path / "tiny.gguf", model, rope_factors=factors)
+    assert run(tmp_path / "tiny.gguf", tmp_path / "out") == 0
+    assert ModelConfig.from_folder(tmp_path / "out").ropes[0] == RopeConfig(
+        "llama3", 5000.0, factor, 8192, low_freq_factor=1.0, high_freq_factor=4.0
+    )
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
     token_ids = torch.arange(2, 34)[None]
     with torch.inference_mode():
@@ -289,13 +323,17 @@ def test_a_text_begins_with_a_space_unless_the_file_says_no(
         ({"rope_scaling": "linear"}, "rope scaling (linear)"),
         ({"rope_factor": 4.0}, "rope scaling (4.0)"),
         ({"pre": "poro-chat"}, "splits text in a way that is not known here (poro-chat)"),
-        ({"extra": "rope_freqs.weight"}, "its tensor rope_freqs.weight has no place"),
+        ({"rope_factors": [2.0] * 8}, "its rope scaling (rope_freqs.weight) is none of Llama 3's"),
+        ({"rope_factors": llama3_factors(8.0, original=8000)}, "is none of Llama 3's; use the safetensors"),
+        ({"rope_factors": llama3_factors(8.0)[:7]}, "is none of Llama 3's"),
+        ({"rope_factors": [float("nan")] * 8}, "is none of Llama 3's"),
+        ({"extra": "rope_factors_long.weight"}, "its tensor rope_factors_long.weight has no place"),
         ({"extra": "blk.0.attn_sinks.weight"}, "its tensor blk.0.attn_sinks.weight has no place"),
         ({"leave_out": "model.layers.1.mlp.up_proj.weight"}, "lacks the tensor for model.layers.1.mlp.up_proj.weight"),
     ],
 )
 def test_what_would_not_come_out_exactly_is_refused_in_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], settings: dict[str, str], message: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], settings: dict[str, object], message: str
 ) -> None:
     write_gguf(tmp_path / "tiny.gguf", make_model(tied=True), **settings)  # type: ignore[arg-type]
     assert run(tmp_path / "tiny.gguf", tmp_path / "out") == 1
