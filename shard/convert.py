@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from gguf import GGUFReader, ReaderTensor, TokenType
 from gguf.quants import dequantize
-from tokenizers import decoders, pre_tokenizers
+from tokenizers import Tokenizer, decoders, pre_tokenizers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -61,7 +61,6 @@ ENDS = (
     "<|end_of_text|>",
     "<｜end▁of▁sentence｜>",
 )
-_SPECIAL = (TokenType.CONTROL, TokenType.USER_DEFINED)
 UNQUANTIZED = ("F32", "F16", "BF16")
 
 _TOP_LEVEL = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
@@ -208,6 +207,8 @@ def _half_rotation_order(rows: np.ndarray, *, head_dim: int) -> np.ndarray:
 def _load_tokenizer(gguf: Path, reader: GGUFReader) -> PreTrainedTokenizerBase:
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     model, split = _text(reader, "tokenizer.ggml.model"), _text(reader, "tokenizer.ggml.pre")
+    if model == "gpt2":
+        _keep_whole(tokenizer, reader)
     backend = tokenizer.backend_tokenizer
     if model == "llama" and _text(reader, "tokenizer.ggml.add_space_prefix") == "False":
         backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="never", split=False)
@@ -225,17 +226,43 @@ def _load_tokenizer(gguf: Path, reader: GGUFReader) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def _keep_whole(tokenizer: PreTrainedTokenizerBase, reader: GGUFReader) -> None:
+    """Puts back special tokens with letters that stand for no byte (DeepSeek's), which transformers writes as bytes."""
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    vocabulary, added = content["model"]["vocab"], content["added_tokens"]
+    spelling = {token_id: token for token, token_id in vocabulary.items()}
+    lost = [token for token in _special_tokens(reader) if spelling[token[0]] != token[1]]
+    for token_id, token, kind in lost:
+        vocabulary[token] = vocabulary.pop(spelling[token_id])
+        # transformers has it past the end where it is BOS or EOS.
+        added[:] = [other for other in added if other["content"] != token]
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        added.append({"id": token_id, "content": token, **flags, "special": kind == TokenType.CONTROL})
+    if lost:
+        added.sort(key=lambda token: token["id"])
+        tokenizer._tokenizer = Tokenizer.from_str(json.dumps(content))
+        tokenizer.update_post_processor()
+
+
+def _special_tokens(reader: GGUFReader) -> list[tuple[int, str, int]]:
+    """Id, text and type of each."""
+    tokens, kinds = (reader.get_field(f"tokenizer.ggml.{name}") for name in ("tokens", "token_type"))
+    if tokens is None or kinds is None:
+        return []
+    types = enumerate(kinds.contents())
+    special = [(token_id, kind) for token_id, kind in types if kind in (TokenType.CONTROL, TokenType.USER_DEFINED)]
+    return [(token_id, tokens.contents(token_id), kind) for token_id, kind in special]
+
+
 def _ends(reader: GGUFReader, eos: int | None) -> int | list[int] | None:
     """Every token that ends an answer, `eos` first; as a generation_config.json has it."""
     eot, eom, unknown = (_text(reader, f"tokenizer.ggml.{name}_token_id") for name in ("eot", "eom", "unknown"))
     ends = [] if eos is None else [eos]
     ends += [int(token_id) for token_id in (eot, eom) if token_id is not None]
-    tokens, kinds = (reader.get_field(f"tokenizer.ggml.{name}") for name in ("tokens", "token_type"))
-    if tokens is not None and kinds is not None:
-        for token_id, (token, kind) in enumerate(zip(tokens.contents(), kinds.contents(), strict=False)):
-            # SmolLM2 calls its token for the unknown <|endoftext|>; its authors do not let it end an answer either.
-            if token in ENDS and kind in _SPECIAL and str(token_id) != unknown:
-                ends.append(token_id)
+    for token_id, token, _ in _special_tokens(reader):
+        # SmolLM2 calls its token for the unknown <|endoftext|>; its authors do not let it end an answer either.
+        if token in ENDS and str(token_id) != unknown:
+            ends.append(token_id)
     distinct = list(dict.fromkeys(ends))
     return distinct if len(distinct) > 1 else next(iter(distinct), None)
 

@@ -84,8 +84,6 @@ def add_tokens(writer: GGUFWriter, pre: str, last: str | None) -> None:
     writer.add_token_list([*TOKENS[:-1], last or TOKENS[-1]])
     writer.add_token_types([3, 3] + [1] * (len(TOKENS) - 3) + [3 if last else 1])
     writer.add_token_merges(MERGES)
-    writer.add_eos_token_id(0)
-    writer.add_bos_token_id(1)
 
 
 def add_pieces(writer: GGUFWriter) -> None:
@@ -93,9 +91,6 @@ def add_pieces(writer: GGUFWriter) -> None:
     writer.add_token_list(PIECES)
     writer.add_token_types([2, 3, 3] + [6] * 256 + [1] * (len(PIECES) - 259))
     writer.add_token_scores([-float(number) for number in range(len(PIECES))])
-    writer.add_unk_token_id(0)
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
 
 
 def write_gguf(
@@ -142,7 +137,8 @@ def write_gguf(
         add_pieces(writer)
     if add_bos is not None:
         writer.add_add_bos_token(add_bos)
-    for name, token_id in (others or {}).items():
+    ends = {"bos": 1, "eos": 0} if pre else {"unknown": 0, "bos": 1, "eos": 2}
+    for name, token_id in (ends | (others or {})).items():
         writer.add_uint32(f"tokenizer.ggml.{name}_token_id", token_id)
     if space_prefix is not None:
         writer.add_add_space_prefix(space_prefix)
@@ -249,6 +245,21 @@ def test_smollm_sets_digits_apart_before_it_looks_at_spaces(tmp_path: Path) -> N
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert tokenizer.tokenize("x  1") == ["x", "ĠĠ", "1"]
     assert tokenizer.tokenize("x  y") == ["x", "Ġ", "Ġ", "y"]
+
+
+@pytest.mark.parametrize("others", [{}, {"bos": LAST, "eos": LAST}])
+def test_a_special_token_of_any_letters_stays_whole(tmp_path: Path, others: dict[str, int]) -> None:
+    # DeepSeek's bars are not among the letters that stand for bytes.
+    name = "<｜end▁of▁sentence｜>"
+    gguf, adds_bos = tmp_path / "tiny.gguf", bool(others)
+    write_gguf(gguf, make_model(tied=True), pre="deepseek-r1-qwen", last=name, others=others, add_bos=adds_bos)
+    assert run(gguf, tmp_path / "out") == 0
+    tokenizer = Tokenizer.from_folder(tmp_path / "out")
+    text = tokenizer.encode(f"ab{name}")
+    assert text == [LAST] * adds_bos + [TOKENS.index("ab"), LAST]
+    assert tokenizer.decode(text) == "ab"
+    assert LAST in tokenizer.eos_token_ids
+    assert max(tokenizer.encode("<|endoftext|>")) < len(TOKENS)
 
 
 @pytest.mark.parametrize(
