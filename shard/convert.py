@@ -16,19 +16,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from gguf import GGUFReader, ReaderTensor, TokenType
+from gguf import GGUFReader, ReaderTensor
 from gguf.quants import dequantize
-from tokenizers import Tokenizer, decoders, pre_tokenizers
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from shard.gguf_tokenizer import PRE_TOKENIZERS, drop_invented_tokens, ends_of, load_tokenizer, text_of
 from shard.layers.rotary import inverse_frequencies
 from shard.rope_config import RopeConfig
 
@@ -36,31 +29,12 @@ NOTE_FILE = "drafthouse.json"
 
 # The families whose tensor names and row order in GGUF are written down below.
 ARCHITECTURES = ("llama", "qwen3")
-# Of these llama.cpp knows, and the file does not say, that a word which is a token needs no merges, and that a text
-# begins with BOS.
-LLAMA3 = ("llama3", "llama-v3", "llama-bpe")
-# Ways to split text before the merges (`tokenizer.ggml.pre`) that transformers, or `_load_tokenizer`, reproduces.
-PRE_TOKENIZERS = ("gpt-2", "smollm", *LLAMA3, "qwen2", "deepseek-r1-qwen")
 # What all of Llama 3.1, 3.2 and 3.3 have but the factor.
 LLAMA3_SCALING: dict[str, Any] = {
     "original_max_position_embeddings": 8192,
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
 }
-# Control tokens that end an answer or a text, by name: many files give one end, and chats end at another (llama.cpp's
-# list, as far as these families have it).
-ENDS = (
-    "<|eot_id|>",
-    "<|eom_id|>",
-    "<|im_end|>",
-    "<|end|>",
-    "<end_of_turn>",
-    "<EOT>",
-    "</s>",
-    "<|endoftext|>",
-    "<|end_of_text|>",
-    "<｜end▁of▁sentence｜>",
-)
 UNQUANTIZED = ("F32", "F16", "BF16")
 
 _TOP_LEVEL = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
@@ -94,13 +68,13 @@ def convert(gguf: Path, output: Path, dtype: torch.dtype) -> None:
     _restore_rope(reader, loaded.config, architecture)
     _say("comparing them with the file")
     _check_tensors(reader, loaded, architecture)
-    tokenizer = _load_tokenizer(gguf, reader)
+    tokenizer = load_tokenizer(gguf, reader)
     _say("writing safetensors")
     output.mkdir(parents=True, exist_ok=True)
-    loaded.generation_config.eos_token_id = _ends(reader, loaded.generation_config.eos_token_id)
+    loaded.generation_config.eos_token_id = ends_of(reader, loaded.generation_config.eos_token_id)
     _writable_copy(loaded, dtype).save_pretrained(output)
     tokenizer.save_pretrained(output)
-    _drop_invented_tokens(output, vocab_size=loaded.config.vocab_size)
+    drop_invented_tokens(output, vocab_size=loaded.config.vocab_size)
     (output / NOTE_FILE).write_text(json.dumps({"weights_note": weights_note(reader.tensors)}) + "\n", encoding="utf-8")
 
 
@@ -133,27 +107,22 @@ def _open(gguf: Path) -> GGUFReader:
 
 def _check_metadata(reader: GGUFReader) -> str:
     """The architecture. Refuses what transformers would leave out without saying so."""
-    architecture = _text(reader, "general.architecture")
+    architecture = text_of(reader, "general.architecture")
     if architecture not in ARCHITECTURES:
         raise ConversionError(f"its architecture is {architecture or 'not given'}; {', '.join(ARCHITECTURES)} can be")
-    scaling = _text(reader, f"{architecture}.rope.scaling.type")
+    scaling = text_of(reader, f"{architecture}.rope.scaling.type")
     if scaling not in (None, "none"):
         raise ConversionError(f"its rope scaling ({scaling}) cannot be carried over; use the safetensors of this model")
     for key in (f"{architecture}.rope.scaling.factor", f"{architecture}.rope.scale_linear"):
         # Old files name no type and mean a linear one.
-        if scaling is None and (factor := _text(reader, key)) is not None and float(factor) not in (0.0, 1.0):
+        if scaling is None and (factor := text_of(reader, key)) is not None and float(factor) not in (0.0, 1.0):
             raise ConversionError(
                 f"its rope scaling ({factor}) cannot be carried over; use the safetensors of this model"
             )
-    model, split = _text(reader, "tokenizer.ggml.model"), _text(reader, "tokenizer.ggml.pre")
+    model, split = text_of(reader, "tokenizer.ggml.model"), text_of(reader, "tokenizer.ggml.pre")
     if model == "gpt2" and split not in PRE_TOKENIZERS:
         raise ConversionError(f"its tokenizer splits text in a way that is not known here ({split or 'not given'})")
     return architecture
-
-
-def _text(reader: GGUFReader, key: str) -> str | None:
-    field = reader.get_field(key)
-    return None if field is None else str(field.contents())
 
 
 def _is_rope_factors(tensor: ReaderTensor, architecture: str) -> bool:
@@ -202,84 +171,6 @@ def _half_rotation_order(rows: np.ndarray, *, head_dim: int) -> np.ndarray:
     """A head's rows from GGUF's order, where rotated pairs are neighbours, to halves: pair i is rows i and i + d/2."""
     pairs = rows.reshape(-1, head_dim // 2, 2, *rows.shape[1:])
     return np.ascontiguousarray(pairs.swapaxes(1, 2).reshape(rows.shape))
-
-
-def _load_tokenizer(gguf: Path, reader: GGUFReader) -> PreTrainedTokenizerBase:
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    model, split = _text(reader, "tokenizer.ggml.model"), _text(reader, "tokenizer.ggml.pre")
-    if model == "gpt2":
-        _keep_whole(tokenizer, reader)
-    backend = tokenizer.backend_tokenizer
-    if model == "llama" and _text(reader, "tokenizer.ggml.add_space_prefix") == "False":
-        backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="never", split=False)
-        backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    if model == "gpt2" and split in LLAMA3:
-        backend.model.ignore_merges = True
-        if _text(reader, "tokenizer.ggml.add_bos_token") is None:
-            tokenizer.add_bos_token = True
-    if model == "gpt2" and split == "smollm":
-        # SmolLM sets every digit apart before GPT-2's split. Without it a run of spaces before a number is cut
-        # differently ("a  1"), although single digits come out alike.
-        digits = pre_tokenizers.Digits(individual_digits=True)
-        bytes_of_words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-        backend.pre_tokenizer = pre_tokenizers.Sequence([digits, bytes_of_words])
-    return tokenizer
-
-
-def _keep_whole(tokenizer: PreTrainedTokenizerBase, reader: GGUFReader) -> None:
-    """Puts back special tokens with letters that stand for no byte (DeepSeek's), which transformers writes as bytes."""
-    content = json.loads(tokenizer.backend_tokenizer.to_str())
-    vocabulary, added = content["model"]["vocab"], content["added_tokens"]
-    spelling = {token_id: token for token, token_id in vocabulary.items()}
-    lost = [token for token in _special_tokens(reader) if spelling[token[0]] != token[1]]
-    for token_id, token, kind in lost:
-        vocabulary[token] = vocabulary.pop(spelling[token_id])
-        # transformers has it past the end where it is BOS or EOS.
-        added[:] = [other for other in added if other["content"] != token]
-        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-        added.append({"id": token_id, "content": token, **flags, "special": kind == TokenType.CONTROL})
-    if lost:
-        added.sort(key=lambda token: token["id"])
-        tokenizer._tokenizer = Tokenizer.from_str(json.dumps(content))
-        tokenizer.update_post_processor()
-
-
-def _special_tokens(reader: GGUFReader) -> list[tuple[int, str, int]]:
-    """Id, text and type of each."""
-    tokens, kinds = (reader.get_field(f"tokenizer.ggml.{name}") for name in ("tokens", "token_type"))
-    if tokens is None or kinds is None:
-        return []
-    types = enumerate(kinds.contents())
-    special = [(token_id, kind) for token_id, kind in types if kind in (TokenType.CONTROL, TokenType.USER_DEFINED)]
-    return [(token_id, tokens.contents(token_id), kind) for token_id, kind in special]
-
-
-def _ends(reader: GGUFReader, eos: int | None) -> int | list[int] | None:
-    """Every token that ends an answer, `eos` first; as a generation_config.json has it."""
-    eot, eom, unknown = (_text(reader, f"tokenizer.ggml.{name}_token_id") for name in ("eot", "eom", "unknown"))
-    ends = [] if eos is None else [eos]
-    ends += [int(token_id) for token_id in (eot, eom) if token_id is not None]
-    for token_id, token, _ in _special_tokens(reader):
-        # SmolLM2 calls its token for the unknown <|endoftext|>; its authors do not let it end an answer either.
-        if token in ENDS and str(token_id) != unknown:
-            ends.append(token_id)
-    distinct = list(dict.fromkeys(ends))
-    return distinct if len(distinct) > 1 else next(iter(distinct), None)
-
-
-def _drop_invented_tokens(folder: Path, *, vocab_size: int) -> None:
-    """Removes special tokens that the file does not have: transformers appends GPT-2's where a vocabulary lacks it,
-    with an id past the end of the embedding."""
-    path = folder / "tokenizer.json"
-    content = json.loads(path.read_text(encoding="utf-8"))
-    added = content["added_tokens"]
-    content["added_tokens"] = [token for token in added if token["id"] < vocab_size]
-    path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-    invented = {token["content"] for token in added if token["id"] >= vocab_size}
-    path = folder / "tokenizer_config.json"
-    settings = json.loads(path.read_text(encoding="utf-8"))
-    kept = {key: value for key, value in settings.items() if not (isinstance(value, str) and value in invented)}
-    path.write_text(json.dumps(kept, ensure_ascii=False, indent=2), encoding="utf-8")
 
 
 def _writable_copy(loaded: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
