@@ -49,8 +49,8 @@ def look_into(reference: Reference, cache: str | None, log: LogWriter) -> tuple[
     try:
         names = list_repo_files(reference.name, revision=reference.revision)
     except Exception:
-        # Offline, or any error of the transport, whose class depends on the client's version. Where the cache holds
-        # nothing either, the call before has said what is wrong.
+        # Offline, or any error of the transport. Where the cache holds nothing either, the call before has said what is
+        # wrong.
         log.info(f"the hub does not answer: {_described(reference)} is taken from the cache, with what is there of it")
         names = [path.name for path in folder.iterdir()]
     return folder, frozenset(name for name in names if "/" not in name)
@@ -97,7 +97,8 @@ def _clear_errors(reference: Reference) -> Iterator[None]:
             f"{asked}: not a file or folder here, not in the cache, and the hub cannot be reached; "
             f"check the network and HF_HUB_OFFLINE, or give a local folder{advice}"
         ) from error
-    except (hub.HfHubHTTPError, OSError) as error:
+    except Exception as error:
+        # The hub's own errors, a full disk, and those of the transport, whose classes depend on the client's version.
         raise LaunchError(f"{asked}: the download failed ({_first_line(error)}); try again") from error
 
 

@@ -184,3 +184,17 @@ def test_offline_heads_and_base_come_from_the_cache(fake_hub: FakeHub, log: Reco
     fake_hub.offline = True
     assert serve(log, "org/heads") == online
     assert "the hub does not answer: org/heads is taken from the cache" in log.text
+
+
+def test_a_download_that_breaks_off_is_one_message_whatever_error_the_transport_has_for_it(
+    fake_hub: FakeHub, log: RecordingLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class ReadTimeout(Exception):
+        """Of the hub client's own HTTP client: no OSError, nor an error of the hub."""
+
+    def break_off(*args: object, **kwargs: object) -> str:
+        raise ReadTimeout("The read operation timed out")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", break_off)
+    with pytest.raises(LaunchError, match=r"org/base: the download failed \(The read operation timed out\); try again"):
+        serve(log, "org/base")
