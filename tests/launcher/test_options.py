@@ -92,3 +92,20 @@ def test_a_wrong_environment_variable_exits_2(launched: list[LauncherConfig]) ->
     assert result.exit_code == 2
     assert "--num-shard" in result.output
     assert not launched
+
+
+def test_what_kubernetes_sets_for_a_service_called_drafthouse_is_no_flag(launched: list[LauncherConfig]) -> None:
+    links = {
+        "DRAFTHOUSE_SERVICE_HOST": "10.96.0.7",
+        "DRAFTHOUSE_SERVICE_PORT": "3001",
+        "DRAFTHOUSE_PORT": "tcp://10.96.0.7:3001",
+        "DRAFTHOUSE_PORT_3001_TCP": "tcp://10.96.0.7:3001",
+        "DRAFTHOUSE_PORT_3001_TCP_PORT": "3001",
+        # Of a second service, drafthouse-grpc, in a cluster with IPv6.
+        "DRAFTHOUSE_GRPC_PORT": "tcp://[fd00::7]:3001",
+    }
+    result = run(env=links)
+    assert result.exit_code == 0, result.output
+    assert (launched[0].port, launched[0].grpc_port) == (3000, 3001)
+    assert run("--port", "8080", env=links).exit_code == 0
+    assert launched[1].port == 8080
