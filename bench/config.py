@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bench.peers.catalogue import PEERS, TRANSFORMERS, VLLM
 from launcher.machine import usable_cores
-from launcher.options import ENV_PREFIX
+from launcher.options import without_variables
 
 # The one starts for longer than the quick form may take, the other is never near the best.
 _NOT_QUICK = {VLLM.name, TRANSFORMERS.name}
@@ -98,7 +98,7 @@ def parse_args(argv: list[str]) -> BenchConfig:
 
 def child_environ(threads: int) -> dict[str, str]:
     """Of every measured process: the same number of threads, no look at the network, no flags but those we give."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
+    kept = without_variables(os.environ)
     return {**kept, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
 
 

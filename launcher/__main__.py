@@ -10,7 +10,7 @@ from launcher.errors import LaunchError
 from launcher.launch import Programs, launch
 from launcher.logs import LogWriter
 from launcher.machine import inspect_machine
-from launcher.options import config_options
+from launcher.options import config_options, from_environment
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -20,10 +20,14 @@ def main(**flags: object) -> None:
 
     SIGTERM and Ctrl-C finish open requests first; a second one hurries.
     """
+    config = LauncherConfig(**flags)  # type: ignore[arg-type]
+    log = LogWriter(level=config.log_level, json_output=config.json_output)
+    # Some names are everybody's: PORT, REVISION.
+    if variables := from_environment(click.get_current_context()):
+        log.info(f"from the environment: {', '.join(variables)}")
     try:
         machine = inspect_machine(os.environ)
-        config = settled(LauncherConfig(**flags), machine)  # type: ignore[arg-type]
-        log = LogWriter(level=config.log_level, json_output=config.json_output)
+        config = settled(config, machine)
         sys.exit(launch(config, os.environ, log, Programs.for_machine(machine)))
     except ConfigError as error:
         raise click.UsageError(str(error)) from error

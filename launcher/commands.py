@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.config import LauncherConfig
-from launcher.options import ENV_PREFIX
+from launcher.options import without_variables
 from launcher.process import ChildSpec
 from launcher.resolve import ResolvedModel
 
@@ -124,8 +124,7 @@ def _flags(**values: object) -> list[str]:
 
 def _child_environ(environ: Mapping[str, str]) -> dict[str, str]:
     """Without the launcher's own variables: a child is told everything on its command line, and nothing twice."""
-    kept = {name: value for name, value in environ.items() if not name.startswith(ENV_PREFIX)}
-    return {**kept, "PYTHONUNBUFFERED": "1"}
+    return {**without_variables(environ), "PYTHONUNBUFFERED": "1"}
 
 
 def _shard_environ(config: LauncherConfig, environ: Mapping[str, str]) -> dict[str, str]:

@@ -27,9 +27,12 @@ class ConfigError(ValueError):
     """Flags that do not fit each other or this machine; the message names the flag."""
 
 
-def _flag(help_text: str, *, default: Any = None, kind: Any = str) -> Any:
-    """A field of LauncherConfig; `kind` is a click type, or bool for a switch."""
-    return field(default=default, metadata={"help": help_text, "kind": kind})
+def _flag(help_text: str, *, default: Any = None, kind: Any = str, tgi: bool = False) -> Any:
+    """A field of LauncherConfig; `kind` is a click type, or bool for a switch.
+
+    `tgi`: text-generation-inference's launcher has it by the same name, with the same meaning, and so has its variable.
+    """
+    return field(default=default, metadata={"help": help_text, "kind": kind, "tgi": tgi})
 
 
 class _Ahead(click.IntRange):
@@ -62,18 +65,20 @@ class LauncherConfig:
 
     model_id: str | None = _flag(
         "Hub id, local folder or GGUF file of the model, or hub id or folder of Medusa heads, which name their model.  "
-        "[default: SmolLM2-135M-Instruct with heads, installed with Drafthouse]"
+        "[default: SmolLM2-135M-Instruct with heads, installed with Drafthouse]",
+        tgi=True,
     )
-    revision: str | None = _flag("Branch, tag or commit of what --model-id names on the hub.")
+    revision: str | None = _flag("Branch, tag or commit of what --model-id names on the hub.", tgi=True)
     medusa: str | None = _flag("Hub id or folder of Medusa heads for the model.  [default: those it comes with]")
     medusa_revision: str | None = _flag("Branch, tag or commit of what --medusa names on the hub.")
     num_shard: int | None = _flag(
-        "Number of processes the model is split over.  [default: visible GPUs, 1 without]", kind=_COUNT
+        "Number of processes the model is split over.  [default: visible GPUs, 1 without]", kind=_COUNT, tgi=True
     )
     speculate: int | Literal["auto"] | None = _flag(
         "Most tokens to draft ahead; 0 is off, auto as far as it pays. Fewer are drafted where more would take longer "
         "than they save. Output does not depend on it.  [default: one for each Medusa head, 0 without heads]",
         kind=_Ahead(0, MAX_SPECULATE),
+        tgi=True,
     )
     speculation_method: str = _flag(
         "What drafts: lookup in the text so far, Medusa heads, or both; auto takes what there is.",
@@ -97,51 +102,63 @@ class LauncherConfig:
         "Number format of weights and arithmetic.",
         default="bfloat16",
         kind=click.Choice(["bfloat16", "float16", "float32", "float64"]),
+        tgi=True,
     )
     quantize: str | None = _flag(
         "Keep the matrices in 8 bits, as integers or (on a GPU) as floating-point numbers, with one scale for each "
         "output: half the memory, and (measured on CPU) a third less time where reading them is what a step takes.  "
         "Medusa heads stay as they are.  [default: not at all]",
         kind=click.Choice(["int8", "fp8"]),
+        tgi=True,
     )
     kv_cache_dtype: str | None = _flag(
         "Keep keys and values in 8 bits: twice the tokens in the same memory.  On a GPU only.  [default: as --dtype]",
         kind=click.Choice(["fp8"]),
+        tgi=True,
     )
     max_total_tokens: int | None = _flag(
         "Most tokens of one sequence, prompt and answer.  "
         f"[default: what the model allows, at most {DEFAULT_MAX_TOTAL_TOKENS}]",
         kind=click.IntRange(min=2),
+        tgi=True,
     )
-    max_input_tokens: int | None = _flag("Most tokens of a prompt.  [default: --max-total-tokens less 1]", kind=_COUNT)
+    max_input_tokens: int | None = _flag(
+        "Most tokens of a prompt.  [default: --max-total-tokens less 1]", kind=_COUNT, tgi=True
+    )
     max_batch_prefill_tokens: int | None = _flag(
         "Most tokens in one step, those of prompts and one of each sequence that goes on, drafts apart; others wait "
         "that long.  [default: 4096 with a GPU, 256 without]",
         kind=_COUNT,
+        tgi=True,
     )
-    max_batch_size: int | None = _flag("Most sequences at once.  [default: 256 with a GPU, 32 without]", kind=_COUNT)
+    max_batch_size: int | None = _flag(
+        "Most sequences at once.  [default: 256 with a GPU, 32 without]", kind=_COUNT, tgi=True
+    )
     max_batch_draft_tokens: int | None = _flag(
         "Most draft tokens checked in one step, over all sequences.  [default: 256 with a GPU, 96 without]", kind=_COUNT
     )
     max_batch_total_tokens: int | None = _flag(
-        "Tokens that the KV cache holds.  [default: what the memory allows]", kind=_COUNT
+        "Tokens that the KV cache holds.  [default: what the memory allows]", kind=_COUNT, tgi=True
     )
     block_size: int = _flag("Tokens in a block of the KV cache.", default=16, kind=_COUNT)
     cuda_memory_fraction: float = _flag(
-        "Share of a GPU's memory to use.", default=0.9, kind=_Real(min=0, max=1, min_open=True)
+        "Share of a GPU's memory to use.", default=0.9, kind=_Real(min=0, max=1, min_open=True), tgi=True
     )
     max_concurrent_requests: int = _flag(
-        "Most requests running and waiting, each choice counted; more are refused.", default=128, kind=_COUNT
+        "Most requests running and waiting, each choice counted; more are refused.", default=128, kind=_COUNT, tgi=True
     )
-    max_stop_sequences: int = _flag("Most stop strings of a request.", default=4, kind=click.IntRange(min=0))
-    payload_limit: int = _flag("Largest request, in bytes.", default=2_000_000, kind=_COUNT)
+    max_stop_sequences: int = _flag("Most stop strings of a request.", default=4, kind=click.IntRange(min=0), tgi=True)
+    payload_limit: int = _flag("Largest request, in bytes.", default=2_000_000, kind=_COUNT, tgi=True)
+    # Not `tgi`: container runtimes set HOSTNAME to the container's name, which is no address that a user chose.
     hostname: str = _flag("Address to listen on.", default="0.0.0.0")
-    port: int = _flag("Port of HTTP: health and metrics.", default=3000, kind=_PORT)
+    port: int = _flag("Port of HTTP: health and metrics.", default=3000, kind=_PORT, tgi=True)
     grpc_port: int = _flag("Port of the gRPC service.", default=3001, kind=_PORT)
     shard_uds_path: str | None = _flag(
         "Prefix of the shards' Unix sockets; the rank is appended. One launcher at a time has it.  "
-        "[default: in a private temporary folder]"
+        "[default: in a private temporary folder]",
+        tgi=True,
     )
+    # Not `tgi`: torchrun, and operators like it, set MASTER_ADDR and MASTER_PORT for whatever they start.
     master_addr: str | None = _flag("Address where the shards meet; needs --master-port.  [default: 127.0.0.1]")
     master_port: int | None = _flag("Port where the shards meet.  [default: a free one]", kind=_PORT)
     threads: int | None = _flag(
@@ -155,11 +172,12 @@ class LauncherConfig:
         "Seconds after which the router gives up on a step and its shards.", default=120.0, kind=_SECONDS
     )
     graceful_termination_timeout: float = _flag(
-        "Seconds that open requests have to finish after SIGTERM.", default=90.0, kind=_Real(min=0)
+        "Seconds that open requests have to finish after SIGTERM.", default=90.0, kind=_Real(min=0), tgi=True
     )
+    # Not `tgi`: the hub's client reads HUGGINGFACE_HUB_CACHE by itself, after HF_HUB_CACHE.
     huggingface_hub_cache: str | None = _flag("Where models from the hub are kept.  [default: the hub client's own]")
     disable_prefix_caching: bool = _flag("Compute every prompt anew.", default=False, kind=bool)
-    json_output: bool = _flag("Log one JSON object per line.", default=False, kind=bool)
+    json_output: bool = _flag("Log one JSON object per line.", default=False, kind=bool, tgi=True)
     log_level: str = _flag(
         "What to log.", default="info", kind=click.Choice(["debug", "info", "warning", "error"], case_sensitive=False)
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from launcher.options import ENV_PREFIX
+from launcher.options import without_variables
 from launcher.process import tied_to_parent
 from launcher.readiness import is_healthy
 from trainer.errors import TrainError
@@ -28,7 +28,7 @@ def launched(model: Path, *, dtype: str, use_gpu: bool, threads: int | None, log
     command += [f"--hostname={_HOST}", f"--port={http_port}", f"--grpc-port={grpc_port}"]
     command += [f"--threads={threads}"] if threads is not None else []
     # A variable meant for another launcher would become a flag of this one.
-    environ = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
+    environ = without_variables(os.environ)
     if not use_gpu:
         environ["CUDA_VISIBLE_DEVICES"] = ""
     with log_file.open("w") as log:

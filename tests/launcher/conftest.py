@@ -11,6 +11,7 @@ import pytest
 
 from launcher.log_pump import LogPump
 from launcher.logs import LogWriter
+from launcher.options import without_variables
 
 
 class RecordingLog(LogWriter):
@@ -64,4 +65,4 @@ def is_running(pid: int) -> bool:
 
 
 def clean_environ() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith("DRAFTHOUSE_")}
+    return without_variables(os.environ)

@@ -5,18 +5,18 @@ import pytest
 from click.testing import CliRunner, Result
 
 import launcher.__main__ as entry
-from launcher.config import LauncherConfig
+from launcher.config import LauncherConfig, settled
 from launcher.machine import Machine
-from launcher.options import env_name
+from launcher.options import env_names, without_variables
+from tests.launcher.conftest import clean_environ
 
 
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch) -> list[LauncherConfig]:
     """Configurations that got as far as a launch, on a machine with 8 cores and no GPU."""
     seen: list[LauncherConfig] = []
-    for name in list(os.environ):
-        if name.startswith("DRAFTHOUSE_"):
-            monkeypatch.delenv(name)
+    for name in os.environ.keys() - clean_environ().keys():
+        monkeypatch.delenv(name)
     monkeypatch.setattr(entry, "inspect_machine", lambda environ: Machine(num_gpus=0, num_cores=8))
     monkeypatch.setattr(entry, "launch", lambda config, environ, log, programs: seen.append(config) or 0)
     return seen
@@ -42,11 +42,39 @@ def test_a_flag_wins_over_its_environment_variable(launched: list[LauncherConfig
     assert launched[1].speculate == "auto"
 
 
-def test_help_names_every_flag_and_its_variable() -> None:
+def test_help_names_every_flag_and_its_variables() -> None:
     text = run("--help").output
     for field in fields(LauncherConfig):
         assert "--" + field.name.replace("_", "-") in text
-        assert env_name(field.name) in text
+        assert all(name in text for name in env_names(field))
+
+
+def test_variables_of_text_generation_inference_count_after_our_own(launched: list[LauncherConfig]) -> None:
+    env = {"MODEL_ID": "org/model", "NUM_SHARD": "4", "PORT": "80", "JSON_OUTPUT": "true", "QUANTIZE": ""}
+    result = run(env=env)
+    assert result.exit_code == 0, result.output
+    config = launched[0]
+    assert (config.model_id, config.num_shard, config.port, config.json_output) == ("org/model", 4, 80, True)
+    assert "from the environment: MODEL_ID=org/model, NUM_SHARD=4, PORT=80, JSON_OUTPUT=true" in result.output
+    assert run("--port=81", env=env | {"DRAFTHOUSE_NUM_SHARD": "2", "DRAFTHOUSE_PORT": "82"}).exit_code == 0
+    assert (launched[1].num_shard, launched[1].port) == (2, 81)
+
+
+def test_what_a_runtime_sets_for_every_container_is_no_flag(launched: list[LauncherConfig]) -> None:
+    env = {"HOSTNAME": "7f3a", "MASTER_ADDR": "job-0", "MASTER_PORT": "29500", "LOG_LEVEL": "info,tower=off"}
+    assert run(env=env).exit_code == 0
+    assert launched == [settled(LauncherConfig(), Machine(num_gpus=0, num_cores=8))]
+
+
+def test_processes_that_are_to_have_no_flag_from_the_environment_see_no_variable() -> None:
+    environ = {
+        "DRAFTHOUSE_SPECULATE": "1",
+        "DRAFTHOUSE_PORT_3001_TCP": "x",
+        "NUM_SHARD": "2",
+        "HOSTNAME": "h",
+        "A": "b",
+    }
+    assert without_variables(environ) == {"HOSTNAME": "h", "A": "b"}
 
 
 @pytest.mark.parametrize(
@@ -87,10 +115,16 @@ def test_a_wrong_flag_exits_2_with_one_message_that_names_it(
     assert named in errors[0]
 
 
-def test_a_wrong_environment_variable_exits_2(launched: list[LauncherConfig]) -> None:
-    result = run(env={"DRAFTHOUSE_NUM_SHARD": "many"})
-    assert result.exit_code == 2
-    assert "--num-shard" in result.output
+def test_a_wrong_environment_variable_exits_2_and_is_named(launched: list[LauncherConfig]) -> None:
+    for env, named in (
+        ({"DRAFTHOUSE_NUM_SHARD": "many"}, "DRAFTHOUSE_NUM_SHARD"),
+        ({"NUM_SHARD": "many", "DRAFTHOUSE_NUM_SHARD": ""}, "NUM_SHARD"),
+        ({"NUM_SHARD": "2", "KV_CACHE_DTYPE": "fp8_e5m2"}, "KV_CACHE_DTYPE"),
+    ):
+        result = run(env=env)
+        assert result.exit_code == 2
+        assert f"(from {named}): " in result.output
+    assert "(from " not in run("--num-shard=many", env={"NUM_SHARD": "2"}).output
     assert not launched
 
 
