@@ -1,7 +1,9 @@
 """`launcher …` or `python -m launcher …`: flags and environment → one configuration → resolve the model, run."""
 
 import os
+import signal
 import sys
+from types import FrameType
 
 import click
 
@@ -12,6 +14,9 @@ from launcher.logs import LogWriter
 from launcher.machine import inspect_machine
 from launcher.options import config_options, from_environment
 
+# What cleaning up may take after a signal: a download's threads would be waited for to the end of their files.
+_CLEAN_UP_S = 5.0
+
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @config_options
@@ -20,6 +25,11 @@ def main(**flags: object) -> None:
 
     SIGTERM and Ctrl-C finish open requests first; a second one hurries.
     """
+    # Until there are children, which are stopped in order: a first process of a container would not hear them at all,
+    # another would leave a part of a model in the cache.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _end)
     config = LauncherConfig(**flags)  # type: ignore[arg-type]
     log = LogWriter(level=config.log_level, json_output=config.json_output)
     # Some names are everybody's: PORT, REVISION.
@@ -34,6 +44,15 @@ def main(**flags: object) -> None:
     except (LaunchError, OSError) as error:
         log.error(str(error))
         sys.exit(1)
+
+
+def _end(number: int, _frame: FrameType | None) -> None:
+    # `timeout` signals a process and then its group, in the middle of what the first one has it clean up.
+    for again in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(again, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, lambda *_: os._exit(128 + number))
+    signal.setitimer(signal.ITIMER_REAL, _CLEAN_UP_S)
+    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

@@ -110,6 +110,11 @@ def _run(command: list[str], errors: TextIO, log: LogWriter) -> int:
         text=True,
     ) as process:
         assert process.stdout is not None
-        for line in process.stdout:
-            log.relay("convert", line.rstrip("\n"))
+        try:
+            for line in process.stdout:
+                log.relay("convert", line.rstrip("\n"))
+        except BaseException:
+            # It would be waited for, and write into a folder that is being removed.
+            process.kill()
+            raise
     return process.returncode
