@@ -1,12 +1,10 @@
 """One launch from start to end: resolve the model, make the private folder, supervise the two children in it."""
 
 import os
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +19,7 @@ from launcher.machine import Machine
 from launcher.process import helper
 from launcher.readiness import is_healthy, is_taken, reachable_host
 from launcher.resolve import ModelRequest, ResolvedModel, resolve
+from launcher.run_folder import run_folder
 from launcher.sockets import claimed
 from launcher.supervisor import Service, Supervisor
 
@@ -67,13 +66,8 @@ def _launch(config: LauncherConfig, environ: Mapping[str, str], log: LogWriter, 
     model = resolve(request, log)
     config = with_model_length(config, model.max_positions)
     started_s = time.monotonic()  # after a download or conversion, which happens once
-    run_dir = Path(tempfile.mkdtemp(prefix="drafthouse-"))  # mode 0700
-    pump = LogPump()
-    try:
+    with run_folder() as run_dir, closing(LogPump()) as pump:
         return _supervisor(config, model, run_dir, environ, log, pump, programs, started_s).run()
-    finally:
-        pump.close()
-        shutil.rmtree(run_dir, ignore_errors=True)
 
 
 def _supervisor(
