@@ -14,7 +14,7 @@ from launcher.hub import Reference
 from launcher.logs import LogWriter
 from launcher.medusa import HEADS_FILES, base_of, files_of_heads, heads_file, holds_heads, is_heads
 from launcher.positions import max_positions
-from launcher.source import Source, open_source, read_json, refuse_revision
+from launcher.source import Source, local_path, open_source, read_json, refuse_revision
 
 # Written beside converted weights by shard.convert.
 NOTE_FILE = "drafthouse.json"
@@ -109,7 +109,7 @@ def _model_reference(name: str, revision: str | None) -> Reference:
 
 def _open_model(reference: Reference, request: ModelRequest, log: LogWriter) -> Source | ResolvedModel:
     """A GGUF file is resolved at once; a folder or a repository is to be looked at."""
-    file = Path(reference.name).expanduser()
+    file = local_path(reference)
     if not file.is_file():
         return open_source(reference, request.hub_cache, log)
     refuse_revision(reference, "a file")
@@ -138,7 +138,7 @@ def _served(model: Source | ResolvedModel, request: ModelRequest, log: LogWriter
 
 def _open_heads(name: str, request: ModelRequest, log: LogWriter) -> Source:
     reference = Reference(name, request.medusa_revision, f"--medusa {name}", "--medusa-revision")
-    if Path(name).expanduser().is_file():
+    if local_path(reference).is_file():
         raise LaunchError(f"{reference.asked}: this is a file; give the folder with the heads and their config.json")
     heads = open_source(reference, request.hub_cache, log)
     if not holds_heads(heads):

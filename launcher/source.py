@@ -34,7 +34,7 @@ class Source:
 
 def open_source(reference: Reference, cache: str | None, log: LogWriter) -> Source:
     """Looks for a local folder first, then for a repository. Raises LaunchError."""
-    local = Path(reference.name).expanduser()
+    local = local_path(reference)
     if local.is_dir():
         refuse_revision(reference, "a local folder")
         folder, is_local = local.resolve(), True
@@ -45,6 +45,15 @@ def open_source(reference: Reference, cache: str | None, log: LogWriter) -> Sour
         is_local = False
         folder, names = look_into(reference, cache, log)
     return Source(reference, is_local, folder, read_json(folder / "config.json"), names, cache)
+
+
+def local_path(reference: Reference) -> Path:
+    """Where it would be, were it here. Raises LaunchError."""
+    path = Path(reference.name)
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise LaunchError(f"{reference.asked}: {path.parts[0]} is no home folder here{reference.advice}") from error
 
 
 def _looks_like_a_path(name: str) -> bool:

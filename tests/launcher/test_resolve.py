@@ -38,6 +38,14 @@ def test_an_unknown_folder_is_named(tmp_path: Path, log: RecordingLog) -> None:
         resolve(ask(f"{tmp_path}/nothing"), log)
 
 
+def test_a_home_folder_that_there_is_not_is_named(tmp_path: Path, log: RecordingLog) -> None:
+    with pytest.raises(LaunchError, match=r"^--model-id ~nosuchuser/x: ~nosuchuser is no home folder here$"):
+        resolve(ask("~nosuchuser/x"), log)
+    heads = ModelRequest(str(write_model(tmp_path / "model")), None, "bfloat16", None, medusa="~nosuchuser/x")
+    with pytest.raises(LaunchError, match=r"^--medusa ~nosuchuser/x: ~nosuchuser is no home folder here$"):
+        resolve(heads, log)
+
+
 def test_a_folder_without_a_model_points_to_the_gguf_in_it(tmp_path: Path, log: RecordingLog) -> None:
     (tmp_path / "x.gguf").write_bytes(b"GGUF")
     with pytest.raises(LaunchError, match=r"no config\.json.*name the file"):
