@@ -25,7 +25,9 @@ def is_taken(hostname: str, port: int) -> bool:
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            # The router's "::" takes IPv4 as well.
+            both = hostname == "::" and socket.has_dualstack_ipv6()
+            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not both)
         try:
             probe.bind((hostname, port))
         except (OSError, UnicodeError) as error:

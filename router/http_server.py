@@ -49,8 +49,10 @@ class HttpServer:
     async def start(self) -> None:
         """`port` is the one that is listened on afterwards. Raises OSError when it cannot be had."""
         family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+        # "::" takes IPv4 as well, as it does for gRPC.
+        both = self._host == "::" and socket.has_dualstack_ipv6()
         try:
-            listener = socket.create_server((self._host, self.port), family=family)
+            listener = socket.create_server((self._host, self.port), family=family, dualstack_ipv6=both)
         except OSError as error:
             raise OSError(
                 f"cannot listen on {self._host}:{self.port}: {error.strerror or error}; choose another with --port"

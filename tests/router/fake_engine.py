@@ -113,11 +113,11 @@ class Served:
 
 
 @asynccontextmanager
-async def serve() -> AsyncIterator[Served]:
+async def serve(host: str = "127.0.0.1") -> AsyncIterator[Served]:
     tokenizer = Tokenizer(byte_level(), eos_token_ids=frozenset({264}))
     engine, metrics = FakeEngine(tokenizer), Metrics()
-    grpc_server = GrpcServer(engine, tokenizer, metrics, host="127.0.0.1", port=0, payload_limit=PAYLOAD_LIMIT)
-    http_server = HttpServer(engine, metrics, host="127.0.0.1", port=0)
+    grpc_server = GrpcServer(engine, tokenizer, metrics, host=host, port=0, payload_limit=PAYLOAD_LIMIT)
+    http_server = HttpServer(engine, metrics, host=host, port=0)
     await grpc_server.start()
     await http_server.start()
     try:

@@ -1,6 +1,8 @@
 import asyncio
 import signal
+import socket
 
+import grpc
 import httpx
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
@@ -49,6 +51,19 @@ def test_a_taken_port_is_one_clear_error() -> None:
             with pytest.raises(OSError, match=f"127.0.0.1:{port}.*--port"):
                 await second.start()
             await second.stop()
+
+    asyncio.run(run())
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no socket here is for both")
+def test_all_addresses_of_ipv6_are_those_of_ipv4_too() -> None:
+    async def run() -> None:
+        async with serve(host="::") as served, httpx.AsyncClient() as client:
+            for host in ("127.0.0.1", "[::1]"):
+                assert (await client.get(f"http://{host}:{served.http_server.port}/health")).status_code == 200
+                async with grpc.aio.insecure_channel(f"{host}:{served.grpc_server.port}") as channel:
+                    async with asyncio.timeout(10):
+                        await channel.channel_ready()
 
     asyncio.run(run())
 
