@@ -38,7 +38,7 @@ def main(**flags: object) -> None:
     try:
         machine = inspect_machine(os.environ)
         config = settled(config, machine)
-        sys.exit(launch(config, os.environ, log, Programs.for_machine(machine)))
+        sys.exit(launch(config, machine, os.environ, log, Programs.for_machine(machine)))
     except ConfigError as error:
         raise click.UsageError(str(error)) from error
     except (LaunchError, OSError) as error:

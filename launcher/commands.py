@@ -31,10 +31,19 @@ class RunPaths:
 
 
 def agent_spec(
-    config: LauncherConfig, model: ResolvedModel, paths: RunPaths, environ: Mapping[str, str], agent: list[str]
+    config: LauncherConfig,
+    model: ResolvedModel,
+    paths: RunPaths,
+    environ: Mapping[str, str],
+    agent: list[str],
+    *,
+    num_gpus: int,
 ) -> ChildSpec:
-    """`agent` is a command without its flags; it has a shard for each rank and hands on flags that are not its own."""
-    command = [*agent, *_agent_flags(config, paths), *_shard_flags(config, model, paths)]
+    """`agent` is a command without its flags; it has a shard for each rank and hands on flags that are not its own.
+
+    `num_gpus` are visible, and what is settled relies on them.
+    """
+    command = [*agent, *_agent_flags(config, paths), *_shard_flags(config, model, paths), f"--num-gpus={num_gpus}"]
     return ChildSpec("shards", command, _shard_environ(config, environ), AGENT_GRACE_S)
 
 

@@ -38,15 +38,19 @@ class Programs:
         return cls(kernels=None if machine.num_gpus else (sys.executable, "-m", "shard.cpu.build"))
 
 
-def launch(config: LauncherConfig, environ: Mapping[str, str], log: LogWriter, programs: Programs) -> int:
+def launch(
+    config: LauncherConfig, machine: Machine, environ: Mapping[str, str], log: LogWriter, programs: Programs
+) -> int:
     """Serves until a signal or a failure; returns the exit code. Raises LaunchError and ConfigError before that."""
     assert config.num_shard is not None
     prefix = config.shard_uds_path
     with helper(programs.kernels, environ), claimed(prefix, config.num_shard) if prefix else nullcontext():
-        return _launch(config, environ, log, programs)
+        return _launch(config, machine, environ, log, programs)
 
 
-def _launch(config: LauncherConfig, environ: Mapping[str, str], log: LogWriter, programs: Programs) -> int:
+def _launch(
+    config: LauncherConfig, machine: Machine, environ: Mapping[str, str], log: LogWriter, programs: Programs
+) -> int:
     request = ModelRequest(
         config.model_id,
         config.revision,
@@ -67,11 +71,12 @@ def _launch(config: LauncherConfig, environ: Mapping[str, str], log: LogWriter, 
     config = with_model_length(config, model.max_positions)
     started_s = time.monotonic()  # after a download or conversion, which happens once
     with run_folder() as run_dir, closing(LogPump()) as pump:
-        return _supervisor(config, model, run_dir, environ, log, pump, programs, started_s).run()
+        return _supervisor(config, machine, model, run_dir, environ, log, pump, programs, started_s).run()
 
 
 def _supervisor(
     config: LauncherConfig,
+    machine: Machine,
     model: ResolvedModel,
     run_dir: Path,
     environ: Mapping[str, str],
@@ -107,7 +112,7 @@ def _supervisor(
 
     if model.weights_note:
         log.info(f"weights of {model.model_id}: {model.weights_note}")
-    agent = agent_spec(config, model, paths, environ, list(programs.agent))
+    agent = agent_spec(config, model, paths, environ, list(programs.agent), num_gpus=machine.num_gpus)
     router = router_spec(config, model, paths, environ, list(programs.router))
     return Supervisor(
         [Service(agent, follow_agent), Service(router, lambda: (partial(log.relay, "router"), None))],

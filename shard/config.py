@@ -37,6 +37,8 @@ class ShardConfig:
     max_batch_total_tokens: int
     block_size: int
     memory_fraction: float
+    # 0: take what torch finds, if anything.
+    num_gpus: int
     threads: int
     collective_timeout: float
     weights_note: str
@@ -96,6 +98,9 @@ def parse_args(argv: list[str]) -> ShardConfig:
     parser.add_argument("--max-batch-total-tokens", type=int, default=0, help="tokens the KV cache holds; 0: what fits")
     parser.add_argument("--block-size", type=int, default=16, help="tokens of a KV block")
     parser.add_argument("--memory-fraction", type=float, default=0.9, help="of the GPU's memory")
+    parser.add_argument(
+        "--num-gpus", type=int, default=0, help="that the driver shows, so that torch must be able to use them"
+    )
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of this rank")
     parser.add_argument("--collective-timeout", type=float, default=60.0, help="seconds before a stuck rank leaves")
     parser.add_argument("--weights-note", default="", help="where the weights came from, for ModelInfo")

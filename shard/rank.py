@@ -62,11 +62,7 @@ def build_rank(config: ShardConfig) -> Rank:
             f"--max-total-tokens {config.max_total_tokens} is more than the {model_config.max_positions} positions of "
             "the model (max_position_embeddings and rope scaling in its config.json); lower it"
         )
-    device = (
-        torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        if torch.cuda.is_available()
-        else torch.device("cpu")
-    )
+    device = _device(config)
     dtype: torch.dtype = getattr(torch, config.dtype)
     for flag, value in (("--quantize", config.quantize), ("--kv-cache-dtype", config.kv_cache_dtype)):
         if value == "fp8" and not has_fp8(dtype, device):
@@ -189,6 +185,19 @@ def build_rank(config: ShardConfig) -> Rank:
         proposals=proposals_of(methods),
     )
     return Rank(group, runner, info, measure)
+
+
+def _device(config: ShardConfig) -> torch.device:
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    if config.num_gpus:
+        built_for = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPUs only"
+        raise ConfigError(
+            f"the driver shows {config.num_gpus} GPU{'s' if config.num_gpus != 1 else ''}, but this torch, built for "
+            f"{built_for}, cannot use them; install one built for CUDA, update the driver, or give the container its "
+            "GPUs; to compute on the CPU, hide them with CUDA_VISIBLE_DEVICES=''"
+        )
+    return torch.device("cpu")
 
 
 def _load_heads(config: ShardConfig, model: Decoder, group: TPGroup, device: torch.device) -> MedusaHeads | None:

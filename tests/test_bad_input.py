@@ -5,6 +5,7 @@ First launches that cannot work, then requests to one running server.
 
 import contextlib
 import json
+import os
 import shutil
 import socket
 from collections.abc import Callable, Iterator
@@ -85,6 +86,13 @@ def with_heads_that_lack_a_tensor(model: Path) -> None:
     save_file({name: tensor for name, tensor in load_file(file).items() if name != "1.0.linear.bias"}, file)
 
 
+def with_a_driver_that_shows_gpus(model: Path) -> None:
+    tool = model.parent / "bin" / "nvidia-smi"
+    tool.parent.mkdir()
+    tool.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA H100 (UUID: GPU-0)'\n")
+    tool.chmod(0o700)
+
+
 class Code:
     """Unpickled, it writes a second error to the log."""
 
@@ -142,11 +150,18 @@ BAD_LAUNCHES = {
     "drafting by heads without any": BadLaunch(
         ("--speculation-method medusa needs Medusa heads",), {"speculation_method": "medusa"}
     ),
+    "GPUs that torch cannot use": BadLaunch(
+        ("the driver shows 1 GPU,", "install one built for CUDA", "CUDA_VISIBLE_DEVICES=''"),
+        {},
+        with_a_driver_that_shows_gpus,
+    ),
     "too many drafts": BadLaunch(("'--speculate'", "17"), {"speculate": 17}),
     "taken http port": BadLaunch(("choose another with --port",), {"port": None}),
     "taken grpc port": BadLaunch(("choose another with --grpc-port",), {"grpc_port": None}),
     "taken master port": BadLaunch(("choose another with --master-port",), {"master_port": None}),
 }
+if torch.cuda.is_available():
+    del BAD_LAUNCHES["GPUs that torch cannot use"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,8 +177,8 @@ def refuse(case: BadLaunch, model: Path, folder: Path) -> Refusal:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         flags: dict[str, Any] = {name: value or taken.getsockname()[1] for name, value in case.flags.items()}
         model_id = flags.pop("model_id", spoilt)
-        offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder)}
-        with Launch(folder, model_id, environ=offline, num_shard=1, threads=1, **flags) as launch:
+        environ = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder), "PATH": f"{folder / 'bin'}:{os.environ['PATH']}"}
+        with Launch(folder, model_id, environ=environ, num_shard=1, threads=1, **flags) as launch:
             exit_code = launch.exit_code(START_LIMIT_S)
             launch.wait_gone()
             return Refusal(exit_code, launch.log, launch.temporary_files)

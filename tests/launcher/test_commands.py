@@ -23,6 +23,7 @@ def test_a_shard_is_told_everything_on_its_command_line() -> None:
         PATHS,
         {},
         ["agent"],
+        num_gpus=2,
     )
     shard = spec.command[spec.command.index("agent") + 1 :]
     assert {
@@ -33,6 +34,7 @@ def test_a_shard_is_told_everything_on_its_command_line() -> None:
         "--max-total-tokens=2048",
         "--max-batch-total-tokens=4096",
         "--threads=3",
+        "--num-gpus=2",
         "--uds-path=/run/x/shard",
         "--weights-note=dequantized from Q4_1",
     } <= set(shard)
@@ -49,13 +51,13 @@ def test_a_shard_is_told_where_its_heads_are_and_how_to_draft() -> None:
         "--tree-size=16",
         "--tree-width=1",
         "--max-batch-draft-tokens=48",
-    } <= set(agent_spec(flags, model, PATHS, {}, ["agent"]).command)
+    } <= set(agent_spec(flags, model, PATHS, {}, ["agent"], num_gpus=0).command)
 
 
 def test_drafting_is_left_to_the_shard_where_nothing_is_said_of_it() -> None:
-    command = agent_spec(config(), MODEL, PATHS, {}, ["agent"]).command
+    command = agent_spec(config(), MODEL, PATHS, {}, ["agent"], num_gpus=0).command
     assert not any(word.startswith(("--medusa", "--speculate", "--tree")) for word in command)
-    assert "--speculate=0" in agent_spec(config(speculate=0), MODEL, PATHS, {}, ["agent"]).command
+    assert "--speculate=0" in agent_spec(config(speculate=0), MODEL, PATHS, {}, ["agent"], num_gpus=0).command
 
 
 def test_unset_flags_are_left_to_the_child_and_switches_carry_no_value() -> None:
@@ -66,7 +68,7 @@ def test_unset_flags_are_left_to_the_child_and_switches_carry_no_value() -> None
 
 
 def test_children_see_neither_our_variables_nor_foreign_torchrun_settings() -> None:
-    environ = agent_spec(config(num_shard=7), MODEL, PATHS, ENVIRON, ["agent"]).environ
+    environ = agent_spec(config(num_shard=7), MODEL, PATHS, ENVIRON, ["agent"], num_gpus=0).environ
     assert environ["PATH"] == "/bin"
     assert environ["OMP_NUM_THREADS"] == "1"
     assert environ["OMP_WAIT_POLICY"] == "PASSIVE"
@@ -76,12 +78,13 @@ def test_children_see_neither_our_variables_nor_foreign_torchrun_settings() -> N
 
 
 def test_a_waiting_policy_that_the_user_set_is_kept() -> None:
-    environ = agent_spec(config(), MODEL, PATHS, {"OMP_WAIT_POLICY": "ACTIVE"}, ["agent"]).environ
+    environ = agent_spec(config(), MODEL, PATHS, {"OMP_WAIT_POLICY": "ACTIVE"}, ["agent"], num_gpus=0).environ
     assert environ["OMP_WAIT_POLICY"] == "ACTIVE"
 
 
 def test_shards_meet_on_a_free_port_unless_one_is_given() -> None:
-    assert "--meeting-point=127.0.0.1:0" in agent_spec(config(), MODEL, PATHS, {}, ["agent"]).command
+    assert "--meeting-point=127.0.0.1:0" in agent_spec(config(), MODEL, PATHS, {}, ["agent"], num_gpus=0).command
     assert (
-        "--meeting-point=127.0.0.1:29500" in agent_spec(config(master_port=29500), MODEL, PATHS, {}, ["agent"]).command
+        "--meeting-point=127.0.0.1:29500"
+        in agent_spec(config(master_port=29500), MODEL, PATHS, {}, ["agent"], num_gpus=0).command
     )

@@ -22,10 +22,11 @@ from launcher.launch import Programs, launch
 from launcher.logs import LogWriter
 from launcher.machine import Machine
 model, port, workdir = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+machine = Machine(num_gpus=0, num_cores=4)
 config = settled(LauncherConfig(model_id=model, num_shard=2, port=port, grpc_port=port + 1 if port < 65535 else 1024),
-                 Machine(num_gpus=0, num_cores=4))
+                 machine)
 programs = Programs(agent=(sys.executable, workdir + "/agent.py"), router=(sys.executable, workdir + "/router.py"))
-sys.exit(launch(config, os.environ, LogWriter(level="info", json_output=False), programs))
+sys.exit(launch(config, machine, os.environ, LogWriter(level="info", json_output=False), programs))
 """
 
 AGENT = """

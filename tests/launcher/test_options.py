@@ -18,7 +18,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[LauncherConfig]:
     for name in os.environ.keys() - clean_environ().keys():
         monkeypatch.delenv(name)
     monkeypatch.setattr(entry, "inspect_machine", lambda environ: Machine(num_gpus=0, num_cores=8))
-    monkeypatch.setattr(entry, "launch", lambda config, environ, log, programs: seen.append(config) or 0)
+    monkeypatch.setattr(entry, "launch", lambda config, machine, environ, log, programs: seen.append(config) or 0)
     return seen
 
 
