@@ -21,10 +21,9 @@ from launcher.config import LauncherConfig, settled
 from launcher.launch import Programs, launch
 from launcher.logs import LogWriter
 from launcher.machine import Machine
-model, port, workdir = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+model, port, grpc_port, workdir = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 machine = Machine(num_gpus=0, num_cores=4)
-config = settled(LauncherConfig(model_id=model, num_shard=2, port=port, grpc_port=port + 1 if port < 65535 else 1024),
-                 machine)
+config = settled(LauncherConfig(model_id=model, num_shard=2, port=port, grpc_port=grpc_port), machine)
 programs = Programs(agent=(sys.executable, workdir + "/agent.py"), router=(sys.executable, workdir + "/router.py"))
 sys.exit(launch(config, machine, os.environ, LogWriter(level="info", json_output=False), programs))
 """
@@ -76,13 +75,14 @@ class Launched:
         self.log_file = tmp_path / "log"
         self.temp = tmp_path / "t"
         self.temp.mkdir()
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        with socket.socket() as one, socket.socket() as other:
+            for probe in (one, other):
+                probe.bind(("127.0.0.1", 0))
+            ports = [str(probe.getsockname()[1]) for probe in (one, other)]
         base = {**clean_environ(), "PYTHONPATH": str(ROOT), "PIDS": str(self.pids_file), "TMPDIR": str(self.temp)}
         with self.log_file.open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, str(tmp_path / "launch.py"), str(tmp_path / "model"), str(port), str(tmp_path)],
+                [sys.executable, str(tmp_path / "launch.py"), str(tmp_path / "model"), *ports, str(tmp_path)],
                 env={**base, **environ},
                 stdout=log,
                 stderr=subprocess.STDOUT,
