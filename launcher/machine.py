@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-_DRIVER_GPUS = Path("/proc/driver/nvidia/gpus")
+_DEVICES = Path("/dev")
 _CGROUP_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -44,11 +44,12 @@ def visible_gpus(environ: Mapping[str, str], installed: int) -> int:
 
 
 def installed_gpus() -> int:
-    """NVIDIA GPUs by `nvidia-smi -L`, or by the driver's folder where that tool is missing."""
+    """NVIDIA GPUs by `nvidia-smi -L`, or by their device files where that tool is missing: a container that was given
+    no GPU has none of these, while it may well see the driver."""
     try:
         listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError):
-        return len(list(_DRIVER_GPUS.iterdir())) if _DRIVER_GPUS.is_dir() else 0
+        return sum(device.name.removeprefix("nvidia").isdigit() for device in _DEVICES.glob("nvidia*"))
     return sum(line.startswith("GPU ") for line in listing.splitlines())
 
 

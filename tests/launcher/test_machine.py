@@ -1,6 +1,8 @@
+from pathlib import Path
+
 import pytest
 
-from launcher.machine import Machine, visible_gpus
+from launcher.machine import Machine, installed_gpus, visible_gpus
 
 
 @pytest.mark.parametrize(
@@ -19,3 +21,12 @@ def test_shards_share_the_cores_and_leave_one_for_the_router_where_two_are_left_
     cores: int, shards: int, threads: int
 ) -> None:
     assert Machine(num_gpus=0, num_cores=cores).threads_per_shard(shards) == threads
+
+
+def test_without_its_tool_gpus_are_known_by_their_device_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("launcher.machine._DEVICES", tmp_path)
+    assert installed_gpus() == 0
+    for name in ("nvidia0", "nvidia11", "nvidiactl", "nvidia-uvm", "null"):
+        (tmp_path / name).touch()
+    assert installed_gpus() == 2
