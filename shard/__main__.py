@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -53,8 +52,6 @@ def _end_for_good(config: ShardConfig, message: str) -> NoReturn:
 
 
 async def serve(config: ShardConfig) -> None:
-    # At any moment: a rank owes nobody anything, the router holds every token.
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     config.validate()
     device = DeviceThread()
     rank = await device.submit(partial(build_rank, config))

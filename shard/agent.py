@@ -78,7 +78,10 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 def _begin(shard: Callable[[list[str]], None], flags: list[str], output: str, agent_pid: int) -> None:
     """The first code of a forked shard. What it fails of is said where it prints, not by the agent."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # They end it at once: it owes nobody anything, the router holds every token. And by themselves: of one that exits
+    # with 0 but returns nothing the agent believes for ever that it runs.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
     die_with_parent(agent_pid)
     pipe = os.open(f"{output}-{os.environ['LOCAL_RANK']}", os.O_WRONLY)
     os.dup2(pipe, 1)

@@ -147,6 +147,14 @@ def test_a_killed_shard_costs_a_pause_and_no_token(service: Launch, expected: li
     assert_replaced(service, streams, expected, restarts=restarts)
 
 
+def test_shards_that_are_all_told_to_end_are_replaced(service: Launch, expected: list[list[int]]) -> None:
+    restarts = service.metric("drafthouse_shard_restarts_total")
+    streams = start_all(service)
+    for shard in (service.shard(0), service.shard(1)):
+        shard.kill(signal.SIGTERM)
+    assert_replaced(service, streams, expected, restarts=restarts)
+
+
 def test_a_stuck_shard_is_replaced(service: Launch, expected: list[list[int]]) -> None:
     restarts = service.metric("drafthouse_shard_restarts_total")
     streams = start_all(service)

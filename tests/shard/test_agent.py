@@ -2,9 +2,12 @@
 ends its group whatever state a shard is in."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 _AGENT = """
 import sys
@@ -39,6 +42,43 @@ def test_the_agent_asks_nothing_of_cuda(tmp_path: Path) -> None:
     os.close(output)
     assert agent.returncode == 0, errors
     assert said == "a shard with --flag\n"
+
+
+_ENDED = """
+import os, signal, sys, time
+from pathlib import Path
+
+from shard import agent
+
+def shard(flags):
+    started = Path(flags[1])
+    with started.open("a") as file:
+        file.write("started\\n")
+    if started.read_text().count("started") == 2:
+        os._exit(1)
+    os.kill(os.getpid(), int(flags[0]))
+    time.sleep(60)
+
+agent.run(sys.argv[1:], shard)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_shard_that_a_signal_ends_is_started_again(number: signal.Signals, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "output-0")
+    output = os.open(tmp_path / "output-0", os.O_RDWR | os.O_NONBLOCK)
+    flags = ["--num-shard=1", "--max-restarts=1", "--meeting-point=127.0.0.1:0", f"--shard-output={tmp_path}/output"]
+    agent = subprocess.run(
+        [sys.executable, "-c", _ENDED, *flags, str(int(number)), str(tmp_path / "started")],
+        env=os.environ | {"PYTHONPATH": ".:proto"},
+        capture_output=True,
+        text=True,
+        timeout=25,
+        check=False,
+    )
+    os.close(output)
+    assert (tmp_path / "started").read_text().count("started") == 2, agent.stderr
+    assert agent.returncode != 0
 
 
 _STOPPED = """
