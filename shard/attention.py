@@ -64,6 +64,9 @@ def attend(
         )
         return out.view(num_rows, -1)
     q, kv = qkv[:, :num_heads], qkv[:, num_heads:]
+    if by_kernel is None:
+        # What is hidden is multiplied by zero, which makes no number of what overflowed (float16 of large activations).
+        kv = torch.nan_to_num(kv, 0.0, 0.0, 0.0)
     if batch.direct_index is not None:
         cache.write(layer, batch.direct_index, kv[batch.num_step_rows :])
     if batch.device_spans is not None and by_kernel is not None:

@@ -192,6 +192,9 @@ def attend_spans(
             tl.store(step_rows + KV_HEADS * DIM + stored_at, values, mask=is_read & (tile == 0))
             keys = as_kept(keys, pages).to(queries.dtype)
             values = as_kept(values, pages).to(queries.dtype)
+            if values.dtype == tl.float16:
+                # What is hidden is multiplied by zero, which makes no number of what overflowed.
+                values = tl.where(tl.abs(values) < float("inf"), values, 0.0).to(values.dtype)
             way = ancestors + span * ancestors_stride + row[:, None] * most_rows + other[None, :]
             visible = tl.load(way, mask=exists[:, None] & is_there[None, :], other=0) != 0
             if WINDOW is not None:

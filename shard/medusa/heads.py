@@ -96,7 +96,8 @@ class MedusaHeads(Module):
             # Slices are in the order of their ids.
             values, order = all_values.flatten(2).sort(dim=2, descending=True, stable=True)
             values, rows = values[..., :width], all_rows.flatten(2).gather(2, order[..., :width]).long()
-        probabilities = (values - normalizer).exp().float()
+        # Of a sequence that overflowed there are none; and what is learned of heads is learned for all.
+        probabilities = (values - normalizer).exp().float().nan_to_num(0.0)
         # Columns that are no token come last, with a probability of 0.
         token_ids = rows.clamp_max(self._num_rows - 1)
         if missing := width - values.shape[2]:

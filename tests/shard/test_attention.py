@@ -106,6 +106,38 @@ def test_blocks_and_workspace_left_by_others_change_nothing(paged: PagedModel) -
     torch.testing.assert_close(torch.cat((first, second)), expected[:36], **EXACT)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.bfloat16])
+def test_what_overflowed_changes_no_other_row(dtype: torch.dtype) -> None:
+    """Neither a draft those beside it, nor a sequence the one that has its blocks afterwards."""
+    spec, outs = AttentionSpec(scale=0.25), []
+    for overflow in (0.0, torch.inf):
+        cache = KVCache(
+            num_layers=1,
+            num_blocks=3,
+            block_size=16,
+            num_kv_heads=1,
+            head_dim=16,
+            dtype=dtype,
+            device=torch.device("cpu"),
+            max_step_rows=8,
+        )
+        rng = torch.Generator().manual_seed(0)
+
+        def rows(positions: Tensor, *, direct: bool, overflowed: Tensor, cache: KVCache = cache) -> Tensor:
+            span = Span(len(positions), [1], direct=direct)
+            batch = ForwardBatch.build(token_ids=positions, positions=positions, spans=[span], cache=cache)
+            qkv = torch.randn(len(positions), 3, 16, generator=rng)  # noqa: B023
+            return attend((qkv + overflowed[:, None, None]).to(dtype), layer=0, batch=batch, cache=cache, spec=spec)
+
+        # Of somebody else.
+        rows(torch.arange(16), direct=True, overflowed=torch.full((16,), overflow))
+        rows(torch.arange(10), direct=True, overflowed=torch.zeros(10))
+        out = rows(torch.tensor([10, 11]), direct=False, overflowed=torch.tensor([0.0, overflow]))
+        outs.append(out[0])
+    assert torch.equal(*outs)
+    assert outs[0].isfinite().all()
+
+
 def random_tree(num_nodes: int, rng: random.Random) -> list[int]:
     """The parents of rows 1 to `num_nodes`."""
     return [rng.randint(0, row) for row in range(num_nodes)]

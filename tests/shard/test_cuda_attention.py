@@ -82,6 +82,14 @@ def test_heads_are_rotated_as_they_are_read(attend: Attend, name: str, dtype: to
 
 
 @pytest.mark.usefixtures("splits")
+@pytest.mark.parametrize("name", ["8B", "odd size", "gemma"])
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+def test_a_draft_that_overflows_changes_no_other_row(attend: Attend, name: str) -> None:
+    step = random_step(SHAPES[name], steps=[(20, 5)], trees=True)
+    check(attend, step, torch.float16, DEVICE, overflowed=4)
+
+
+@pytest.mark.usefixtures("splits")
 @pytest.mark.parametrize("trees", [False, True])
 def test_large_trees_take_several_tiles(attend: Attend, trees: bool) -> None:
     step = random_step(Shape(1, 4, 64), steps=[(40, 65), (0, 64), (129, 1)], trees=trees)

@@ -174,6 +174,17 @@ def test_a_width_beyond_the_proposable_tokens_is_filled_with_impossible_ones(roo
     torch.testing.assert_close(found.probabilities.sum(2), torch.ones(5, NUM_HEADS))
 
 
+def test_heads_say_nothing_of_a_sequence_that_overflowed(root: Path) -> None:
+    heads = load(root / "v1", root / "base", group=TPGroup())
+    assert heads is not None
+    hidden = hidden_states()
+    expected = heads.candidates(hidden, WIDTH)
+    hidden[1] = torch.nan
+    found = heads.candidates(hidden, WIDTH)
+    assert not found.probabilities[1].any()
+    assert torch.equal(found.probabilities[0], expected.probabilities[0])
+
+
 def test_equal_tokens_go_to_the_lowest_id(root: Path, tmp_path: Path) -> None:
     heads = heads_of("v1")
     for head in heads:
