@@ -72,7 +72,10 @@ class DeviceThread:
             await asyncio.sleep(_CHECK_INTERVAL_S)
             with contextlib.suppress(IndexError):
                 if time.monotonic() - self._started_s[0] > timeout_s:
-                    leave(f"a step takes longer than {timeout_s:g} s")
+                    leave(
+                        f"a step takes longer than {timeout_s:g} s; if it is not stuck, give it longer "
+                        "(--collective-timeout) or less at once (--max-batch-prefill-tokens)"
+                    )
 
     def begin_step(self) -> None:
         """Called by a job of many steps where one begins: each is watched by itself."""

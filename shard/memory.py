@@ -3,8 +3,9 @@ their memory."""
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -14,6 +15,8 @@ from shard.config import ConfigError, ShardConfig
 # that is there.
 _CPU_DEFAULT_BYTES = 1 << 30
 _CPU_FRACTION = 0.25
+# Of a container; version 2, and 1. Where there is none the file is missing, says "max", or a number beyond any memory.
+_CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 # Of what a GPU has beside weights and the largest step so much is for other captured steps: on 80 GB with 8B
 # parameters 2.7 GB, and 170 graphs of 32 layers took 1.5 GB at most.
 _GRAPHS_FRACTION = 0.05
@@ -83,8 +86,16 @@ def available_bytes(config: ShardConfig, *, device: torch.device, ranks_on_host:
         free, _ = torch.cuda.mem_get_info(device)
         left = free - least_free_bytes(config, device=device, largest=largest) - largest.captured
         return left - int(_GRAPHS_FRACTION * max(left, 0)) if largest.captured else left
+    return int(_CPU_FRACTION * _host_bytes()) // ranks_on_host
+
+
+def _host_bytes() -> int:
+    """Memory of this machine, or as much of it as its container may use."""
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return int(_CPU_FRACTION * physical) // ranks_on_host
+    for path in _CGROUP_LIMITS:
+        with suppress(OSError, ValueError):
+            physical = min(physical, int(path.read_text()))
+    return physical
 
 
 def num_kv_blocks(config: ShardConfig, *, bytes_per_block: int, available: int, device: torch.device) -> int:

@@ -58,6 +58,22 @@ def test_what_the_user_asks_for_is_given_unless_a_gpu_has_no_room() -> None:
         blocks(12_999, CUDA, "--max-batch-total-tokens=200")
 
 
+def test_on_a_cpu_a_containers_limit_is_what_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = tmp_path / "memory.max", tmp_path / "memory.limit_in_bytes"
+    monkeypatch.setattr("shard.memory._CGROUP_LIMITS", limits)
+    monkeypatch.setattr("os.sysconf", lambda name: {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 4 * GB // 4096}[name])
+
+    def available() -> int:
+        return available_bytes(config_of(), device=CPU, ranks_on_host=2, largest=StepBytes())
+
+    assert available() == GB // 2
+    for text, expected in (("max\n", GB // 2), (f"{2 * GB}\n", GB // 4), (f"{1 << 63}\n", GB // 2)):
+        for limit in limits:
+            limit.write_text(text)
+            assert available() == expected
+            limit.unlink()
+
+
 def test_a_gpu_keeps_its_share_the_largest_step_and_room_for_captured_ones_free(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
