@@ -25,8 +25,9 @@ $(STAMP): pyproject.toml
 serve: install
 	$(BIN)/launcher --num-shard 1 $(ARGS)
 
+# A worker for each core, up to four: many tests start processes of their own.
 test: install tools
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 check: install
 	$(BIN)/ruff format --check .

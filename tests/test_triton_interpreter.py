@@ -1,4 +1,4 @@
-"""The tests of the Triton kernels on CPU, by Triton's interpreter, in a process of their own.
+"""The tests of the Triton kernels on CPU, by Triton's interpreter, in processes of their own.
 
 Whether it compiles or interprets is decided when Triton is imported, which other tests may cause.
 """
@@ -26,9 +26,10 @@ _FILES = (
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton is made for Linux only")
-def test_kernels_pass_their_tests_when_interpreted() -> None:
+@pytest.mark.parametrize("file", _FILES)
+def test_kernels_pass_their_tests_when_interpreted(file: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *(str(_TESTS / file) for file in _FILES)],
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(_TESTS / file)],
         cwd=_TESTS.parent,
         env=os.environ | {"TRITON_INTERPRET": "1"},
         capture_output=True,
