@@ -1,5 +1,5 @@
 """Command lines and environments of the two children, from a settled configuration. Flags are the contract between
-the three packages: what stands here must be what `python -m shard` and `python -m router` accept.
+the three packages: what stands here must be what `python -m shard.agent` and `python -m router` accept.
 """
 
 import os

@@ -75,7 +75,8 @@ class LauncherConfig:
         "Number of processes the model is split over.  [default: visible GPUs, 1 without]", kind=_COUNT, tgi=True
     )
     speculate: int | Literal["auto"] | None = _flag(
-        "Most tokens to draft ahead; 0 is off, auto as far as it pays. Fewer are drafted where more would take longer "
+        "Most tokens to draft ahead; 0 is off, auto as far as it pays, by all heads and up to 8 by lookup. Of Medusa "
+        "heads the first so many are taken, and no more than there are. Fewer are drafted where more would take longer "
         "than they save. Output does not depend on it.  [default: one for each Medusa head, 0 without heads]",
         kind=_Ahead(0, MAX_SPECULATE),
         tgi=True,
@@ -86,11 +87,12 @@ class LauncherConfig:
         kind=click.Choice(["auto", "ngram", "medusa", "hybrid"]),
     )
     tree_size: int | None = _flag(
-        "Draft tokens of a sequence checked in one step, over all branches.  [default: what was measured to pay]",
+        "Most draft tokens of a sequence in one step, over all branches.  [default: with heads 16, on a GPU 32; "
+        "else as --speculate]",
         kind=click.IntRange(1, MAX_TREE_SIZE),
     )
     tree_width: int | None = _flag(
-        "Best tokens taken of each Medusa head; 1 makes a chain.  [default: what was measured to pay]",
+        "Best tokens taken of each Medusa head; 1 makes a chain.  [default: 8]",
         kind=click.IntRange(1, MAX_TREE_WIDTH),
     )
     draft_min_probability: float | None = _flag(
@@ -105,14 +107,16 @@ class LauncherConfig:
         tgi=True,
     )
     quantize: str | None = _flag(
-        "Keep the matrices in 8 bits, as integers or (on a GPU) as floating-point numbers, with one scale for each "
-        "output: half the memory, and (measured on CPU) a third less time where reading them is what a step takes.  "
+        "Keep the matrices in 8 bits, as integers or (on a GPU of compute capability 8.9 or more) as floating-point "
+        "numbers, with one scale for each output: half the memory, and (measured on CPU) a third less time where "
+        "reading them is what a step takes.  "
         "Medusa heads stay as they are.  [default: not at all]",
         kind=click.Choice(["int8", "fp8"]),
         tgi=True,
     )
     kv_cache_dtype: str | None = _flag(
-        "Keep keys and values in 8 bits: twice the tokens in the same memory.  On a GPU only.  [default: as --dtype]",
+        "Keep keys and values in 8 bits: twice the tokens in the same memory.  On a GPU of compute capability 8.9 or "
+        "more only.  [default: as --dtype]",
         kind=click.Choice(["fp8"]),
         tgi=True,
     )
@@ -127,18 +131,25 @@ class LauncherConfig:
     )
     max_batch_prefill_tokens: int | None = _flag(
         "Most tokens in one step, those of prompts and one of each sequence that goes on, drafts apart; others wait "
-        "that long.  [default: 4096 with a GPU, 256 without]",
+        "that long.  At least --max-batch-size and --block-size together.  [default: 4096 with a GPU, 256 without, or "
+        "that least]",
         kind=_COUNT,
         tgi=True,
     )
     max_batch_size: int | None = _flag(
-        "Most sequences at once.  [default: 256 with a GPU, 32 without]", kind=_COUNT, tgi=True
+        "Most sequences at once, as far as --max-concurrent-requests lets them in.  [default: 256 with a GPU, 32 "
+        "without]",
+        kind=_COUNT,
+        tgi=True,
     )
     max_batch_draft_tokens: int | None = _flag(
         "Most draft tokens checked in one step, over all sequences.  [default: 256 with a GPU, 96 without]", kind=_COUNT
     )
     max_batch_total_tokens: int | None = _flag(
-        "Tokens that the KV cache holds.  [default: what the memory allows]", kind=_COUNT, tgi=True
+        "Tokens that the KV cache holds.  [default: what the memory allows, at most for --max-batch-size sequences of "
+        "--max-total-tokens; on a CPU a GiB for each shard, or one such sequence if that is more]",
+        kind=_COUNT,
+        tgi=True,
     )
     block_size: int = _flag("Tokens in a block of the KV cache.", default=16, kind=_COUNT)
     cuda_memory_fraction: float = _flag(

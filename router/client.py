@@ -78,7 +78,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--top-k", type=_unsigned(32), default=0, help="0 keeps all tokens")
     parser.add_argument("--seed", type=_unsigned(64), help="of the sampling; drawn by the server when unset")
     parser.add_argument(
-        "--speculate", type=_unsigned(32), help="draft tokens per step, 0 for none; unset: the server's"
+        "--speculate",
+        type=_unsigned(32),
+        help="how many tokens ahead drafts may reach, 0 for none; unset, and at most: the server's",
     )
     parser.add_argument("--raw", action="store_true", help="send the prompt as it is, without the chat template")
     parser.add_argument("--system", type=_text, help="a system message before the prompt")

@@ -1,4 +1,5 @@
-"""What a request can end with besides an answer. The gRPC and HTTP edges map these, nothing else raises them."""
+"""What a request can end with besides an answer. Validation, tokenizer and engine raise these, the gRPC edge
+maps them."""
 
 
 class RequestError(Exception):
@@ -22,7 +23,7 @@ class Overloaded(RequestError):
 
 
 class Unavailable(RequestError):
-    """The service is starting, draining, or its shards are gone for good."""
+    """The service is starting or draining, or its router failed."""
 
 
 class ShardsDied(RequestError):

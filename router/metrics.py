@@ -35,7 +35,10 @@ class Metrics:
         registry = self.registry
         ProcessCollector(registry=registry)
         self.requests = Counter(
-            "drafthouse_requests_total", "Requests by how they ended.", ["status"], registry=registry
+            "drafthouse_requests_total",
+            "Requests by how they ended, but those that are larger than --payload-limit.",
+            ["status"],
+            registry=registry,
         )
         self.request_duration_seconds = Histogram(
             "drafthouse_request_duration_seconds",
@@ -45,7 +48,7 @@ class Metrics:
         )
         self.time_to_first_token_seconds = Histogram(
             "drafthouse_time_to_first_token_seconds",
-            "Time from a request's arrival to its first token.",
+            "Time of a choice from its arrival in the queue, tokenized, to its first token.",
             buckets=_WAIT_BUCKETS,
             registry=registry,
         )
@@ -57,12 +60,12 @@ class Metrics:
         )
         self.queue_time_seconds = Histogram(
             "drafthouse_queue_time_seconds",
-            "Time from a request's arrival to its first step.",
+            "Time of a choice from its arrival in the queue, tokenized, to its first step.",
             buckets=_WAIT_BUCKETS,
             registry=registry,
         )
         self.prompt_tokens = Counter(
-            "drafthouse_prompt_tokens_total", "Prompt tokens of the requests that were admitted.", registry=registry
+            "drafthouse_prompt_tokens_total", "Prompt tokens of the choices that were admitted.", registry=registry
         )
         self.generated_tokens = Counter(
             "drafthouse_generated_tokens_total", "Tokens that were sent to clients.", registry=registry
@@ -83,7 +86,7 @@ class Metrics:
         self.kv_blocks = Gauge("drafthouse_kv_blocks", "Blocks of the KV cache by state.", ["state"], registry=registry)
         self.step_duration_seconds = Histogram(
             "drafthouse_step_duration_seconds",
-            "Time of a step on the shards' device thread.",
+            "Time of a step on rank 0's device: by a GPU's own clock, or on the thread that computes.",
             ["phase"],
             buckets=_STEP_BUCKETS,
             registry=registry,
@@ -146,7 +149,10 @@ class Metrics:
             registry=registry,
         )
         self.shard_up = Gauge(
-            "drafthouse_shard_up", "1 while the router is connected to the shard.", ["rank"], registry=registry
+            "drafthouse_shard_up",
+            "1 while the group serves, from its warm-up until one rank is lost; of all ranks the same.",
+            ["rank"],
+            registry=registry,
         )
         self.shard_restarts = Counter(
             "drafthouse_shard_restarts_total", "Times the group of shards came back as a new one.", registry=registry

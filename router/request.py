@@ -95,7 +95,7 @@ class GenerationEngine(Protocol):
         """Deltas of the choice, the last with a finish reason.
 
         Closing the generator, or cancelling the task that iterates it, cancels the sequence. Raises Overloaded at
-        the first step when the queue is full, DeadlineExceeded when the deadline passes, Unavailable.
+        the first step when the queue is full, DeadlineExceeded when the deadline passes, ShardsDied, Unavailable.
         """
 
     def refuse_if_full(self, num_others: int, /) -> None:

@@ -1,4 +1,5 @@
-"""Between the router's own types and the messages of ShardService. Beside it only shard_group knows them."""
+"""Between the router's own types and the messages of ShardService. Beside it only shard_group and
+group_info know them."""
 
 from collections.abc import Iterable
 from itertools import accumulate, chain

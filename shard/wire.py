@@ -1,4 +1,5 @@
-"""Between protobuf messages and the shard's own types. The only module beside the server that knows the messages."""
+"""Between protobuf messages and the shard's own types. Beside it only the server, and the
+rank that says what it is, know the messages."""
 
 from itertools import accumulate, chain
 

@@ -22,7 +22,12 @@ _SHARE = click.FloatRange(0, 1)
 @click.option("--revision", help="Branch, tag or commit of a base from the hub.")
 @click.option("--data", multiple=True, type=_FILE, help="JSONL file of prompts: chats, prompts, questions or texts.")
 @click.option("--self-prompts", default=0, type=click.IntRange(min=0), help="Prompts the base writes by itself.")
-@click.option("--answers", multiple=True, type=_FILE, help="JSONL file of answers of the base, to use as they are.")
+@click.option(
+    "--answers",
+    multiple=True,
+    type=_FILE,
+    help="JSONL file of answers of the base: token_ids, and prompt_token_ids or prompt.",
+)
 @click.option("--output", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder of the heads.")
 @click.option("--version", default="v2", type=click.Choice(["v1", "v2"]), help="v1: projections of their own.")
 @click.option("--heads", "num_heads", default=4, type=click.IntRange(1, 16), help="Number of heads.")
@@ -35,7 +40,7 @@ _SHARE = click.FloatRange(0, 1)
 @click.option("--learning-rate", default=1e-3, type=click.FloatRange(min=0, min_open=True), help="At its highest.")
 @click.option("--batch-tokens", default=2048, type=_COUNT, help="Tokens of a training step.")
 @click.option("--soft-labels", default=0.0, type=_SHARE, help="Share of the base's distribution in the targets.")
-@click.option("--frequent-tokens", default=0, type=click.IntRange(min=0), help="Propose only so many; 0: all.")
+@click.option("--frequent-tokens", default=0, type=click.IntRange(min=0), help="With v2, propose only so many; 0: all.")
 @click.option(
     "--held-out",
     default=0.03,

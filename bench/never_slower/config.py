@@ -9,6 +9,8 @@ from bench.config import BenchConfig, positive
 from bench.prompts import RANDOM, WORKLOADS
 from launcher.machine import usable_cores
 
+_DESCRIPTION = """Speculation on over off through the real server, at each number of requests at once; with --fixed what
+the server chooses over fixed numbers of drafts."""
 CONCURRENCY = (1, 2, 4, 8, 16, 32, 64)
 FIXED_CONCURRENCY = (1, 8)
 # New tokens of a request by concurrency: enough steps for a ratio, and a run of minutes.
@@ -48,7 +50,7 @@ class NeverSlowerConfig:
 
 
 def parse_args(argv: list[str]) -> NeverSlowerConfig:
-    parser = argparse.ArgumentParser(prog="python -m bench.never_slower", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.never_slower", description=_DESCRIPTION)
     parser.add_argument("--model-id", help="as the launcher's; unset: its default model")
     parser.add_argument("--threads", type=positive, default=usable_cores(), help="of the shard (%(default)s)")
     parser.add_argument("--speculate", help="as the launcher's; unset: its default, all heads")

@@ -55,15 +55,19 @@ class GenerateRequest(_message.Message):
     LOGPROBS_FIELD_NUMBER: _builtins.int
     N_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Appears in the logs of level debug; drawn by the router when empty."""
+    """At most 128 printable characters, for the logs: at level debug, and at error if the shards die of it. Drawn by the
+    router when empty.
+    """
     text: _builtins.str
     """Tokenized as it is; special tokens are added as the tokenizer's configuration says."""
     speculate: _builtins.int
-    """How many tokens ahead drafts may reach for this request; 0 switches speculation off, unset takes the server's."""
+    """How many tokens ahead drafts may reach for this request; 0 switches speculation off, unset takes the server's, and
+    more than that is the same.
+    """
     logprobs: _builtins.bool
     """Return the log-probability of each token under the model's own distribution (before temperature and filters)."""
     n: _builtins.int
-    """Number of choices; unset is 1. Choice i is sampled with the seed and i folded together."""
+    """Number of choices, at most 8 and --max-concurrent-requests; unset is 1. Choice i is sampled with the seed and i folded together."""
     @_builtins.property
     def chat(self) -> Global___ChatMessages:
         """Rendered with the model's chat template, generation prompt included."""
@@ -112,7 +116,9 @@ class ChatMessages(_message.Message):
 
     MESSAGES_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]: ...
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
+        """At most 8192."""
+
     def __init__(
         self,
         *,
@@ -177,11 +183,15 @@ class StoppingCriteria(_message.Message):
     STOP_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     IGNORE_EOS_FIELD_NUMBER: _builtins.int
     max_new_tokens: _builtins.int
-    """Unset: up to the model's length limit."""
+    """Unset: up to the length limit (GetModelInfo's max_total_tokens); more than prompt and answer may have together is
+    refused.
+    """
     ignore_eos: _builtins.bool
     @_builtins.property
     def stop_strings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The text ends before the first of these, of at most 1024 characters each; the tokens that made it are still reported."""
+        """The text ends before the first of these, at most --max-stop-sequences (4) of at most 1024 characters each; the
+        tokens that made it are still reported.
+        """
 
     @_builtins.property
     def stop_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:

@@ -35,8 +35,9 @@ class GenerationServiceStub:
     def __new__(cls, channel: _aio.Channel) -> GenerationServiceAsyncStub: ...
     Generate: _grpc.UnaryStreamMultiCallable[_generation_pb2.GenerateRequest, _generation_pb2.GenerateResponse]
     """Streams the answer to one prompt. Each choice ends with exactly one message that has a finish_reason.
-    Errors: INVALID_ARGUMENT names the field; RESOURCE_EXHAUSTED (queue full) carries RetryInfo;
-    DEADLINE_EXCEEDED; UNAVAILABLE while the service drains or has not started; INTERNAL if the shards die of a request.
+    Errors: INVALID_ARGUMENT names the field; RESOURCE_EXHAUSTED carries RetryInfo where the queue is full, and none
+    where the message is larger than --payload-limit, which retrying does not mend; DEADLINE_EXCEEDED; UNAVAILABLE while
+    the service drains or has not started, or when its router failed; INTERNAL if the shards die of a request.
     """
     Tokenize: _grpc.UnaryUnaryMultiCallable[_generation_pb2.TokenizeRequest, _generation_pb2.TokenizeResponse]
     GetModelInfo: _grpc.UnaryUnaryMultiCallable[_generation_pb2.GetModelInfoRequest, _generation_pb2.GetModelInfoResponse]
@@ -48,8 +49,9 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.UnaryStreamMultiCallable[_generation_pb2.GenerateRequest, _generation_pb2.GenerateResponse]  # type: ignore[assignment]
     """Streams the answer to one prompt. Each choice ends with exactly one message that has a finish_reason.
-    Errors: INVALID_ARGUMENT names the field; RESOURCE_EXHAUSTED (queue full) carries RetryInfo;
-    DEADLINE_EXCEEDED; UNAVAILABLE while the service drains or has not started; INTERNAL if the shards die of a request.
+    Errors: INVALID_ARGUMENT names the field; RESOURCE_EXHAUSTED carries RetryInfo where the queue is full, and none
+    where the message is larger than --payload-limit, which retrying does not mend; DEADLINE_EXCEEDED; UNAVAILABLE while
+    the service drains or has not started, or when its router failed; INTERNAL if the shards die of a request.
     """
     Tokenize: _aio.UnaryUnaryMultiCallable[_generation_pb2.TokenizeRequest, _generation_pb2.TokenizeResponse]  # type: ignore[assignment]
     GetModelInfo: _aio.UnaryUnaryMultiCallable[_generation_pb2.GetModelInfoRequest, _generation_pb2.GetModelInfoResponse]  # type: ignore[assignment]
@@ -64,8 +66,9 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_generation_pb2.GenerateResponse], _abc.AsyncIterator[_generation_pb2.GenerateResponse]]:
         """Streams the answer to one prompt. Each choice ends with exactly one message that has a finish_reason.
-        Errors: INVALID_ARGUMENT names the field; RESOURCE_EXHAUSTED (queue full) carries RetryInfo;
-        DEADLINE_EXCEEDED; UNAVAILABLE while the service drains or has not started; INTERNAL if the shards die of a request.
+        Errors: INVALID_ARGUMENT names the field; RESOURCE_EXHAUSTED carries RetryInfo where the queue is full, and none
+        where the message is larger than --payload-limit, which retrying does not mend; DEADLINE_EXCEEDED; UNAVAILABLE while
+        the service drains or has not started, or when its router failed; INTERNAL if the shards die of a request.
         """
 
     @_abc_1.abstractmethod

@@ -46,7 +46,7 @@ Global___SpeculationMethod: _TypeAlias = SpeculationMethod  # noqa: Y015
 @_typing.final
 class SamplingParams(_message.Message):
     """How a token is chosen. With temperature 0 (the default) the most likely token is taken and the other
-    fields have no effect. Filters apply in the order top_k, top_p, min_p, after the temperature.
+    fields have no effect, but still have to be valid. Filters apply in the order top_k, top_p, min_p, after the temperature.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -57,7 +57,7 @@ class SamplingParams(_message.Message):
     MIN_P_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     temperature: _builtins.float
-    """0 is greedy; above 0 the logits are divided by it."""
+    """0 is greedy; else at least 1e-5, and the logits are divided by it."""
     top_k: _builtins.int
     """Keep the k most likely tokens; 0 keeps all."""
     top_p: _builtins.float

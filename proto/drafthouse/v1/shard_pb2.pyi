@@ -121,7 +121,7 @@ class GetInfoResponse(_message.Message):
     """Greatest depth of a draft tree; 0 when speculation is off."""
     weights: _builtins.str
     tree_size: _builtins.int
-    """Most drafts of one sequence in a step; as many as `speculate` where drafts are chains."""
+    """Most drafts of one sequence in a step; as many as `speculate` where there are no heads."""
     max_batch_draft_tokens: _builtins.int
     """Most drafts of a step over all sequences."""
     heads: _builtins.str
@@ -569,7 +569,7 @@ class StepResult(_message.Message):
     digest: _builtins.int
     """Of all that was committed in this step; equal on every rank or the group is broken."""
     duration_ns: _builtins.int
-    """Time on the device thread."""
+    """Of this rank's device: by its own clock on a GPU, on the device thread on a CPU."""
     proposing_ns: _builtins.int
     """Of that, what it took to make drafts for the next step."""
     @_builtins.property
