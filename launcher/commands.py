@@ -60,8 +60,7 @@ def _agent_flags(config: LauncherConfig, paths: RunPaths) -> list[str]:
     return _flags(
         num_shard=config.num_shard,
         max_restarts=GROUP_RESTARTS,
-        # Port 0: the kernel picks a free one, so that two launchers on a machine never meet.
-        meeting_point=f"{config.master_addr or '127.0.0.1'}:{config.master_port or 0}",
+        meeting_place=paths.run_dir / "meeting",
         shard_output=paths.shard_output,
     )
 
@@ -147,10 +146,11 @@ def _shard_environ(config: LauncherConfig, environ: Mapping[str, str]) -> dict[s
     defaults["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
     # The agent would take a foreign rank or rendezvous, as torchrun leaves them to what it starts, for its own.
     inherited = {k: v for k, v in _child_environ(environ).items() if not k.startswith(("PET_", "TORCHELASTIC_"))}
-    # The agent's own store outlives a group: ranks of the next one would read the addresses of the last one in it, and
-    # connect to nobody. So rank 0 of each group opens a new one, at a port that the agents agree on.
-    own_store = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    return {**defaults, **inherited, **own_store, "OMP_NUM_THREADS": str(config.threads)}
+    # Ranks that share no memory connect to each other over this, and nobody else's ranks do.
+    defaults["GLOO_SOCKET_IFNAME"] = "lo"
+    # Without it torch's agent opens a store for the ranks all the same, at a port of every interface.
+    no_store = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    return {**defaults, **inherited, **no_store, "OMP_NUM_THREADS": str(config.threads)}
 
 
 def make_output_pipes(paths: RunPaths, num_shard: int) -> list[int]:

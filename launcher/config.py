@@ -5,7 +5,6 @@ Must not know how the children are started; `commands.py` turns a settled config
 
 import math
 from dataclasses import dataclass, field, replace
-from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
@@ -169,9 +168,6 @@ class LauncherConfig:
         "[default: in a private temporary folder]",
         tgi=True,
     )
-    # Not `tgi`: torchrun, and operators like it, set MASTER_ADDR and MASTER_PORT for whatever they start.
-    master_addr: str | None = _flag("Address where the shards meet; needs --master-port.  [default: 127.0.0.1]")
-    master_port: int | None = _flag("Port where the shards meet.  [default: a free one]", kind=_PORT)
     threads: int | None = _flag(
         "Threads of one shard.  [default: its share of the cores; the router gets one if two are left for each]",
         kind=_COUNT,
@@ -255,12 +251,8 @@ def with_model_length(config: LauncherConfig, max_positions: int | None) -> Laun
 def _check(config: LauncherConfig, machine: Machine) -> None:
     if machine.num_gpus and (config.num_shard or 0) > machine.num_gpus:
         raise ConfigError(f"--num-shard {config.num_shard} is more than the {machine.num_gpus} GPUs that are visible")
-    ports = {"--port": config.port, "--grpc-port": config.grpc_port, "--master-port": config.master_port}
-    for one, other in combinations(ports, 2):
-        if ports[one] == ports[other]:
-            raise ConfigError(f"{one} and {other} are both {ports[one]}")
-    if config.master_addr is not None and config.master_port is None:
-        raise ConfigError("--master-addr needs --master-port")
+    if config.port == config.grpc_port:
+        raise ConfigError(f"--port and --grpc-port are both {config.port}")
     if config.medusa_revision is not None and config.medusa is None:
         raise ConfigError("--medusa-revision needs --medusa; heads that --model-id names have --revision")
     if config.speculation_method == "ngram" and config.speculate is None:

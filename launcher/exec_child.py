@@ -1,4 +1,5 @@
-"""The first code that runs in a child: ties its life to its parent, then becomes the command.
+"""The first code that runs in a child: ties its life to its parent, then becomes the command. Python there imports
+nothing that lies in the folder it is started in, which may be that of a model somebody else made.
 
 Run by path with the standard library only: `python -I -S exec_child.py PARENT COMMAND…`, with the expected parent's
 process id. A wrapper and not `preexec_fn`, because that is not safe in a launcher with threads.
@@ -19,6 +20,7 @@ def main(argv: list[str]) -> None:
     # A parent that died before the call above sends nothing: the orphan has been given to another process by now.
     if os.getppid() != parent:
         sys.exit(1)
+    os.environ["PYTHONSAFEPATH"] = "1"
     os.execvp(command[0], command)
 
 

@@ -60,12 +60,8 @@ def _launch(
         medusa_revision=config.medusa_revision,
         use_heads=config.drafts_with_heads,
     )
-    for flag, host, port in (
-        ("--port", config.hostname, config.port),
-        ("--grpc-port", config.hostname, config.grpc_port),
-        ("--master-port", "", config.master_port),
-    ):
-        if port is not None and is_taken(host, port):
+    for flag, port in (("--port", config.port), ("--grpc-port", config.grpc_port)):
+        if is_taken(config.hostname, port):
             raise LaunchError(f"port {port} is taken; choose another with {flag}")
     model = resolve(request, log)
     config = with_model_length(config, model.max_positions)

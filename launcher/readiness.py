@@ -20,7 +20,7 @@ def reachable_host(hostname: str) -> str:
 
 
 def is_taken(hostname: str, port: int) -> bool:
-    """Whether somebody listens there already; "": on any address. Other reasons not to get a port are its server's."""
+    """Whether somebody listens there already. Other reasons not to get a port are its server's."""
     family = socket.AF_INET6 if ":" in hostname else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

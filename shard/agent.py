@@ -19,7 +19,7 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.numa.binding import AffinityMode, NumaOptions
 
-from shard.process import die_with_parent, name_process
+from shard.process import MEETING, die_with_parent, name_process
 
 _Shard = multiprocessing.get_context("fork").Process
 # How often the agent looks after its shards.
@@ -38,7 +38,9 @@ def run(argv: list[str], shard: Callable[[list[str]], None]) -> None:
     parser = argparse.ArgumentParser(prog="shard.agent", description=__doc__, add_help=False, allow_abbrev=False)
     parser.add_argument("--num-shard", type=int, required=True, help="processes on this node")
     parser.add_argument("--max-restarts", type=int, required=True, help="of the group, before the agent gives up")
-    parser.add_argument("--meeting-point", required=True, help="HOST:PORT of this node, where ranks find each other")
+    parser.add_argument(
+        "--meeting-place", required=True, help="begins the paths of files by which ranks find each other"
+    )
     parser.add_argument("--shard-output", required=True, help="named pipe that rank r prints to, without -r")
     own, flags = parser.parse_known_args(argv)
     config = LaunchConfig(
@@ -47,9 +49,10 @@ def run(argv: list[str], shard: Callable[[list[str]], None]) -> None:
         nproc_per_node=own.num_shard,
         run_id="drafthouse",
         rdzv_backend="c10d",
-        rdzv_endpoint=own.meeting_point,
-        rdzv_configs={"is_host": True},
-        local_addr=own.meeting_point.rpartition(":")[0],
+        # A file: whoever reaches a port could have the agent unpickle what he likes (torch's dynamic rendezvous).
+        rdzv_endpoint=f"{own.meeting_place}-{os.getpid()}",
+        rdzv_configs={"store_type": "file"},
+        local_addr="127.0.0.1",
         max_restarts=own.max_restarts,
         monitor_interval=_INTERVAL_S,
         start_method="fork",
@@ -64,7 +67,7 @@ def run(argv: list[str], shard: Callable[[list[str]], None]) -> None:
     signal.signal(signal.SIGTERM, _end)
     # Where one shard died torch ends the others by this, and waits 30 s: one that is stopped would hear nothing of it.
     _Shard.terminate = _Shard.kill  # type: ignore[method-assign]
-    elastic_launch(config, _begin)(shard, flags, own.shard_output, os.getpid())
+    elastic_launch(config, _begin)(shard, flags, own, os.getpid())
 
 
 def _end(number: int, frame: FrameType | None) -> None:
@@ -76,14 +79,16 @@ def _end(number: int, frame: FrameType | None) -> None:
     os._exit(0)
 
 
-def _begin(shard: Callable[[list[str]], None], flags: list[str], output: str, agent_pid: int) -> None:
+def _begin(shard: Callable[[list[str]], None], flags: list[str], own: argparse.Namespace, agent_pid: int) -> None:
     """The first code of a forked shard. What it fails of is said where it prints, not by the agent."""
     # They end it at once: it owes nobody anything, the router holds every token. And by themselves: of one that exits
     # with 0 but returns nothing the agent believes for ever that it runs.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
     die_with_parent(agent_pid)
-    pipe = os.open(f"{output}-{os.environ['LOCAL_RANK']}", os.O_WRONLY)
+    # Another file for each group: in that of the last one ranks would read addresses of the dead.
+    os.environ[MEETING] = f"{own.meeting_place}-{agent_pid}-{os.environ['TORCHELASTIC_RESTART_COUNT']}"
+    pipe = os.open(f"{own.shard_output}-{os.environ['LOCAL_RANK']}", os.O_WRONLY)
     os.dup2(pipe, 1)
     os.dup2(pipe, 2)
     os.close(pipe)

@@ -9,8 +9,10 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import FileStore  # type: ignore[attr-defined]  # public, but in no __all__
 
 from shard.cpu.collectives import SharedMemory, share_memory
+from shard.process import MEETING
 
 
 class TPGroup:
@@ -24,7 +26,8 @@ class TPGroup:
 
     @classmethod
     def init(cls, backend: str, timeout_s: float) -> "TPGroup":
-        """Join the group that torchrun's environment describes (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, …).
+        """Join the group that torchrun's environment describes (RANK, WORLD_SIZE, LOCAL_RANK). Ranks find each other by
+        a file, where the agent named one, so that nobody has to listen; else at MASTER_ADDR, MASTER_PORT.
 
         `backend` is "gloo" on CPU, where ranks that share memory exchange through that, and "nccl" on CUDA. A
         collective that waits longer than `timeout_s` fails.
@@ -35,8 +38,14 @@ class TPGroup:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
             torch.cuda.set_device(device)
         if size > 1:
+            meeting = os.environ.get(MEETING)
             dist.init_process_group(
-                backend, rank=rank, world_size=size, timeout=timedelta(seconds=timeout_s), device_id=device
+                backend,
+                rank=rank,
+                world_size=size,
+                store=FileStore(meeting, size) if meeting else None,
+                timeout=timedelta(seconds=timeout_s),
+                device_id=device,
             )
             if backend == "gloo":
                 shared = share_memory(timeout_s)

@@ -6,6 +6,8 @@ import os
 import signal
 from pathlib import Path
 
+# The variable that names the file by which the ranks of a group find each other.
+MEETING = "DRAFTHOUSE_MEETING"
 # linux/prctl.h
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -152,6 +153,23 @@ class Launch:
                 continue
             if mark in environ:
                 found.append(Process(int(entry.name), name, arguments))
+        return found
+
+    def listeners(self) -> set[tuple[str, int]]:
+        """Addresses and ports at which its processes wait for TCP connections."""
+        found = set()
+        for process in self.processes():
+            links = [os.readlink(link) for link in Path(f"/proc/{process.pid}/fd").iterdir()]
+            inodes = {link.removeprefix("socket:[").rstrip("]") for link in links if link.startswith("socket:[")}
+            for table in ("tcp", "tcp6"):
+                for line in Path(f"/proc/{process.pid}/net/{table}").read_text().splitlines()[1:]:
+                    fields = line.split()
+                    # TCP_LISTEN of linux/tcp_states.h
+                    if fields[3] == "0A" and fields[9] in inodes:
+                        address, port = fields[1].split(":")
+                        words = [bytes.fromhex(address[i : i + 8])[::-1] for i in range(0, len(address), 8)]
+                        ip = ip_address(b"".join(words))
+                        found.add((str(getattr(ip, "ipv4_mapped", None) or ip), int(port, 16)))
         return found
 
     def shard(self, rank: int) -> Process:

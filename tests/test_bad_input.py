@@ -158,7 +158,6 @@ BAD_LAUNCHES = {
     "too many drafts": BadLaunch(("'--speculate'", "17"), {"speculate": 17}),
     "taken http port": BadLaunch(("choose another with --port",), {"port": None}),
     "taken grpc port": BadLaunch(("choose another with --grpc-port",), {"grpc_port": None}),
-    "taken master port": BadLaunch(("choose another with --master-port",), {"master_port": None}),
 }
 if torch.cuda.is_available():
     del BAD_LAUNCHES["GPUs that torch cannot use"]

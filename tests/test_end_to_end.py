@@ -49,7 +49,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def service(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launch]:
     # Short timeouts, so that a stuck shard is noticed soon.
     timeouts: dict[str, Any] = {"collective_timeout": 8, "step_timeout": 10}
-    with Launch(tmp_path_factory.mktemp("service"), model, **FLAGS, **timeouts) as launch:
+    folder = tmp_path_factory.mktemp("service")
+    # It is started in a folder of somebody else's, whose files are not to run.
+    for name in ("numpy", "torch", "jinja2", "tokenizers"):
+        (folder / f"{name}.py").write_text('raise SystemExit("a planted module was imported")')
+    with Launch(folder, model, **FLAGS, **timeouts) as launch:
         launch.wait_healthy()
         yield launch
 
@@ -120,6 +124,13 @@ def test_grpc_health_and_reflection_speak_for_the_service(service: Launch) -> No
     (answer,) = reflection.ServerReflectionInfo(iter([request]), timeout=10)
     names = {listed.name for listed in answer.list_services_response.service}
     assert names >= {"drafthouse.v1.GenerationService", "grpc.health.v1.Health"}
+
+
+def test_nobody_listens_but_at_the_two_ports_and_on_the_loopback_interface(service: Launch) -> None:
+    """Whoever reaches a store of torch's could have what he puts there unpickled."""
+    listeners = service.listeners()
+    assert {("127.0.0.1", service.http_port), ("127.0.0.1", service.grpc_port)} <= listeners
+    assert {address for address, _ in listeners} == {"127.0.0.1"}
 
 
 def test_the_client_prints_the_answer_and_what_speculation_did(service: Launch) -> None:

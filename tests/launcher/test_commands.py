@@ -82,9 +82,9 @@ def test_a_waiting_policy_that_the_user_set_is_kept() -> None:
     assert environ["OMP_WAIT_POLICY"] == "ACTIVE"
 
 
-def test_shards_meet_on_a_free_port_unless_one_is_given() -> None:
-    assert "--meeting-point=127.0.0.1:0" in agent_spec(config(), MODEL, PATHS, {}, ["agent"], num_gpus=0).command
-    assert (
-        "--meeting-point=127.0.0.1:29500"
-        in agent_spec(config(master_port=29500), MODEL, PATHS, {}, ["agent"], num_gpus=0).command
-    )
+def test_shards_meet_in_the_private_folder_and_speak_on_the_loopback_interface() -> None:
+    spec = agent_spec(config(), MODEL, PATHS, {}, ["agent"], num_gpus=0)
+    assert f"--meeting-place={PATHS.run_dir}/meeting" in spec.command
+    assert spec.environ["GLOO_SOCKET_IFNAME"] == "lo"
+    kept = agent_spec(config(), MODEL, PATHS, {"GLOO_SOCKET_IFNAME": "eth1"}, ["agent"], num_gpus=0)
+    assert kept.environ["GLOO_SOCKET_IFNAME"] == "eth1"

@@ -94,7 +94,6 @@ def test_processes_that_are_to_have_no_flag_from_the_environment_see_no_variable
         (["--port", "70000"], "--port"),
         (["--cuda-memory-fraction", "0"], "--cuda-memory-fraction"),
         (["--port", "3001"], "--grpc-port"),
-        (["--master-addr", "10.0.0.1"], "--master-port"),
         (["--step-timeout", "5"], "--collective-timeout"),
         (["--step-timeout", "inf"], "--step-timeout"),
         (["--collective-timeout", "nan"], "--collective-timeout"),

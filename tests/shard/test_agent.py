@@ -27,7 +27,13 @@ agent.run(sys.argv[1:], lambda flags: print("a shard with", *flags))
 def test_the_agent_asks_nothing_of_cuda(tmp_path: Path) -> None:
     pipe = tmp_path / "output"
     os.mkfifo(f"{pipe}-0")
-    flags = ["--num-shard=1", "--max-restarts=0", "--meeting-point=127.0.0.1:0", f"--shard-output={pipe}", "--flag"]
+    flags = [
+        "--num-shard=1",
+        "--max-restarts=0",
+        f"--meeting-place={tmp_path}/meeting",
+        f"--shard-output={pipe}",
+        "--flag",
+    ]
     with subprocess.Popen(
         [sys.executable, "-c", _AGENT, *flags],
         env=os.environ | {"PYTHONPATH": ".:proto"},
@@ -67,7 +73,12 @@ agent.run(sys.argv[1:], shard)
 def test_a_shard_that_a_signal_ends_is_started_again(number: signal.Signals, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "output-0")
     output = os.open(tmp_path / "output-0", os.O_RDWR | os.O_NONBLOCK)
-    flags = ["--num-shard=1", "--max-restarts=1", "--meeting-point=127.0.0.1:0", f"--shard-output={tmp_path}/output"]
+    flags = [
+        "--num-shard=1",
+        "--max-restarts=1",
+        f"--meeting-place={tmp_path}/meeting",
+        f"--shard-output={tmp_path}/output",
+    ]
     agent = subprocess.run(
         [sys.executable, "-c", _ENDED, *flags, str(int(number)), str(tmp_path / "started")],
         env=os.environ | {"PYTHONPATH": ".:proto"},
@@ -105,7 +116,12 @@ def test_a_shard_that_hears_nothing_does_not_outlive_another(tmp_path: Path) -> 
     for rank in range(2):
         os.mkfifo(tmp_path / f"output-{rank}")
         outputs.append(os.open(tmp_path / f"output-{rank}", os.O_RDWR | os.O_NONBLOCK))
-    flags = ["--num-shard=2", "--max-restarts=0", "--meeting-point=127.0.0.1:0", f"--shard-output={tmp_path}/output"]
+    flags = [
+        "--num-shard=2",
+        "--max-restarts=0",
+        f"--meeting-place={tmp_path}/meeting",
+        f"--shard-output={tmp_path}/output",
+    ]
     # The agent's own patience would be 30 s.
     agent = subprocess.run(
         [sys.executable, "-c", _STOPPED, *flags, str(tmp_path / "stopped")],

@@ -189,7 +189,7 @@ def test_abort_makes_a_rank_leave(checkpoint: Path, tmp_path: Path) -> None:
     ("flags", "message"),
     [
         ({"max_batch_total_tokens": 64}, "too few KV blocks: --max-batch-total-tokens 64"),
-        ({"max_total_tokens": 100_000}, "--max-total-tokens 100000 is more than the model's 2048 positions"),
+        ({"max_total_tokens": 100_000}, "--max-total-tokens 100000 is more than the 2048 positions of the model"),
         ({"max_batch_prefill_tokens": 20}, "--max-batch-prefill-tokens 20 is too small"),
     ],
 )
