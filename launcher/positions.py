@@ -1,8 +1,10 @@
 """How many positions a model has, by its config.json: all that is known of it before the shards read it."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
+
+# Beyond it a number is no length.
+_MOST = 1e15
 
 
 def max_positions(config: Mapping[str, Any]) -> int | None:
@@ -32,4 +34,4 @@ def max_positions(config: Mapping[str, Any]) -> int | None:
 
 def _number(value: object) -> float | None:
     """Anything else is for the shards to refuse."""
-    return value if isinstance(value, int | float) and math.isfinite(value) else None
+    return value if isinstance(value, int | float) and 0 < value <= _MOST else None

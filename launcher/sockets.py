@@ -4,6 +4,7 @@ Must not know who listens on them.
 """
 
 import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -20,7 +21,9 @@ def claimed(prefix: str, num_shard: int) -> Iterator[None]:
     """
     with ExitStack() as held:
         try:
-            lock = held.enter_context(Path(f"{prefix}.lock").open("w"))
+            # Not through a link that somebody else put there.
+            descriptor = os.open(f"{prefix}.lock", os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            lock = held.enter_context(os.fdopen(descriptor))
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Of a launch that was killed.
             _remove(prefix, num_shard)

@@ -74,7 +74,7 @@ def read_json(path: Path) -> dict[str, object] | None:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise LaunchError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise LaunchError(f"{path} cannot be read: it is not a JSON object")

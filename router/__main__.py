@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import resource
 import sys
 from pathlib import Path
 
@@ -16,6 +17,9 @@ log = logging.getLogger("router")
 def main() -> None:
     config = parse_args()
     configure(config.log_level, config.json_output)
+    # Each connection takes one, and many systems let a process have 1024 if it does not ask for more.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     failed = False
     try:
         asyncio.run(_serve(config))

@@ -28,7 +28,7 @@ class ChatTemplate:
         environment.globals["strftime_now"] = _now
         try:
             self._template = environment.from_string(source)
-        except TemplateError as error:
+        except (TemplateError, RecursionError) as error:
             raise ValueError(f"the model's chat template cannot be read: {error}") from error
         self._special_tokens = dict(special_tokens)
 

@@ -20,6 +20,9 @@ _SERVICE_NAME = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].
 # A client that vanished without a word is noticed after the interval and the timeout; clients may ask as often.
 _KEEPALIVE_MS = 30_000
 _KEEPALIVE_TIMEOUT_MS = 10_000
+# The engine turns requests away when they are whole. Before that each holds up to a message's bytes, and answers that
+# nobody reads stay, so calls are bounded too: above this they are refused unread.
+_RPCS_PER_REQUEST, _OTHER_RPCS = 4, 100
 
 
 class GrpcServer:
@@ -32,11 +35,14 @@ class GrpcServer:
         host: str,
         port: int,
         payload_limit: int,
+        max_concurrent_requests: int,
     ) -> None:
-        """`payload_limit` bounds a request message, in bytes. Port 0 takes a free one. Needs a running event loop."""
+        """`payload_limit` bounds a request message, in bytes; a few times `max_concurrent_requests` of them may be on
+        their way at once. Port 0 takes a free one. Needs a running event loop."""
         service = GenerationService(engine, tokenizer, metrics)
         self._server = grpc.aio.server(
             interceptors=[MalformedMessages(_SERVICE_NAME, service.note_malformed)],
+            maximum_concurrent_rpcs=_RPCS_PER_REQUEST * max_concurrent_requests + _OTHER_RPCS,
             options=[
                 ("grpc.max_receive_message_length", payload_limit),
                 ("grpc.max_send_message_length", -1),

@@ -23,6 +23,8 @@ from router.request import GenerationEngine
 _START_POLL_S = 0.01
 # A reader that does not take its answer must not keep the process alive.
 _STOP_TIMEOUT_S = 2
+# Where there are no descriptors left asyncio tries, and logs, so many times at once.
+_BACKLOG = 64
 
 
 class HttpServer:
@@ -42,6 +44,7 @@ class HttpServer:
                 access_log=False,
                 lifespan="off",
                 timeout_graceful_shutdown=_STOP_TIMEOUT_S,
+                backlog=_BACKLOG,
             )
         )
         self._task: asyncio.Task[None] | None = None

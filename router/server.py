@@ -46,6 +46,7 @@ class Server:
             host=config.hostname,
             port=config.grpc_port,
             payload_limit=config.payload_limit,
+            max_concurrent_requests=config.max_concurrent_requests,
         )
 
     async def start(self) -> None:

@@ -15,6 +15,9 @@ import tokenizers
 from router.chat_template import ChatTemplate
 from router.errors import InvalidRequest
 
+# Beyond any vocabulary: what stands for a token is a list's index here, and an integer of 32 bits on the wire.
+_MOST_TOKENS = 1 << 24
+
 
 class TokenizerError(ValueError):
     """The tokenizer's files are missing or cannot be read; the message names the file."""
@@ -106,7 +109,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TokenizerError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise TokenizerError(f"{path} must hold a JSON object")
@@ -130,7 +133,8 @@ def _chat_template_source(folder: Path, config: Mapping[str, Any]) -> str | None
         return path.read_text(encoding="utf-8")
     template = config.get("chat_template")
     if isinstance(template, list):
-        template = {entry["name"]: entry["template"] for entry in template}.get("default")
+        entries = [entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default"]
+        template = entries[-1].get("template") if entries else None
     return template if isinstance(template, str) else None
 
 
@@ -140,7 +144,7 @@ def _eos_token_ids(folder: Path, backend: tokenizers.Tokenizer, eos_token: str |
         ids = _read_json(folder / name).get("eos_token_id")
         if ids is not None:
             listed = ids if isinstance(ids, list) else [ids]
-            if not all(type(token_id) is int and token_id >= 0 for token_id in listed):
+            if not all(type(token_id) is int and 0 <= token_id < _MOST_TOKENS for token_id in listed):
                 raise TokenizerError(f"{folder / name}: eos_token_id must be a token id or a list of them, not {ids!r}")
             return frozenset(listed)
     token_id = None if eos_token is None else backend.token_to_id(eos_token)
@@ -149,7 +153,10 @@ def _eos_token_ids(folder: Path, backend: tokenizers.Tokenizer, eos_token: str |
 
 def _token_kinds(backend: tokenizers.Tokenizer) -> list[TokenKind]:
     vocabulary = backend.get_vocab(with_added_tokens=True)
-    kinds = [TokenKind.SILENT] * (max(vocabulary.values(), default=-1) + 1)
+    num_tokens = max(vocabulary.values(), default=-1) + 1
+    if num_tokens > _MOST_TOKENS:
+        raise TokenizerError(f"tokenizer.json has a token id {num_tokens - 1}; at most {_MOST_TOKENS - 1} is possible")
+    kinds = [TokenKind.SILENT] * num_tokens
     falls_back_to_bytes = '"ByteFallback"' in json.dumps(json.loads(backend.to_str())["decoder"])
     for token, token_id in vocabulary.items():
         is_byte = falls_back_to_bytes and len(token) == 6 and token.startswith("<0x") and token.endswith(">")

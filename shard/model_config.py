@@ -5,6 +5,7 @@ Reads the files of transformers 4 (`rope_theta`, `rope_scaling`) and 5 (`rope_pa
 
 import json
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,15 +135,15 @@ class ModelConfig:
         )
 
 
-def _size(raw: dict[str, Any], name: str) -> int:
+def _size(raw: dict[str, Any], name: str, *, most: int = 2**31 - 1) -> int:
     value = raw.get(name)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a positive integer, found {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= most:
+        raise ValueError(f"{name} must be a positive integer, at most {most}, found {value!r}")
     return value
 
 
 def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= sys.float_info.max:
         raise ValueError(f"{name} must be a positive number, found {value!r}")
     return float(value)
 
@@ -173,7 +174,7 @@ def _head_dim(raw: dict[str, Any], hidden_size: int, num_heads: int) -> int:
 
 def _layer_types(raw: dict[str, Any]) -> list[str]:
     """What each layer sees, FULL or SLIDING: as the file lists it, or by the rule of the family."""
-    num_layers = _size(raw, "num_hidden_layers")
+    num_layers = _size(raw, "num_hidden_layers", most=10_000)
     usual = [_usual_layer_type(raw, layer) for layer in range(num_layers)]
     listed = raw.get("layer_types") or usual
     if other := sorted({str(kind) for kind in listed} - {FULL, SLIDING}):

@@ -5,6 +5,7 @@ rotation of old tokens as a sequence grows, which neither a KV cache nor a repla
 """
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,7 +125,7 @@ def _refuse_two(raw: dict[str, Any]) -> None:
 
 
 def _number(value: Any, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= sys.float_info.max:
         raise ValueError(f"rope {name} must be a positive number, found {value!r}")
     return float(value)
 

@@ -15,6 +15,7 @@ from router.tokenizer import Tokenizer
 from tests.router.tiny_tokenizers import byte_level
 
 PAYLOAD_LIMIT = 100_000
+MAX_REQUESTS = 5
 
 
 @dataclass
@@ -116,7 +117,9 @@ class Served:
 async def serve(host: str = "127.0.0.1") -> AsyncIterator[Served]:
     tokenizer = Tokenizer(byte_level(), eos_token_ids=frozenset({264}))
     engine, metrics = FakeEngine(tokenizer), Metrics()
-    grpc_server = GrpcServer(engine, tokenizer, metrics, host=host, port=0, payload_limit=PAYLOAD_LIMIT)
+    grpc_server = GrpcServer(
+        engine, tokenizer, metrics, host=host, port=0, payload_limit=PAYLOAD_LIMIT, max_concurrent_requests=MAX_REQUESTS
+    )
     http_server = HttpServer(engine, metrics, host=host, port=0)
     await grpc_server.start()
     await http_server.start()

@@ -18,7 +18,7 @@ from drafthouse.v1 import generation_pb2, generation_pb2_grpc
 from router.errors import DeadlineExceeded, Overloaded, ShardsDied, Unavailable
 from router.grpc_server import GrpcServer
 from router.tokenizer import Tokenizer
-from tests.router.fake_engine import PAYLOAD_LIMIT, Served, eventually, serve
+from tests.router.fake_engine import MAX_REQUESTS, PAYLOAD_LIMIT, Served, eventually, serve
 
 GenerateRequest = generation_pb2.GenerateRequest
 
@@ -157,6 +157,21 @@ async def test_many_little_messages_are_a_long_one(monkeypatch: pytest.MonkeyPat
         here, beside = threads
         assert here == threading.current_thread().name
         assert beside.startswith("long-message")
+
+
+@in_loop
+async def test_calls_beyond_any_use_are_refused_before_their_messages_are_read() -> None:
+    async with session() as (served, _, stub):
+        served.engine.hang = True
+        calls = [stub.Generate(generation_pb2.GenerateRequest(text="abc")) for _ in range(4 * MAX_REQUESTS + 100)]
+        for call in calls:
+            await call.read()
+        assert (await failure(stub, text="abc")).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        for call in calls:
+            call.cancel()
+        served.engine.hang = False
+        await eventually(lambda: served.engine.num_open == 0)
+        assert await generate(stub, text="abc")
 
 
 @pytest.mark.parametrize(
@@ -311,7 +326,15 @@ async def test_model_info_carries_every_field() -> None:
 async def test_a_taken_port_is_one_clear_error() -> None:
     async with session() as (served, _, stub):
         engine, port = served.engine, served.grpc_server.port
-        second = GrpcServer(engine, engine.tokenizer, served.metrics, host="127.0.0.1", port=port, payload_limit=1000)
+        second = GrpcServer(
+            engine,
+            engine.tokenizer,
+            served.metrics,
+            host="127.0.0.1",
+            port=port,
+            payload_limit=1000,
+            max_concurrent_requests=9,
+        )
         with pytest.raises(OSError, match=f"127.0.0.1:{port}.*--grpc-port"):
             await second.start()
         assert await generate(stub, text="abc")

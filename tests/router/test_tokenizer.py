@@ -54,7 +54,7 @@ def test_end_tokens_come_from_the_first_file_that_names_them(
     assert Tokenizer.from_folder(tmp_path).eos_token_ids == eos
 
 
-@pytest.mark.parametrize("wrong", [-1, "</s>", [2, None], True])
+@pytest.mark.parametrize("wrong", [-1, "</s>", [2, None], True, 10**30])
 def test_end_tokens_that_are_no_ids_are_refused(tmp_path: Path, wrong: Any) -> None:
     save(tmp_path, byte_level(), tokenizer_config=CONFIG, config={"eos_token_id": wrong})
     with pytest.raises(TokenizerError, match=r"config\.json: eos_token_id must be"):
@@ -96,6 +96,8 @@ def test_a_chat_that_cannot_be_rendered_is_the_request_s_fault(
         ("tokenizer.json", None, "is missing"),
         ("tokenizer.json", '{"version"', "cannot be read"),
         ("tokenizer_config.json", "{", "not valid JSON"),
+        ("tokenizer_config.json", "[" * 100_000, "not valid JSON"),
+        ("chat_template.jinja", "{{" + "(" * 100_000, "chat template cannot be read"),
         ("config.json", "[]", "JSON object"),
         ("chat_template.jinja", "{% if %}", "chat template cannot be read"),
     ],
