@@ -15,7 +15,7 @@ def max_positions(config: Mapping[str, Any]) -> int | None:
     Vicuna names the one after. llama3 is left alone: its factor is not how much longer the model got.
     """
     plain = config.get("max_position_embeddings")
-    if not isinstance(plain, int):
+    if not isinstance(plain, int) or plain > _MOST:
         return None
     rope = config.get("rope_parameters") or config.get("rope_scaling")
     if isinstance(rope, dict) and isinstance(rope.get("full_attention"), dict):
@@ -24,14 +24,14 @@ def max_positions(config: Mapping[str, Any]) -> int | None:
         return plain
     factor = _number(rope.get("factor"))
     original = _number(config.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings"))
-    trained = _number(config.get("max_sequence_length"))
+    trained = config.get("max_sequence_length")
     if factor is None:
         return plain
     if original is not None:
-        return max(plain, int(original * factor))
-    return max(plain, int(min(trained or 0, plain * factor)))
+        return max(plain, int(min(original * factor, _MOST)))
+    return max(plain, int(min(trained if isinstance(trained, int) else 0, plain * factor, _MOST)))
 
 
 def _number(value: object) -> float | None:
     """Anything else is for the shards to refuse."""
-    return value if isinstance(value, int | float) and 0 < value <= _MOST else None
+    return min(value, _MOST) if isinstance(value, int | float) and value > 0 else None

@@ -36,7 +36,7 @@ class Metrics:
         ProcessCollector(registry=registry)
         self.requests = Counter(
             "drafthouse_requests_total",
-            "Requests by how they ended, but those that are larger than --payload-limit.",
+            "Requests by how they ended, but those that were too large or too many to be read.",
             ["status"],
             registry=registry,
         )

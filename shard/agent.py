@@ -51,7 +51,8 @@ def run(argv: list[str], shard: Callable[[list[str]], None]) -> None:
         rdzv_backend="c10d",
         # A file: whoever reaches a port could have the agent unpickle what he likes (torch's dynamic rendezvous).
         rdzv_endpoint=f"{own.meeting_place}-{os.getpid()}",
-        rdzv_configs={"store_type": "file"},
+        # Each sign of life is written to the end of it, and one node needs none.
+        rdzv_configs={"store_type": "file", "keep_alive_interval": 24 * 3600},
         local_addr="127.0.0.1",
         max_restarts=own.max_restarts,
         monitor_interval=_INTERVAL_S,

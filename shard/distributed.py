@@ -38,13 +38,16 @@ class TPGroup:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
             torch.cuda.set_device(device)
         if size > 1:
-            meeting = os.environ.get(MEETING)
+            timeout, store = timedelta(seconds=timeout_s), None
+            if meeting := os.environ.get(MEETING):
+                store = FileStore(meeting, size)
+                store.set_timeout(timeout)
             dist.init_process_group(
                 backend,
                 rank=rank,
                 world_size=size,
-                store=FileStore(meeting, size) if meeting else None,
-                timeout=timedelta(seconds=timeout_s),
+                store=store,
+                timeout=timeout,
                 device_id=device,
             )
             if backend == "gloo":

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 SUPPORTED = ("default", "linear", "llama3", "yarn")
+# Beyond it a number is no length.
+_MOST_POSITIONS = 1e15
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +110,10 @@ def scaled_positions(raw: dict[str, Any], max_position_embeddings: int) -> int:
     if entry.get("rope_type", entry.get("type")) not in ("linear", "yarn") or factor is None:
         return max_position_embeddings
     if original := raw.get("original_max_position_embeddings") or entry.get("original_max_position_embeddings"):
-        return max(max_position_embeddings, int(original * factor))
+        return max(max_position_embeddings, int(min(original * factor, _MOST_POSITIONS)))
     trained = raw.get("max_sequence_length")
     trained = trained if isinstance(trained, int) else 0
-    return max(max_position_embeddings, int(min(trained, max_position_embeddings * factor)))
+    return max(max_position_embeddings, int(min(trained, max_position_embeddings * factor, _MOST_POSITIONS)))
 
 
 def _refuse_two(raw: dict[str, Any]) -> None:

@@ -1,12 +1,15 @@
 """Real shard processes of one group, started without torchrun so that a test can kill exactly one."""
 
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
 from types import TracebackType
+
+from shard.process import MEETING
 
 
 def free_port() -> int:
@@ -30,14 +33,14 @@ class ShardProcesses:
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> "ShardProcesses":
-        port = free_port()
+        # As the agent does it; whoever is started a second time meets elsewhere.
+        meeting = self.folder / f"meeting-{secrets.token_hex(4)}"
         for rank in range(self.num_ranks):
             environ = os.environ | {
                 "RANK": str(rank),
                 "LOCAL_RANK": str(rank),
                 "WORLD_SIZE": str(self.num_ranks),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
+                MEETING: str(meeting),
                 "OMP_NUM_THREADS": "1",
                 # These tests are about the CPU path, wherever they run.
                 "CUDA_VISIBLE_DEVICES": "",

@@ -46,6 +46,13 @@ CASES: dict[str, tuple[dict[str, Any], int]] = {
     ),
     "Llama 3.2": ({"max_position_embeddings": 131072, "rope_scaling": LLAMA3}, 131072),
     "gemma3, scaled already": ({"max_position_embeddings": 131072, "rope_parameters": GEMMA3}, 131072),
+    "an absurd factor": (
+        {
+            "max_position_embeddings": 4096,
+            "rope_scaling": {"type": "yarn", "factor": 1e308, "original_max_position_embeddings": 4096},
+        },
+        10**15,
+    ),
     "nothing scaled": ({"max_position_embeddings": 2048, "rope_scaling": None}, 2048),
 }
 

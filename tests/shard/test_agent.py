@@ -84,7 +84,7 @@ def test_a_shard_that_a_signal_ends_is_started_again(number: signal.Signals, tmp
         env=os.environ | {"PYTHONPATH": ".:proto"},
         capture_output=True,
         text=True,
-        timeout=25,
+        timeout=100,
         check=False,
     )
     os.close(output)

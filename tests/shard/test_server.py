@@ -219,7 +219,7 @@ def test_what_nobody_foresaw_is_logged_whole_and_worth_a_restart(checkpoint: Pat
         assert exit_code(shards) == 1
     log = shards.log()
     assert "shard 0: not foreseen\nTraceback" in log
-    assert "leaving: DistStoreError" in log
+    assert "leaving: RuntimeError('Wait timeout')" in log
     assert not (tmp_path / "fatal").exists()
 
 

@@ -35,15 +35,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _own_settings() -> Iterator[None]:
-    """The command sets torch's threads and what signals do; other tests keep theirs."""
+    """The command sets torch's threads; other tests keep theirs."""
     threads = torch.get_num_threads()
-    # Whoever runs the tests may ignore it, and so would what they start.
-    handlers = {signal.SIGTERM: signal.getsignal(signal.SIGTERM), signal.SIGHUP: signal.getsignal(signal.SIGHUP)}
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     torch.set_num_threads(threads)
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 def _words(base: Path, output: Path, **flags: object) -> list[str]:

@@ -59,8 +59,9 @@ class GenerationServiceServicer:
     def Generate(self, request, context):
         """Streams the answer to one prompt. Each choice ends with exactly one message that has a finish_reason.
         Errors: INVALID_ARGUMENT names the field; RESOURCE_EXHAUSTED carries RetryInfo where the queue is full, and none
-        where the message is larger than --payload-limit, which retrying does not mend; DEADLINE_EXCEEDED; UNAVAILABLE while
-        the service drains or has not started, or when its router failed; INTERNAL if the shards die of a request.
+        where the message is larger than --payload-limit, which retrying does not mend, or where several times
+        --max-concurrent-requests calls are open, so that it was not even read; DEADLINE_EXCEEDED; UNAVAILABLE while the
+        service drains or has not started, or when its router failed; INTERNAL if the shards die of a request.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

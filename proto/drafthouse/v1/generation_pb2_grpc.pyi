@@ -36,8 +36,9 @@ class GenerationServiceStub:
     Generate: _grpc.UnaryStreamMultiCallable[_generation_pb2.GenerateRequest, _generation_pb2.GenerateResponse]
     """Streams the answer to one prompt. Each choice ends with exactly one message that has a finish_reason.
     Errors: INVALID_ARGUMENT names the field; RESOURCE_EXHAUSTED carries RetryInfo where the queue is full, and none
-    where the message is larger than --payload-limit, which retrying does not mend; DEADLINE_EXCEEDED; UNAVAILABLE while
-    the service drains or has not started, or when its router failed; INTERNAL if the shards die of a request.
+    where the message is larger than --payload-limit, which retrying does not mend, or where several times
+    --max-concurrent-requests calls are open, so that it was not even read; DEADLINE_EXCEEDED; UNAVAILABLE while the
+    service drains or has not started, or when its router failed; INTERNAL if the shards die of a request.
     """
     Tokenize: _grpc.UnaryUnaryMultiCallable[_generation_pb2.TokenizeRequest, _generation_pb2.TokenizeResponse]
     GetModelInfo: _grpc.UnaryUnaryMultiCallable[_generation_pb2.GetModelInfoRequest, _generation_pb2.GetModelInfoResponse]
@@ -50,8 +51,9 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
     Generate: _aio.UnaryStreamMultiCallable[_generation_pb2.GenerateRequest, _generation_pb2.GenerateResponse]  # type: ignore[assignment]
     """Streams the answer to one prompt. Each choice ends with exactly one message that has a finish_reason.
     Errors: INVALID_ARGUMENT names the field; RESOURCE_EXHAUSTED carries RetryInfo where the queue is full, and none
-    where the message is larger than --payload-limit, which retrying does not mend; DEADLINE_EXCEEDED; UNAVAILABLE while
-    the service drains or has not started, or when its router failed; INTERNAL if the shards die of a request.
+    where the message is larger than --payload-limit, which retrying does not mend, or where several times
+    --max-concurrent-requests calls are open, so that it was not even read; DEADLINE_EXCEEDED; UNAVAILABLE while the
+    service drains or has not started, or when its router failed; INTERNAL if the shards die of a request.
     """
     Tokenize: _aio.UnaryUnaryMultiCallable[_generation_pb2.TokenizeRequest, _generation_pb2.TokenizeResponse]  # type: ignore[assignment]
     GetModelInfo: _aio.UnaryUnaryMultiCallable[_generation_pb2.GetModelInfoRequest, _generation_pb2.GetModelInfoResponse]  # type: ignore[assignment]
@@ -67,8 +69,9 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_generation_pb2.GenerateResponse], _abc.AsyncIterator[_generation_pb2.GenerateResponse]]:
         """Streams the answer to one prompt. Each choice ends with exactly one message that has a finish_reason.
         Errors: INVALID_ARGUMENT names the field; RESOURCE_EXHAUSTED carries RetryInfo where the queue is full, and none
-        where the message is larger than --payload-limit, which retrying does not mend; DEADLINE_EXCEEDED; UNAVAILABLE while
-        the service drains or has not started, or when its router failed; INTERNAL if the shards die of a request.
+        where the message is larger than --payload-limit, which retrying does not mend, or where several times
+        --max-concurrent-requests calls are open, so that it was not even read; DEADLINE_EXCEEDED; UNAVAILABLE while the
+        service drains or has not started, or when its router failed; INTERNAL if the shards die of a request.
         """
 
     @_abc_1.abstractmethod
