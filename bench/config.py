@@ -12,6 +12,7 @@ from launcher.options import without_variables
 
 # The one starts for longer than the quick form may take, the other is never near the best.
 _NOT_QUICK = {VLLM.name, TRANSFORMERS.name}
+_ROOT = Path(__file__).parents[1]
 _RESULTS = Path(__file__).with_name("RESULTS.md")
 
 
@@ -99,6 +100,8 @@ def parse_args(argv: list[str]) -> BenchConfig:
 def child_environ(threads: int) -> dict[str, str]:
     """Of every measured process: the same number of threads, no look at the network, no flags but those we give."""
     kept = without_variables(os.environ)
+    # This package is not installed, and children look for nothing where they are started (launcher/exec_child.py).
+    kept["PYTHONPATH"] = os.pathsep.join(filter(None, (str(_ROOT), kept.get("PYTHONPATH"))))
     return {**kept, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
 
 
