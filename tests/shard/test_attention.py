@@ -106,33 +106,35 @@ def test_blocks_and_workspace_left_by_others_change_nothing(paged: PagedModel) -
     torch.testing.assert_close(torch.cat((first, second)), expected[:36], **EXACT)
 
 
+def cache_of(*, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype) -> KVCache:
+    """Of one layer."""
+    return KVCache(
+        num_layers=1,
+        num_blocks=num_blocks,
+        block_size=block_size,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        dtype=dtype,
+        device=torch.device("cpu"),
+        max_step_rows=16,
+    )
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.bfloat16])
 def test_what_overflowed_changes_no_other_row(dtype: torch.dtype) -> None:
     """Neither a draft those beside it, nor a sequence the one that has its blocks afterwards."""
-    spec, outs = AttentionSpec(scale=0.25), []
+    # Of a sequence, of the next one in its block, and of a token of that with a draft behind it.
+    qkv = [torch.randn(length, 3, 16, generator=torch.Generator().manual_seed(length)) for length in (16, 10, 2)]
+    outs = []
     for overflow in (0.0, torch.inf):
-        cache = KVCache(
-            num_layers=1,
-            num_blocks=3,
-            block_size=16,
-            num_kv_heads=1,
-            head_dim=16,
-            dtype=dtype,
-            device=torch.device("cpu"),
-            max_step_rows=8,
-        )
-        rng = torch.Generator().manual_seed(0)
-
-        def rows(positions: Tensor, *, direct: bool, overflowed: Tensor, cache: KVCache = cache) -> Tensor:
-            span = Span(len(positions), [1], direct=direct)
+        cache = cache_of(num_blocks=3, block_size=16, num_kv_heads=1, head_dim=16, dtype=dtype)
+        qkv[0] += overflow
+        qkv[2][1] += overflow
+        for rows, start, direct in zip(qkv, (0, 0, 10), (True, True, False), strict=True):
+            positions = torch.arange(start, start + len(rows))
+            span = Span(len(rows), [1], direct=direct)
             batch = ForwardBatch.build(token_ids=positions, positions=positions, spans=[span], cache=cache)
-            qkv = torch.randn(len(positions), 3, 16, generator=rng)  # noqa: B023
-            return attend((qkv + overflowed[:, None, None]).to(dtype), layer=0, batch=batch, cache=cache, spec=spec)
-
-        # Of somebody else.
-        rows(torch.arange(16), direct=True, overflowed=torch.full((16,), overflow))
-        rows(torch.arange(10), direct=True, overflowed=torch.zeros(10))
-        out = rows(torch.tensor([10, 11]), direct=False, overflowed=torch.tensor([0.0, overflow]))
+            out = attend(rows.to(dtype), layer=0, batch=batch, cache=cache, spec=AttentionSpec(scale=0.25))
         outs.append(out[0])
     assert torch.equal(*outs)
     assert outs[0].isfinite().all()
@@ -206,16 +208,7 @@ def dense(q: Tensor, keys: Tensor, values: Tensor, spec: AttentionSpec) -> Tenso
 def test_windows_and_caps_are_those_of_dense_attention(window: int | None, softcap: float | None, direct: bool) -> None:
     """Sequences of 21 and 10 tokens, of which the last 6 and 4 are the step's; a draft path leaves a window of 3."""
     spec, double = AttentionSpec(scale=0.3, window=window, softcap=softcap), torch.float64
-    cache = KVCache(
-        num_layers=1,
-        num_blocks=20,
-        block_size=4,
-        num_kv_heads=2,
-        head_dim=8,
-        dtype=double,
-        device=torch.device("cpu"),
-        max_step_rows=16,
-    )
+    cache = cache_of(num_blocks=20, block_size=4, num_kv_heads=2, head_dim=8, dtype=double)
     generator = torch.Generator().manual_seed(1)
     texts = [torch.randn(length, 6 + 4, 8, generator=generator, dtype=double) for length in (21, 10)]
     tables, rows = [[5, 3, 9, 1, 7, 2], [11, 4, 20]], [6, 4]
@@ -251,16 +244,7 @@ def test_the_compiled_kernel_attends_the_trees_that_torch_does(spec: AttentionSp
     depths = [len(path(tree, row)) - 1 for tree in parents for row in range(len(tree) + 1)]
     out = []
     for dtype in (torch.float32, torch.bfloat16):
-        cache = KVCache(
-            num_layers=1,
-            num_blocks=9,
-            block_size=4,
-            num_kv_heads=2,
-            head_dim=64,
-            dtype=dtype,
-            device=torch.device("cpu"),
-            max_step_rows=16,
-        )
+        cache = cache_of(num_blocks=9, block_size=4, num_kv_heads=2, head_dim=64, dtype=dtype)
         cache.write(0, cache.token_index(torch.arange(4, 24)), committed.to(dtype))
         batch = ForwardBatch.build(
             token_ids=torch.zeros(16, dtype=torch.int64),
