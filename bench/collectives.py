@@ -7,12 +7,13 @@ import argparse
 import multiprocessing
 import os
 import statistics
+import tempfile
 import time
 
 import torch
 
-from bench.processes import free_ports
 from shard.distributed import TPGroup
+from shard.process import MEETING
 
 _TIMEOUT_S = 60.0
 # Numbers: a row of the default model, 8 and 1024 of them.
@@ -24,17 +25,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="bench.collectives", description=__doc__)
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4])
     for size in parser.parse_args().ranks:
-        (port,), spawn = free_ports(1), multiprocessing.get_context("spawn")
-        ranks = [spawn.Process(target=_measure, args=(rank, size, port)) for rank in range(size)]
-        for process in ranks:
-            process.start()
-        for process in ranks:
-            process.join()
+        spawn = multiprocessing.get_context("spawn")
+        with tempfile.TemporaryDirectory() as folder:
+            ranks = [spawn.Process(target=_measure, args=(rank, size, f"{folder}/meeting")) for rank in range(size)]
+            for process in ranks:
+                process.start()
+            for process in ranks:
+                process.join()
 
 
-def _measure(rank: int, size: int, port: int) -> None:
+def _measure(rank: int, size: int, meeting: str) -> None:
     torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), MEETING: meeting}
     shared = TPGroup.init("gloo", _TIMEOUT_S)
     # Without the memory it is the library's.
     groups = {shared.collectives: shared, "gloo": TPGroup(rank=rank, size=size)}

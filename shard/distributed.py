@@ -27,7 +27,7 @@ class TPGroup:
     @classmethod
     def init(cls, backend: str, timeout_s: float) -> "TPGroup":
         """Join the group that torchrun's environment describes (RANK, WORLD_SIZE, LOCAL_RANK). Ranks find each other by
-        a file, where the agent named one, so that nobody has to listen; else at MASTER_ADDR, MASTER_PORT.
+        the file that MEETING names, which is new for each group, so that nobody has to listen.
 
         `backend` is "gloo" on CPU, where ranks that share memory exchange through that, and "nccl" on CUDA. A
         collective that waits longer than `timeout_s` fails.
@@ -38,10 +38,8 @@ class TPGroup:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
             torch.cuda.set_device(device)
         if size > 1:
-            timeout, store = timedelta(seconds=timeout_s), None
-            if meeting := os.environ.get(MEETING):
-                store = FileStore(meeting, size)
-                store.set_timeout(timeout)
+            timeout, store = timedelta(seconds=timeout_s), FileStore(os.environ[MEETING], size)
+            store.set_timeout(timeout)
             dist.init_process_group(
                 backend,
                 rank=rank,

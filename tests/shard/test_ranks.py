@@ -15,8 +15,8 @@ from torch import Tensor
 
 from shard.distributed import TPGroup
 from shard.plan import StepPlan, StepResult
+from shard.process import MEETING
 from tests.shard.planned_runs import CASE_IDS, CASES, Case
-from tests.shard_processes import free_port
 
 _TIMEOUT_S = 240
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -33,7 +33,8 @@ class NcclOfOne(TPGroup):
     def init(cls, backend: str, timeout_s: float) -> "NcclOfOne":
         device = torch.device("cuda", 0)
         torch.cuda.set_device(device)
-        dist.init_process_group(backend, rank=0, world_size=1, device_id=device)
+        store = dist.FileStore(os.environ[MEETING], 1)  # type: ignore[attr-defined]  # public, but in no __all__
+        dist.init_process_group(backend, rank=0, world_size=1, store=store, device_id=device)
         return cls()
 
     def all_reduce(self, x: Tensor) -> Tensor:
@@ -53,14 +54,13 @@ class NcclOfOne(TPGroup):
         return x
 
 
-def _join(rank: int, size: int, port: int) -> None:
+def _join(rank: int, size: int, meeting: Path) -> None:
     torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": "0"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": "0", MEETING: str(meeting)}
 
 
-def _rank_over_gloo(rank: int, size: int, port: int, case: Case, dtype: str, digits: int, results: Path) -> None:
-    _join(rank, size, port)
+def _rank_over_gloo(rank: int, size: int, meeting: Path, case: Case, dtype: str, digits: int, results: Path) -> None:
+    _join(rank, size, meeting)
     if dtype == "float64":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     join = TPGroup.init
@@ -92,14 +92,14 @@ def _rank_over_gloo(rank: int, size: int, port: int, case: Case, dtype: str, dig
 def test_two_ranks_bring_what_one_brings(dtype: str, digits: int, tmp_path: Path) -> None:
     case = Case.make(tmp_path, *CASES[CASE_IDS.index("sampled heads")])
     expected = case.run(case.rank(dtype).runner, digits=digits).results()
-    size, port = 2, free_port()
-    _run([(rank, size, port, case, dtype, digits, tmp_path / "results") for rank in range(size)], _rank_over_gloo)
+    size, meeting = 2, tmp_path / "meeting"
+    _run([(rank, size, meeting, case, dtype, digits, tmp_path / "results") for rank in range(size)], _rank_over_gloo)
     found = [pickle.loads((tmp_path / f"rank-{rank}").read_bytes()) for rank in range(size)]
     assert found[0] == (found[1][0], expected)
 
 
-def _rank_over_nccl(port: int, case: Case, results: Path) -> None:
-    _join(0, 1, port)
+def _rank_over_nccl(meeting: Path, case: Case, results: Path) -> None:
+    _join(0, 1, meeting)
     with mock.patch("shard.rank.TPGroup", NcclOfOne):
         runner = case.rank("float32").runner
     group = runner.step.group
@@ -123,7 +123,7 @@ def _rank_over_nccl(port: int, case: Case, results: Path) -> None:
 def test_graphs_hold_the_collectives_of_nccl(name: str, tmp_path: Path) -> None:
     case = Case.make(tmp_path, *CASES[CASE_IDS.index(name)])
     expected = case.run(case.rank("float32").runner, digits=ON_GPU[1]).results()
-    _run([(free_port(), case, tmp_path / "results")], _rank_over_nccl)
+    _run([(tmp_path / "meeting", case, tmp_path / "results")], _rank_over_nccl)
     assert pickle.loads((tmp_path / "results").read_bytes()) == [expected] * 2
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ import torch
 
 from shard.distributed import TPGroup
 from shard.layers.quantize import Quantization
+from shard.process import MEETING
 from tests.checkpoints import make_checkpoint
 from tests.shard.paged import PagedModel, Part, Sequence, random_tokens
-from tests.shard_processes import free_port
 
 # 9 heads in 3 groups, 5 groups, one kv head for all, more kv heads than divide; vocabulary 131 and widths never divide
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -60,9 +61,9 @@ def run_all(root: Path, group: TPGroup) -> dict[str, dict[str, torch.Tensor]]:
     return results | {f"{name}, bfloat16": run_script(root / name, group, torch.bfloat16) for name in IN_16_BIT}
 
 
-def joined(rank: int, size: int, port: int) -> TPGroup:
+def joined(rank: int, size: int, meeting: str) -> TPGroup:
     torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), MEETING: meeting}
     return TPGroup.init("gloo", 60.0)
 
 
@@ -75,8 +76,8 @@ def assert_collectives(group: TPGroup) -> None:
         assert torch.equal(group.all_reduce(mine), (torch.arange(3) * size + size * (size - 1) // 2).to(dtype))
 
 
-def rank_main(rank: int, size: int, port: int, root: Path) -> None:
-    group = joined(rank, size, port)
+def rank_main(rank: int, size: int, meeting: str, root: Path) -> None:
+    group = joined(rank, size, meeting)
     assert group.collectives == "shared-memory"
     assert_collectives(group)
     results = run_all(root, group)
@@ -85,25 +86,27 @@ def rank_main(rank: int, size: int, port: int, root: Path) -> None:
     group.close()
 
 
-def unequal_rank_main(rank: int, size: int, port: int, lacking: int, name: str, nothing: object) -> None:
+def unequal_rank_main(rank: int, size: int, meeting: str, lacking: int, name: str, nothing: object) -> None:
     """Of the ranks one cannot share memory."""
     lacks = mock.patch(f"shard.cpu.collectives.{name}", return_value=nothing)
     with lacks if rank == lacking else contextlib.nullcontext():
-        group = joined(rank, size, port)
+        group = joined(rank, size, meeting)
     assert group.collectives == "gloo"
     assert_collectives(group)
     group.close()
 
 
 def run_ranks(main: Callable[..., None], size: int, *arguments: object) -> None:
-    context, port = multiprocessing.get_context("spawn"), free_port()
-    ranks = [context.Process(target=main, args=(rank, size, port, *arguments)) for rank in range(size)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(90)
-        if process.is_alive():
-            process.kill()
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder:
+        meeting = f"{folder}/meeting"
+        ranks = [context.Process(target=main, args=(rank, size, meeting, *arguments)) for rank in range(size)]
+        for process in ranks:
+            process.start()
+        for process in ranks:
+            process.join(90)
+            if process.is_alive():
+                process.kill()
     assert [process.exitcode for process in ranks] == [0] * size
 
 
