@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e import free_ports
 from tests.launcher.conftest import clean_environ, is_running, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -40,9 +41,10 @@ def snapshot_download(*args, **kwargs):
 class Launched:
     def __init__(self, folder: Path, *flags: str) -> None:
         self.log_file = folder / "log"
+        http_port, grpc_port = free_ports(2)
         with self.log_file.open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "launcher", *flags],
+                [sys.executable, "-m", "launcher", f"--port={http_port}", f"--grpc-port={grpc_port}", *flags],
                 cwd=folder,
                 # No compiler: kernels would be made beside.
                 env=clean_environ()
