@@ -62,7 +62,10 @@ def convert(gguf: Path, output: Path, dtype: torch.dtype) -> None:
     reader = _open(gguf)
     architecture = _check_metadata(reader)
     _say(f"reading {len(reader.tensors)} tensors")
-    loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    except Exception as error:  # whatever the library trips over, of any class
+        raise ConversionError(f"its tensors and metadata do not make a model ({error})") from error
     if loaded.config.model_type != architecture:
         raise ConversionError(f"its architecture {architecture} is read as {loaded.config.model_type}")
     _restore_rope(reader, loaded.config, architecture)
@@ -119,6 +122,11 @@ def _check_metadata(reader: GGUFReader) -> str:
             raise ConversionError(
                 f"its rope scaling ({factor}) cannot be carried over; use the safetensors of this model"
             )
+    head_dim, rotated = (
+        text_of(reader, f"{architecture}.{key}") for key in ("attention.key_length", "rope.dimension_count")
+    )
+    if None not in (head_dim, rotated) and head_dim != rotated:
+        raise ConversionError(f"{rotated} of the {head_dim} values of a head are rotated; only all can be")
     model, split = text_of(reader, "tokenizer.ggml.model"), text_of(reader, "tokenizer.ggml.pre")
     if model == "gpt2" and split not in PRE_TOKENIZERS:
         raise ConversionError(f"its tokenizer splits text in a way that is not known here ({split or 'not given'})")

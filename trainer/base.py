@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from launcher.positions import max_positions
 from trainer.errors import TrainError, described
 
 
@@ -58,5 +59,4 @@ def load_base(folder: Path, device: torch.device) -> Base:
     head = model.get_output_embeddings()
     if head is None or getattr(head, "bias", None) is not None:
         raise TrainError(f"{folder}: heads need a base with an LM head that has no bias")
-    positions = getattr(model.config, "max_position_embeddings", None)
-    return Base(model.base_model, head.weight.detach(), positions)
+    return Base(model.base_model, head.weight.detach(), max_positions(model.config.to_dict()))

@@ -41,4 +41,7 @@ def read_figures(folder: Path, *, vocab_size: int) -> HeadFigures | None:
 
 
 def _table(rows: Any) -> list[list[float]]:
-    return [[float(value) for value in row] for row in rows]
+    table = [[float(value) for value in row] for row in rows]
+    if not all(0 <= value <= 1 for row in table for value in row):
+        raise ValueError("a figure is no number from 0 to 1")
+    return table

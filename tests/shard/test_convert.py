@@ -106,6 +106,8 @@ def write_gguf(
     others: dict[str, int] | None = None,
     rope_scaling: str | None = None,
     rope_factor: float | None = None,
+    head_dim: int = HEAD_DIM,
+    rotated: int | None = None,
     leave_out: str | None = None,
     extra: str | None = None,
     rope_factors: list[float] | None = None,
@@ -123,7 +125,8 @@ def write_gguf(
     writer.add_feed_forward_length(96)
     writer.add_head_count(HEADS)
     writer.add_head_count_kv(KV_HEADS)
-    writer.add_rope_dimension_count(HEAD_DIM)
+    writer.add_rope_dimension_count(rotated or head_dim)
+    writer.add_key_length(head_dim)
     writer.add_rope_freq_base(5000.0)
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_vocab_size(len(TOKENS if pre else PIECES))
@@ -333,6 +336,8 @@ def test_a_text_begins_with_a_space_unless_the_file_says_no(
         ({"architecture": "gptneox"}, "its architecture is gptneox"),
         ({"rope_scaling": "linear"}, "rope scaling (linear)"),
         ({"rope_factor": 4.0}, "rope scaling (4.0)"),
+        ({"rotated": 8}, "8 of the 16 values of a head are rotated"),
+        ({"head_dim": 32}, "its tensors and metadata do not make a model"),
         ({"pre": "poro-chat"}, "splits text in a way that is not known here (poro-chat)"),
         ({"rope_factors": [2.0] * 8}, "its rope scaling (rope_freqs.weight) is none of Llama 3's"),
         ({"rope_factors": llama3_factors(8.0, original=8000)}, "is none of Llama 3's; use the safetensors"),

@@ -206,6 +206,8 @@ def test_equal_tokens_go_to_the_lowest_id(root: Path, tmp_path: Path) -> None:
         ("{", "cannot be read"),
         ("[]", "cannot be read"),
         ('{"acceptance": [["much"]], "probability": [[1]]}', "cannot be read"),
+        ('{"acceptance": [[1.5]], "probability": [[1]]}', "no number from 0 to 1"),
+        ('{"acceptance": [[1]], "probability": [[NaN]]}', "no number from 0 to 1"),
         ('{"acceptance": [[0.5, 0.1]], "probability": [[0.5]]}', "different sizes"),
         ('{"token_ids": [3, 131]}', "names token 131, but the model has 131"),
     ],

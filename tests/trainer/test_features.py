@@ -32,6 +32,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
     return load_base(make_checkpoint(tmp_path_factory.mktemp("base") / "model"), CPU)
 
 
+def test_a_base_is_as_long_as_its_service(tmp_path: Path) -> None:
+    rope = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 2048}
+    assert load_base(make_checkpoint(tmp_path, rope_parameters=rope), CPU).max_positions == 4 * 2048
+
+
 def test_the_lm_head_gives_each_row_its_own_token(base: Base, tmp_path: Path) -> None:
     answers = _answers(base)
     features = compute_features(base, answers, tmp_path, model="tiny")
