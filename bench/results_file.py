@@ -1,4 +1,4 @@
-"""The results file: what one run wrote last lies between two markers, the rest of the file is history and stays."""
+"""The results file: what one run wrote last lies between two markers, the rest is written by hand and stays."""
 
 import json
 from collections.abc import Sequence

@@ -142,7 +142,8 @@ def _shard_environ(config: LauncherConfig, environ: Mapping[str, str]) -> dict[s
     defaults = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "20000"}
     if "OMP_WAIT_POLICY" in environ:
         defaults = {}
-    # Weights in huge pages: fewer misses on the way through memory, a tenth of a step on CPU (bench/RESULTS.md).
+    # Weights in huge pages: fewer misses on the way through memory, a tenth of a step on CPU (bench/RESULTS.md,
+    # section 9).
     defaults["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
     # The agent would take a foreign rank or rendezvous, as torchrun leaves them to what it starts, for its own.
     inherited = {k: v for k, v in _child_environ(environ).items() if not k.startswith(("PET_", "TORCHELASTIC_"))}

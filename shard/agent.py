@@ -2,8 +2,8 @@
 
 `python -m shard.agent FLAGS`: its own flags, and those of the shards, which get whatever is not its own. The agent is
 torch's, the one behind torchrun. Shards are forked from it instead of started, because it has imported what they need:
-a service starts .6 to 2.2 s sooner (bench/RESULTS.md). So nothing here may touch CUDA, compute with tensors or open a
-gRPC channel: none of these outlives a fork.
+a service starts .6 to 2.2 s sooner (bench/RESULTS.md, section 9). So nothing here may touch CUDA, compute with tensors
+or open a gRPC channel: none of these outlives a fork.
 """
 
 import argparse

@@ -23,7 +23,7 @@ HEADERS = tuple(sorted(Path(__file__).parent.glob("*.h")))
 # Not -ffast-math: sums are to be taken in the order in which they are written (vectors.h).
 _COMPILE = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-c")
 # Products of pairs of bfloat16 are twice as fast as those of floats on AMD's Zen 4 and half as fast on Intel's Emerald
-# Rapids (bench/RESULTS.md).
+# Rapids (bench/RESULTS.md, section 9).
 _WITHOUT_PAIRS = "-U__AVX512BF16__"
 
 # Of folders in which a library is made; a killed build leaves one.

@@ -8,8 +8,8 @@ from functools import cache
 
 import torch
 
-# Fewer take about as long with floats. An estimate, from the history of bench/RESULTS.md: prompts and steps with tiles
-# on one processor, without them on another of its kind.
+# Fewer take about as long with floats. An estimate, from bench/RESULTS.md, section 9: prompts and steps with tiles on
+# one processor, without them on another of its kind.
 LEAST_ROWS = 128
 
 

@@ -2,7 +2,7 @@
 
 The grid follows from what the host knows (number of spans, most rows, width of the block tables) and nothing is read
 back, so a call can be captured in a CUDA graph and replayed with other positions, lengths and blocks. Sizes of
-tiles and splits are chosen from a sweep on an H200 with the heads of Llama-3.1-8B (bench/RESULTS.md).
+tiles and splits are chosen from a sweep on an H200 with the heads of Llama-3.1-8B (bench/RESULTS.md, section 9).
 """
 
 import math

@@ -3,7 +3,7 @@
 A step of few rows takes as long as reading the weights. In 16 bits the library reads them as fast as the device can,
 but for those of a single row: the kernel begins to read them before the step has come to it. In 8 bits there is no
 kernel but ours. Sizes are chosen from sweeps over the matrices of Llama-3.1-8B, on an H200 and an H100
-(bench/RESULTS.md).
+(bench/RESULTS.md, section 9).
 """
 
 from dataclasses import dataclass

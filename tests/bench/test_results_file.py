@@ -10,7 +10,7 @@ from bench.results_file import BEGIN, END, replace_marked, write_samples, write_
 from tests.bench.turns import OFF, turn
 
 
-def test_history_stays_below_the_first_run() -> None:
+def test_words_of_a_file_without_markers_stay_below_the_first_run() -> None:
     text = replace_marked("# Results\n\nOld words.\n", "## New")
     assert text == f"# Results\n\n{BEGIN}\n\n## New\n\n{END}\n\nOld words.\n"
 
@@ -20,13 +20,18 @@ def test_the_next_run_replaces_only_the_last() -> None:
     assert text == f"# Results\n\n{BEGIN}\n\n## Two\n\n{END}\n\nOld words.\n"
 
 
+def test_words_above_the_markers_stay_there() -> None:
+    text = f"# Results\n\nContents.\n\n## 1. Peers\n\n{BEGIN}\n\n## One\n\n{END}\n\nOld words.\n"
+    assert replace_marked(text, "## Two") == text.replace("## One", "## Two")
+
+
 def test_an_empty_file_gets_a_title() -> None:
     assert replace_marked("", "## New") == f"# Results\n\n{BEGIN}\n\n## New\n\n{END}\n"
 
 
 def test_a_lost_end_marker_is_not_guessed() -> None:
     with pytest.raises(ValueError, match="latest run: end"):
-        replace_marked(f"# Results\n{BEGIN}\nhistory?", "## New")
+        replace_marked(f"# Results\n{BEGIN}\nold words?", "## New")
 
 
 def test_files(tmp_path: Path) -> None:
