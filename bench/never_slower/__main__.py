@@ -8,17 +8,17 @@ import grpc
 from bench.errors import BenchError
 from bench.never_slower.config import parse_args
 from bench.never_slower.report import fixed_report, report
-from bench.never_slower.run import measure, measure_fixed
+from bench.never_slower.run import measure
 from bench.plots import PlotData, draw
 
 
 def main() -> None:
     config = parse_args(sys.argv[1:])
     try:
+        points = asyncio.run(measure(config, _say))
         if config.fixed:
-            print(fixed_report(asyncio.run(measure_fixed(config, _say))))
+            print(fixed_report(points))
         else:
-            points = asyncio.run(measure(config, _say))
             print(report(points, config), flush=True)
             if config.plots is not None:
                 draw(PlotData(never_slower=points), config.plots, _say)

@@ -58,7 +58,9 @@ def parse_args(argv: list[str]) -> NeverSlowerConfig:
     parser.add_argument(
         "--most-pairs", type=positive, help="of a point that is not settled before; unset: three times as many"
     )
-    parser.add_argument("--concurrency", type=positive, nargs="+", default=list(CONCURRENCY), help="requests at once")
+    parser.add_argument(
+        "--concurrency", type=positive, nargs="+", help="requests at once; unset: 1 to 64, with --fixed 1 and 8"
+    )
     parser.add_argument("--workloads", nargs="+", choices=[*WORKLOADS, RANDOM], default=[*WORKLOADS, RANDOM])
     parser.add_argument("--new-tokens", type=positive, help="of each request; unset: fewer the more are at once")
     parser.add_argument("--flags", default="", help="more of the launcher's, as one word in quotes")
@@ -77,7 +79,7 @@ def parse_args(argv: list[str]) -> NeverSlowerConfig:
         speculate=options.speculate,
         pairs=options.pairs,
         most_pairs=options.pairs if options.fixed else options.most_pairs or _MORE * options.pairs,
-        concurrency=tuple(options.concurrency),
+        concurrency=tuple(options.concurrency or (FIXED_CONCURRENCY if options.fixed else CONCURRENCY)),
         workloads=tuple(options.workloads),
         new_tokens=options.new_tokens,
         flags=tuple(shlex.split(options.flags)),

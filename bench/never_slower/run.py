@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from bench.client import Client
-from bench.never_slower.config import FIXED_CONCURRENCY, NeverSlowerConfig
+from bench.never_slower.config import NeverSlowerConfig
 from bench.never_slower.report import AUTO, OFF, Points, Runs, fixed_name, is_settled, pairs_line
 from bench.prompts import RANDOM, WORKLOADS, Prompt, load_prompts, random_prompts
 from bench.server import launched
@@ -23,32 +23,19 @@ _WARM_UP_TOKENS = 8
 
 
 async def measure(config: NeverSlowerConfig, say: Say) -> Points:
-    """Speculation as the server chooses it, against none."""
-    flags = [f"--speculate={config.speculate}"] if config.speculate is not None else []
-    async with _client(config, flags, say) as client:
-        prompts = await _prompts(client, config)
-        points: Points = {}
-        for workload, concurrency in itertools.product(config.workloads, config.concurrency):
-            clients = {OFF: client, AUTO: client}
-            points[workload, concurrency] = await _point(config, clients, prompts[workload], concurrency)
-            say(pairs_line(points, workload, concurrency))
-        return points
-
-
-async def measure_fixed(config: NeverSlowerConfig, say: Say) -> Points:
-    """The same, beside servers that always check K drafts; all servers run, one at a time is asked."""
+    """Speculation as the server chooses it, against none, beside servers that always check K drafts if these are asked
+    for; all servers run, one at a time is asked."""
     flags = [f"--speculate={config.speculate}"] if config.speculate is not None else []
     async with AsyncExitStack() as stack:
         auto = await stack.enter_async_context(_client(config, flags, say))
         clients = {OFF: auto, AUTO: auto}
         for k in config.fixed:
-            fixed = _client(config, _exactly(k), say)
-            clients[fixed_name(k)] = await stack.enter_async_context(fixed)
+            clients[fixed_name(k)] = await stack.enter_async_context(_client(config, _exactly(k), say))
         prompts = await _prompts(auto, config)
         points: Points = {}
-        for workload, concurrency in itertools.product(config.workloads, FIXED_CONCURRENCY):
-            say(f"fixed drafts: {workload}, {concurrency} at once")
+        for workload, concurrency in itertools.product(config.workloads, config.concurrency):
             points[workload, concurrency] = await _point(config, clients, prompts[workload], concurrency)
+            say(pairs_line(points, workload, concurrency))
         return points
 
 

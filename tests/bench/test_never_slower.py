@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.never_slower.config import parse_args
+from bench.never_slower.config import CONCURRENCY, parse_args
 from bench.never_slower.report import (
     AUTO,
     OFF,
@@ -77,3 +77,6 @@ def test_flags() -> None:
     assert parse_args([]).most_pairs == 24
     assert parse_args(["--pairs", "8", "--most-pairs", "16"]).most_pairs == 16
     assert parse_args(["--fixed", "1"]).most_pairs == 8
+    assert parse_args([]).concurrency == CONCURRENCY
+    assert parse_args(["--fixed", "1"]).concurrency == (1, 8)
+    assert parse_args(["--fixed", "1", "--concurrency", "32"]).concurrency == (32,)
