@@ -16,7 +16,8 @@ from bench.field import install_all, take_field
 from bench.machine import Machine, describe_machine
 from bench.measure import Measurement
 from bench.metrics import Drafts, read_drafts
-from bench.never_slower.config import from_bench
+from bench.never_slower.config import NeverSlowerConfig
+from bench.never_slower.config import parse_args as parse_never_slower
 from bench.never_slower.report import Points
 from bench.never_slower.report import report as never_slower_report
 from bench.never_slower.run import measure as measure_never_slower
@@ -55,7 +56,7 @@ async def _run(config: BenchConfig) -> None:
     points: Points = {}
     never_slower = ""
     if config.never_slower_pairs:
-        settings = from_bench(config)
+        settings = _never_slower(config)
         points = await measure_never_slower(settings, _say)
         never_slower = never_slower_report(points, settings)
         print(never_slower)
@@ -137,6 +138,12 @@ def _gguf(config: BenchConfig, log: LogWriter) -> Path | None:
         return default_gguf(log)
     file = Path(config.model_id).expanduser()
     return file if file.is_file() and is_gguf(file) else None
+
+
+def _never_slower(config: BenchConfig) -> NeverSlowerConfig:
+    """Of the same model, with the model's own drafts; everything at its default."""
+    flags = [f"--threads={config.threads}", f"--pairs={config.never_slower_pairs}"]
+    return parse_never_slower(flags if config.model_id is None else [*flags, f"--model-id={config.model_id}"])
 
 
 async def _round(measurement: Measurement, prompts: dict[str, list[Prompt]], config: BenchConfig, number: int) -> None:

@@ -1,11 +1,11 @@
-"""The configuration of bench.never_slower: one frozen object, made from its flags or from the benchmark's."""
+"""The configuration of bench.never_slower: one frozen object, made from its flags."""
 
 import argparse
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.config import BenchConfig, positive
+from bench.config import positive
 from bench.prompts import RANDOM, WORKLOADS
 from launcher.machine import usable_cores
 
@@ -85,20 +85,4 @@ def parse_args(argv: list[str]) -> NeverSlowerConfig:
         flags=tuple(shlex.split(options.flags)),
         fixed=tuple(options.fixed),
         plots=options.plots,
-    )
-
-
-def from_bench(config: BenchConfig) -> NeverSlowerConfig:
-    """What follows the comparison with the peers: the model's own drafts, everything at its default."""
-    return NeverSlowerConfig(
-        model_id=config.model_id,
-        threads=config.threads,
-        speculate=None,
-        pairs=config.never_slower_pairs,
-        most_pairs=_MORE * config.never_slower_pairs,
-        concurrency=CONCURRENCY,
-        workloads=(*WORKLOADS, RANDOM),
-        new_tokens=None,
-        flags=(),
-        fixed=(),
     )
