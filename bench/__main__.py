@@ -25,6 +25,7 @@ from bench.plots import PlotData, draw
 from bench.prompts import Prompt, load_prompts
 from bench.report import Run, report
 from bench.results_file import write_samples, write_section
+from bench.say import say
 from bench.server import launched
 from bench.systems import ours
 from bench.weights import bytes_read_per_step, kv_bytes_per_token
@@ -49,7 +50,7 @@ def main() -> None:
 
 async def _run(config: BenchConfig) -> None:
     description = describe_machine()
-    absent = install_all(config, _say)
+    absent = install_all(config)
     run, drafts = await _compare(config, description, absent)
     # Whatever comes after it, this is not lost.
     print(report(run), flush=True)
@@ -57,16 +58,16 @@ async def _run(config: BenchConfig) -> None:
     never_slower = ""
     if config.never_slower_pairs:
         settings = _never_slower(config)
-        points = await measure_never_slower(settings, _say)
+        points = await measure_never_slower(settings)
         never_slower = never_slower_report(points, settings)
         print(never_slower)
     if config.output is not None:
         folder = config.output.parent / "plots"
-        links = draw(PlotData(run.turns, drafts, points), folder, _say)
+        links = draw(PlotData(run.turns, drafts, points), folder)
         links += _draw_tree_cost(config, folder / "tree_cost.svg") if links else []
         write_section(config.output, report(run, links, never_slower))
         write_samples(config.output.with_suffix(".samples.json"), run.turns, points)
-        _say(f"written to {config.output}")
+        say(f"written to {config.output}")
 
 
 async def _compare(config: BenchConfig, description: str, absent: dict[str, str]) -> tuple[Run, Drafts]:
@@ -82,7 +83,7 @@ async def _compare(config: BenchConfig, description: str, absent: dict[str, str]
     if config.quantize is not None:
         flags.append(f"--quantize={config.quantize}")
     with ExitStack() as stack:
-        field = take_field(config, folder=folder, gguf=_gguf(config, log), absent=absent, stack=stack, say=_say)
+        field = take_field(config, folder=folder, gguf=_gguf(config, log), absent=absent, stack=stack)
         bandwidth = stack.enter_context(bandwidth_meter(weights_bytes, config.threads))
         server = stack.enter_context(launched(model_id=config.model_id, threads=config.threads, flags=flags))
         async with Client(server.grpc_address, max_new_tokens=config.max_new_tokens) as client:
@@ -98,7 +99,7 @@ async def _compare(config: BenchConfig, description: str, absent: dict[str, str]
                 read_limit=lambda context: bandwidth() / (weights_bytes + kv_bytes * context),
             )
             info = await client.model_info()
-            _say(f"service ready in {server.start_s:.1f} s, warming up")
+            say(f"service ready in {server.start_s:.1f} s, warming up")
             await measurement.warm_up([group[0] for group in prompts.values()][: 1 if config.rounds == 1 else None])
             notes = field.quieten()
             for number in range(config.rounds):
@@ -127,7 +128,7 @@ def _draw_tree_cost(config: BenchConfig, path: Path) -> list[str]:
     command += [f"--plot={path}", *([f"--model-id={config.model_id}"] if config.model_id is not None else [])]
     done = subprocess.run(command, env=child_environ(config.threads), capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        _say(f"no picture of what rows cost: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+        say(f"no picture of what rows cost: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
         return []
     return [f"![What checking drafts costs]({path.parent.name}/{path.name})"]
 
@@ -148,15 +149,11 @@ def _never_slower(config: BenchConfig) -> NeverSlowerConfig:
 
 async def _round(measurement: Measurement, prompts: dict[str, list[Prompt]], config: BenchConfig, number: int) -> None:
     for workload, group in prompts.items():
-        _say(f"round {number + 1} of {config.rounds}: {workload}, one at a time")
+        say(f"round {number + 1} of {config.rounds}: {workload}, one at a time")
         await measurement.one_at_a_time(group, shift=number)
         for batch in config.concurrency:
-            _say(f"round {number + 1} of {config.rounds}: {workload}, {batch} at once")
+            say(f"round {number + 1} of {config.rounds}: {workload}, {batch} at once")
             await measurement.together(group, batch=batch, shift=number)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

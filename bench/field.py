@@ -8,9 +8,10 @@ from pathlib import Path
 from bench.config import BenchConfig, peer_environ
 from bench.errors import PeerError
 from bench.peers.catalogue import PEERS, Peer
-from bench.peers.environment import Say, install, is_installed, python_of
+from bench.peers.environment import install, is_installed, python_of
 from bench.peers.model import prepared_model, quantize_flags
 from bench.peers.process import PeerProcess, peer_process
+from bench.say import say
 from bench.systems import System, of_peer
 
 _IDLE_SECONDS = 0.5
@@ -33,14 +34,14 @@ class Field:
         ]
 
 
-def install_all(config: BenchConfig, say: Say) -> dict[str, str]:
+def install_all(config: BenchConfig) -> dict[str, str]:
     """Makes the environments that are missing, if that is allowed. Returns why a peer has none, by its name."""
     absent = {}
     for peer in _asked(config):
         try:
             if not config.may_install and not is_installed(peer):
                 raise PeerError(peer.name, "not installed; the full `make bench` installs it")
-            install(peer, say)
+            install(peer)
         except PeerError as error:
             say(f"{error}; going on without it")
             absent[peer.name] = error.reason
@@ -48,7 +49,7 @@ def install_all(config: BenchConfig, say: Say) -> dict[str, str]:
 
 
 def take_field(
-    config: BenchConfig, *, folder: Path, gguf: Path | None, absent: dict[str, str], stack: ExitStack, say: Say
+    config: BenchConfig, *, folder: Path, gguf: Path | None, absent: dict[str, str], stack: ExitStack
 ) -> Field:
     """Starts two processes of each installed peer, without and with lookup; `stack` ends them."""
     found = Field(absent=dict(absent))
@@ -56,9 +57,7 @@ def take_field(
         if peer.name in absent:
             continue
         try:
-            model = prepared_model(
-                peer, folder=folder, gguf=gguf, quantize=config.quantize, threads=config.threads, say=say
-            )
+            model = prepared_model(peer, folder=folder, gguf=gguf, quantize=config.quantize, threads=config.threads)
         except PeerError as error:
             say(f"{error}; going on without it")
             found.absent[peer.name] = error.reason

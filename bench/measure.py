@@ -17,8 +17,6 @@ from bench.sample import Sample
 from bench.server import Server
 from bench.systems import System
 
-Say = Callable[[str], None]
-
 
 @dataclass(frozen=True, slots=True)
 class Turn:

@@ -10,6 +10,7 @@ from bench.measure import Turn
 from bench.metrics import Drafts
 from bench.never_slower.report import LEAST, Points, speed_ups
 from bench.prompts import WORKLOADS
+from bench.say import say
 
 # Text stays text instead of outlines, and the same figures give the same file.
 SETTINGS: dict[Any, Any] = {
@@ -29,7 +30,7 @@ class PlotData:
     never_slower: Points = field(default_factory=dict)
 
 
-def draw(data: PlotData, folder: Path, say: Callable[[str], None]) -> list[str]:
+def draw(data: PlotData, folder: Path) -> list[str]:
     """Writes the pictures that there are figures for. Returns links to them for a page beside `folder`."""
     try:
         import matplotlib

@@ -26,6 +26,7 @@ from bench.errors import BenchError
 from bench.metrics import read_held
 from bench.processes import child_running, children
 from bench.prompts import load_prompts
+from bench.say import say
 from bench.server import Server, launched
 from drafthouse.v1 import generation_pb2, generation_pb2_grpc
 
@@ -151,7 +152,7 @@ async def soak(server: Server, *, minutes: float, users: int, kill_every_s: floa
     async def report() -> None:
         while True:
             await asyncio.sleep(_REPORT_S)
-            print(f"{end_s - time.monotonic():.0f} s left: {_summary(book)}", file=sys.stderr, flush=True)
+            say(f"{end_s - time.monotonic():.0f} s left: {_summary(book)}")
 
     beside = [asyncio.create_task(kill()), asyncio.create_task(report())]
     try:

@@ -9,7 +9,6 @@ import asyncio
 import json
 import random
 import statistics
-import sys
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from bench.client import Client
 from bench.config import positive
 from bench.prompts import Prompt
 from bench.sample import Sample
+from bench.say import say
 from bench.server import launched
 from bench.statistic import spread, table
 from launcher.machine import usable_cores
@@ -108,7 +108,7 @@ async def _measure(options: argparse.Namespace) -> dict[str, Figures]:
                     flags = [*flags, f"--tree-size={options.tree_size}"]
                 if options.draft_min_probability is not None:
                     flags = [*flags, f"--draft-min-probability={options.draft_min_probability}"]
-                _say(f"starting the server for {way}")
+                say(f"starting the server for {way}")
                 server = servers.enter_context(
                     launched(
                         model_id=options.model_id, threads=options.threads, flags=[*flags, f"--dtype={options.dtype}"]
@@ -126,7 +126,7 @@ async def _ask_all(categories: dict[str, list[Prompt]], asked: dict[str, Client]
     for way in ways:
         await asked[way].generate(next(iter(categories.values()))[0], speculate=_most(way))
     for category, prompts in categories.items():
-        _say(category)
+        say(category)
         for number, prompt in enumerate(prompts):
             for way in ways[number % len(ways) :] + ways[: number % len(ways)]:
                 figures[category].samples[way].append(await asked[way].generate(prompt, speculate=_most(way)))
@@ -151,10 +151,6 @@ def main() -> None:
     parser.add_argument("--draft-min-probability", type=float, help="as the launcher's; unset: measured at its start")
     options = parser.parse_args()
     print(report(asyncio.run(_measure(options))))
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

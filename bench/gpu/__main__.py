@@ -20,6 +20,7 @@ from bench.gpu.marked_tests import run_marked_tests
 from bench.gpu.prompts import PROMPT_CASES, PromptCase, PromptTime, time_prompt
 from bench.gpu.report import Figures, Measured, to_json, to_text
 from bench.gpu.step_times import PEER_CASES, PROMPT_LENGTHS, STEP_CASES, PromptStepTime, StepCase, StepTime
+from bench.say import say
 from shard.attention import kernel_name
 
 _WRONG, _NO_GPU = 1, 2
@@ -48,11 +49,11 @@ def main() -> None:
 
 def run_parts(parts: dict[str, Part], figures: Figures, device: torch.device, output: Path) -> Figures:
     for name, part in parts.items():
-        _say(name)
+        say(name)
         try:
             figures = part(figures, device)
         except ImportError as error:
-            _say(str(error))
+            say(str(error))
             figures = replace(figures, left_out=[*figures.left_out, f"{name}: {error}"])
         except Exception as error:
             traceback.print_exc()
@@ -102,13 +103,13 @@ def _transformers(figures: Figures, device: torch.device) -> Figures:
 def _service(figures: Figures, device: torch.device) -> Figures:
     from bench.gpu.service import speeds_of_7b
 
-    return replace(figures, service=[*figures.service, *speeds_of_7b(_say)])
+    return replace(figures, service=[*figures.service, *speeds_of_7b()])
 
 
 def _default_model(figures: Figures, device: torch.device) -> Figures:
     from bench.gpu.service import speeds_of_default_model
 
-    return replace(figures, service=[*figures.service, *speeds_of_default_model(_say)])
+    return replace(figures, service=[*figures.service, *speeds_of_default_model()])
 
 
 _PARTS: dict[str, Part] = {
@@ -127,7 +128,7 @@ def _measure_steps(device: torch.device) -> Iterator[StepTime]:
     from bench.gpu.steps import LLAMA_8B, time_steps
 
     for time in time_steps(LLAMA_8B, STEP_CASES, dtype=torch.bfloat16, device=device):
-        _say(f"{time.case}: {1e3 * time.step_s:.2f} ms")
+        say(f"{time.case}: {1e3 * time.step_s:.2f} ms")
         yield time
 
 
@@ -135,7 +136,7 @@ def _measure_prompt_steps(device: torch.device) -> Iterator[PromptStepTime]:
     from bench.gpu.steps import LLAMA_8B, time_prompt_steps
 
     for time in time_prompt_steps(LLAMA_8B, PROMPT_LENGTHS, dtype=torch.bfloat16, device=device):
-        _say(f"a prompt of {time.length}: {1e3 * time.step_s:.1f} ms")
+        say(f"a prompt of {time.length}: {1e3 * time.step_s:.1f} ms")
         yield time
 
 
@@ -143,24 +144,20 @@ def _measure_peer() -> Iterator[tuple[StepCase, float]]:
     from bench.gpu.peer import peer_seconds
 
     for case in PEER_CASES:
-        _say(f"transformers: {case}")
+        say(f"transformers: {case}")
         step_s = peer_seconds(case.batch, case.context)
         if step_s is not None:
             yield case, step_s
 
 
 def _measure_attention(case: Case, device: torch.device) -> Measured:
-    _say(f"attention: {case}")
+    say(f"attention: {case}")
     return Measured(case, difference(case, device), layer_seconds(case, device))
 
 
 def _measure_prompt(case: PromptCase, device: torch.device) -> PromptTime:
-    _say(f"attention: {case}")
+    say(f"attention: {case}")
     return time_prompt(case, device)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

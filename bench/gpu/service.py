@@ -6,7 +6,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 from bench.gpu.service_speed import ServiceSpeed
@@ -14,31 +13,31 @@ from bench.never_slower.config import NeverSlowerConfig
 from bench.never_slower.report import AUTO, OFF, speed_ups
 from bench.never_slower.run import measure
 from bench.prompts import RANDOM
+from bench.say import say
 from launcher.default_model import DEFAULT_MODEL_ID, present_gguf
 
-Say = Callable[[str], None]
 _ROOT = Path(__file__).parents[2]
 _CONCURRENCY = (1, 8, 32, 128)
 _PAIRS, _NEW_TOKENS = 4, 96
 _THREADS = 4
 
 
-def speeds_of_7b(say: Say) -> list[ServiceSpeed]:
+def speeds_of_7b() -> list[ServiceSpeed]:
     """BenchError or another where the service does not run."""
     with tempfile.TemporaryDirectory() as folder:
         _write_model(folder)
-        return _measure("7B", folder, (RANDOM,), say)
+        return _measure("7B", folder, (RANDOM,))
 
 
-def speeds_of_default_model(say: Say) -> list[ServiceSpeed]:
+def speeds_of_default_model() -> list[ServiceSpeed]:
     """None where it is not here, and that is said."""
     if present_gguf() is None:
         say(f"{DEFAULT_MODEL_ID} was not measured: it is not here")
         return []
-    return _measure(DEFAULT_MODEL_ID, None, ("chat",), say)
+    return _measure(DEFAULT_MODEL_ID, None, ("chat",))
 
 
-def _measure(name: str, model_id: str | None, workloads: tuple[str, ...], say: Say) -> list[ServiceSpeed]:
+def _measure(name: str, model_id: str | None, workloads: tuple[str, ...]) -> list[ServiceSpeed]:
     config = NeverSlowerConfig(
         model_id=model_id,
         threads=_THREADS,
@@ -51,7 +50,7 @@ def _measure(name: str, model_id: str | None, workloads: tuple[str, ...], say: S
         flags=(),
         fixed=(),
     )
-    points = asyncio.run(measure(config, say))
+    points = asyncio.run(measure(config))
     return [
         ServiceSpeed(
             name,

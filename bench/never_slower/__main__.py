@@ -15,21 +15,17 @@ from bench.plots import PlotData, draw
 def main() -> None:
     config = parse_args(sys.argv[1:])
     try:
-        points = asyncio.run(measure(config, _say))
+        points = asyncio.run(measure(config))
         if config.fixed:
             print(fixed_report(points))
         else:
             print(report(points, config), flush=True)
             if config.plots is not None:
-                draw(PlotData(never_slower=points), config.plots, _say)
+                draw(PlotData(never_slower=points), config.plots)
     except BenchError as error:
         sys.exit(f"bench: {error}")
     except grpc.aio.AioRpcError as error:
         sys.exit(f"bench: the service failed a request: {error.details()} ({error.code().name})")
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

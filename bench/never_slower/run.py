@@ -6,31 +6,31 @@ it, and full before a point begins: what is measured is decoding.
 """
 
 import itertools
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from bench.client import Client
 from bench.never_slower.config import NeverSlowerConfig
 from bench.never_slower.report import AUTO, OFF, Points, Runs, fixed_name, is_settled, pairs_line
 from bench.prompts import RANDOM, WORKLOADS, Prompt, load_prompts, random_prompts
+from bench.say import say
 from bench.server import launched
 
-Say = Callable[[str], None]
 _PROMPTS = 8
 # Answers of each user in a run.
 _ROUNDS = 2
 _WARM_UP_TOKENS = 8
 
 
-async def measure(config: NeverSlowerConfig, say: Say) -> Points:
+async def measure(config: NeverSlowerConfig) -> Points:
     """Speculation as the server chooses it, against none, beside servers that always check K drafts if these are asked
     for; all servers run, one at a time is asked."""
     flags = [f"--speculate={config.speculate}"] if config.speculate is not None else []
     async with AsyncExitStack() as stack:
-        auto = await stack.enter_async_context(_client(config, flags, say))
+        auto = await stack.enter_async_context(_client(config, flags))
         clients = {OFF: auto, AUTO: auto}
         for k in config.fixed:
-            clients[fixed_name(k)] = await stack.enter_async_context(_client(config, _exactly(k), say))
+            clients[fixed_name(k)] = await stack.enter_async_context(_client(config, _exactly(k)))
         prompts = await _prompts(auto, config)
         points: Points = {}
         for workload, concurrency in itertools.product(config.workloads, config.concurrency):
@@ -75,7 +75,7 @@ async def _prompts(client: Client, config: NeverSlowerConfig) -> dict[str, list[
 
 
 @asynccontextmanager
-async def _client(config: NeverSlowerConfig, flags: list[str], say: Say) -> AsyncIterator[Client]:
+async def _client(config: NeverSlowerConfig, flags: list[str]) -> AsyncIterator[Client]:
     flags = [*config.server_flags, *flags]
     say(f"starting the launcher with {' '.join(flags)}")
     with launched(model_id=config.model_id, threads=config.threads, flags=flags, prefix_caching=True) as server:

@@ -14,14 +14,13 @@ from pathlib import Path
 
 from bench.errors import PeerError
 from bench.peers.catalogue import Peer
+from bench.say import say
 from launcher.gguf_cache import cache_folder
 
 _STAMP = ".complete"
 _LOG = "install.log"
 # What pip says that tells how far it is.
 _PROGRESS = ("Collecting ", "Downloading ", "Building wheel", "Installing collected", "Successfully installed")
-
-Say = Callable[[str], None]
 
 
 def environment_folder(peer: Peer) -> Path:
@@ -39,7 +38,7 @@ def python_of(peer: Peer) -> Path:
     return environment_folder(peer) / "bin" / "python" if peer.pip else Path(sys.executable)
 
 
-def install(peer: Peer, say: Say) -> None:
+def install(peer: Peer) -> None:
     """Makes the environment if it is not there. Raises PeerError with the reason, which names the peer."""
     if is_installed(peer):
         return
@@ -54,7 +53,7 @@ def install(peer: Peer, say: Say) -> None:
         with (folder / _LOG).open("w+") as log:
             commands = [[sys.executable, "-m", "venv", str(folder)]]
             for command in [*commands, *([*pip, *arguments] for arguments in peer.pip)]:
-                _run(peer, command, environ, log_path=folder / _LOG, log_write=log.write, say=say)
+                _run(peer, command, environ, log_path=folder / _LOG, log_write=log.write)
         (folder / _STAMP).touch()
 
 
@@ -65,7 +64,6 @@ def _run(
     *,
     log_path: Path,
     log_write: Callable[[str], int],
-    say: Say,
 ) -> None:
     last, error = "", ""
     with subprocess.Popen(

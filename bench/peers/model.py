@@ -9,13 +9,12 @@ from pathlib import Path
 from bench.config import peer_environ
 from bench.errors import PeerError
 from bench.peers.catalogue import Peer
-from bench.peers.environment import Say, python_of
+from bench.peers.environment import python_of
+from bench.say import say
 from launcher.gguf_cache import cache_folder
 
 
-def prepared_model(
-    peer: Peer, *, folder: Path, gguf: Path | None, quantize: str | None, threads: int, say: Say
-) -> Path:
+def prepared_model(peer: Peer, *, folder: Path, gguf: Path | None, quantize: str | None, threads: int) -> Path:
     """What the peer's script gets as `--model`. `folder` is in safetensors; `gguf` is what that was made of, if it was.
 
     Needs the peer's environment. Raises PeerError where the peer cannot read this model, or not in 8 bits.
