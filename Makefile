@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 TORCH := torch==2.13.0
 RUN := PYTHONPATH=.:proto
 
-.PHONY: install serve test check format proto bench bench-speculation bench-gpu tools clean
+.PHONY: install serve test check format proto bench bench-gpu tools clean
 
 install: $(STAMP)
 
@@ -47,9 +47,9 @@ proto: install
 bench: install
 	$(RUN) $(BIN)/python -m bench $(ARGS)
 
-# What each way of drafting brings, on Spec-Bench's questions (a JSONL file, not part of this project).
-bench-speculation: install
-	$(RUN) $(BIN)/python -m bench.speculation --spec-bench $(SPEC_BENCH) $(ARGS)
+# The others, by the names of their modules (bench/README.md).
+bench-%: install
+	$(RUN) $(BIN)/python -m bench.$* $(ARGS)
 
 # Kernels on a GPU against their references and its bandwidth; also on a machine without a network, which installs nothing.
 bench-gpu:
