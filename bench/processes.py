@@ -3,14 +3,18 @@
 import os
 import socket
 import subprocess
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from bench.errors import BenchError
 from launcher.process import tied_to_parent
+from launcher.readiness import is_healthy
 
-_STOP_TIMEOUT_S = 30.0
+_START_TIMEOUT_S, _STOP_TIMEOUT_S = 300.0, 30.0
+_LOG_TAIL_LINES = 15
 
 
 @contextmanager
@@ -41,6 +45,17 @@ def running(
             if pipe is not None:
                 with suppress(BrokenPipeError):
                     pipe.close()
+
+
+def wait_until_healthy(name: str, process: subprocess.Popen[bytes], port: int, log: IO[bytes]) -> None:
+    """BenchError with the end of the log if it ends before, or does not become ready."""
+    deadline_s = time.monotonic() + _START_TIMEOUT_S
+    while not is_healthy("127.0.0.1", port):
+        if process.poll() is not None or time.monotonic() > deadline_s:
+            log.seek(0)
+            tail = log.read().decode(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
+            raise BenchError(f"{name} did not become ready; the end of its log:\n" + "\n".join(tail))
+        time.sleep(0.05)
 
 
 def free_ports(count: int) -> list[int]:

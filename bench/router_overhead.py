@@ -10,28 +10,24 @@ import argparse
 import asyncio
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from bench.byte_tokenizer import byte_tokenizer
 from bench.client import Client
 from bench.errors import BenchError
 from bench.fake_shard import MAX_BATCH_SIZE, SPECULATE
 from bench.metrics import read_steps
-from bench.processes import cpu_seconds, free_ports, running
+from bench.processes import cpu_seconds, free_ports, running, wait_until_healthy
 from bench.prompts import Prompt, load_prompts
 from bench.statistic import table
-from launcher.readiness import is_healthy
 
 _HOST = "127.0.0.1"
 _NEW_TOKENS = 1000
 _BATCHES = (1, 8, 32, MAX_BATCH_SIZE)
-_START_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +62,7 @@ def main() -> None:
             running(shard, environ=os.environ, log=log),
             running(router, environ=os.environ, log=log) as process,
         ):
-            _wait_until_healthy(process, port, log)
+            wait_until_healthy("the router", process, port, log)
             address = _Router(process.pid, f"{_HOST}:{grpc_port}", f"http://{_HOST}:{port}/metrics")
             print(asyncio.run(_measure(address, prompt)))
 
@@ -76,15 +72,6 @@ def _write_tokenizer(folder: Path) -> None:
     byte_tokenizer().save(str(folder / "tokenizer.json"))
     template = "{% for message in messages %}{{ message.content }}{% endfor %}"
     (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
-
-
-def _wait_until_healthy(process: subprocess.Popen[bytes], port: int, log: IO[bytes]) -> None:
-    deadline_s = time.monotonic() + _START_TIMEOUT_S
-    while not is_healthy(_HOST, port):
-        if process.poll() is not None or time.monotonic() > deadline_s:
-            log.seek(0)
-            raise BenchError("the router did not become ready; its log:\n" + log.read().decode(errors="replace"))
-        time.sleep(0.05)
 
 
 async def _measure(router: _Router, prompt: Prompt) -> str:

@@ -1,22 +1,16 @@
 """The service under measurement, started as a user starts it: `python -m launcher`."""
 
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO
 
 from bench.config import child_environ
-from bench.errors import BenchError
-from bench.processes import child_running, free_ports, running
-from launcher.readiness import is_healthy
+from bench.processes import child_running, free_ports, running, wait_until_healthy
 
 _HOST = "127.0.0.1"
-_START_TIMEOUT_S = 300.0
-_LOG_TAIL_LINES = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +41,7 @@ def launched(*, model_id: str | None, threads: int, flags: list[str], prefix_cac
     with tempfile.TemporaryFile() as log:
         start_s = time.monotonic()
         with running(command, environ=child_environ(threads), log=log) as process:
-            _wait_until_healthy(process, port, deadline_s=start_s + _START_TIMEOUT_S, log=log)
+            wait_until_healthy("the service", process, port, log)
             yield Server(
                 pid=process.pid,
                 grpc_address=f"{_HOST}:{grpc_port}",
@@ -55,12 +49,3 @@ def launched(*, model_id: str | None, threads: int, flags: list[str], prefix_cac
                 router_pid=child_running(process.pid, "router"),
                 start_s=time.monotonic() - start_s,
             )
-
-
-def _wait_until_healthy(process: subprocess.Popen[bytes], port: int, *, deadline_s: float, log: IO[bytes]) -> None:
-    while not is_healthy(_HOST, port):
-        if process.poll() is not None or time.monotonic() > deadline_s:
-            log.seek(0)
-            tail = log.read().decode(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
-            raise BenchError("the service did not become ready; the end of its log:\n" + "\n".join(tail))
-        time.sleep(0.1)
