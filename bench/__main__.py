@@ -6,12 +6,10 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-import grpc
-
 from bench.bandwidth import bandwidth_meter
 from bench.client import Client
 from bench.config import BenchConfig, child_environ, parse_args
-from bench.errors import BenchError
+from bench.errors import told_to_user
 from bench.field import install_all, take_field
 from bench.machine import Machine, describe_machine
 from bench.measure import Measurement
@@ -30,7 +28,6 @@ from bench.server import launched
 from bench.systems import ours
 from bench.weights import bytes_read_per_step, kv_bytes_per_token
 from launcher.default_model import default_gguf
-from launcher.errors import LaunchError
 from launcher.gguf_cache import is_gguf
 from launcher.logs import LogWriter
 from launcher.resolve import ModelRequest, resolve
@@ -38,14 +35,9 @@ from launcher.resolve import ModelRequest, resolve
 _DTYPE = "bfloat16"
 
 
+@told_to_user()
 def main() -> None:
-    config = parse_args(sys.argv[1:])
-    try:
-        asyncio.run(_run(config))
-    except (BenchError, LaunchError) as error:
-        sys.exit(f"bench: {error}")
-    except grpc.aio.AioRpcError as error:
-        sys.exit(f"bench: the service failed a request: {error.details()} ({error.code().name})")
+    asyncio.run(_run(parse_args(sys.argv[1:])))
 
 
 async def _run(config: BenchConfig) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from bench.byte_tokenizer import byte_tokenizer
 from bench.client import Client
-from bench.errors import BenchError
+from bench.errors import told_to_user
 from bench.fake_shard import MAX_BATCH_SIZE, SPECULATE
 from bench.metrics import read_steps
 from bench.processes import cpu_seconds, free_ports, running, wait_until_healthy
@@ -37,6 +37,7 @@ class _Router:
     metrics_url: str
 
 
+@told_to_user()
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.router_overhead", description=__doc__)
     parser.add_argument("--step-ms", type=float, default=0.0, help="what a step takes on the shard")
@@ -106,7 +107,4 @@ async def _row(router: _Router, client: Client, prompts: list[Prompt], speculate
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except BenchError as error:
-        sys.exit(f"bench: {error}")
+    main()

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 import grpc
 
 from bench.config import positive
-from bench.errors import BenchError
+from bench.errors import told_to_user
 from bench.metrics import read_held
 from bench.processes import child_running, children
 from bench.prompts import load_prompts
@@ -172,6 +172,7 @@ def _summary(book: Book) -> str:
     return f"{counts}; {len(book.faults)} faults"
 
 
+@told_to_user()
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=5.0)
@@ -189,7 +190,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except BenchError as error:
-        sys.exit(f"bench: {error}")
+    sys.exit(main())

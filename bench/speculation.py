@@ -15,6 +15,7 @@ from pathlib import Path
 
 from bench.client import Client
 from bench.config import positive
+from bench.errors import told_to_user
 from bench.prompts import Prompt
 from bench.sample import Sample
 from bench.say import say
@@ -138,6 +139,7 @@ def _most(way: str) -> int:
     return 0 if way == OFF else 1000
 
 
+@told_to_user()
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.speculation", description=__doc__)
     parser.add_argument("--spec-bench", type=Path, required=True, help="Spec-Bench's questions, JSONL")

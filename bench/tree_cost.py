@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.config import positive
+from bench.errors import told_to_user
 from bench.plots import SETTINGS
 from launcher.logs import LogWriter
 from launcher.machine import usable_cores
@@ -75,6 +76,7 @@ def _plot(pyplot: Any, curves: dict[str, dict[int, float]], path: Path, title: s
     figure.savefig(path, metadata={"Date": None})
 
 
+@told_to_user()
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.tree_cost", description=__doc__)
     parser.add_argument("--model-id", help="as the launcher's; unset: its default model")
