@@ -56,14 +56,14 @@ class Client:
         """`speculate` None leaves it to the server, `max_new_tokens` None to this client."""
         token_ids: list[int] = []
         arrivals: list[Arrival] = []
-        num_steps = num_drafted = 0
+        num_steps = 0
         start_s = time.perf_counter()
         async for response in self._responses(prompt, speculate, max_new_tokens):
             if response.token_ids:
                 arrivals.append(Arrival(time.perf_counter() - start_s, len(response.token_ids)))
                 token_ids += response.token_ids
-            num_steps, num_drafted = response.speculation.steps, response.speculation.drafted_tokens
-        return Sample(prompt.id, prompt.workload, tuple(token_ids), tuple(arrivals), num_steps, num_drafted)
+            num_steps = response.speculation.steps
+        return Sample(prompt.id, prompt.workload, tuple(token_ids), tuple(arrivals), num_steps)
 
     async def keep_busy(
         self, prompts: Iterable[Prompt], *, at_once: int, speculate: int | None, max_new_tokens: int | None = None

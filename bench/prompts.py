@@ -26,9 +26,9 @@ def load_prompts(per_workload: int) -> dict[str, list[Prompt]]:
     return {name: [p for p in prompts if p.workload == name][:per_workload] for name in WORKLOADS}
 
 
-def random_prompts(count: int, *, vocab_size: int, length: int = 200, seed: int = 0) -> list[Prompt]:
-    """Token ids drawn evenly from the vocabulary: text that nothing can foresee. The same for the same seed."""
-    rng = random.Random(seed)
+def random_prompts(count: int, *, vocab_size: int, length: int = 200) -> list[Prompt]:
+    """Token ids drawn evenly from the vocabulary: text that nothing can foresee. The same at each call."""
+    rng = random.Random(0)
     return [
         Prompt(f"{RANDOM}-{i + 1}", RANDOM, "", tuple(rng.randrange(vocab_size) for _ in range(length)))
         for i in range(count)

@@ -13,15 +13,13 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One answer. `num_steps` are the forward passes that yielded tokens; without speculation one a token.
-    `num_drafted` are the drafts that were checked, as far as the system says."""
+    """One answer. `num_steps` are the forward passes that yielded tokens; without speculation one a token."""
 
     prompt_id: str
     workload: str
     token_ids: tuple[int, ...]
     arrivals: tuple[Arrival, ...]
     num_steps: int
-    num_drafted: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -34,11 +32,6 @@ class Sample:
     @property
     def time_to_first_token_s(self) -> float:
         return self.arrivals[0].time_s
-
-    @property
-    def tokens_per_s(self) -> float:
-        """Of the whole answer, prompt included."""
-        return self.num_tokens / self.total_s
 
     @property
     def decode_tokens_per_s(self) -> float:

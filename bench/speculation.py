@@ -60,14 +60,14 @@ class Figures:
         return [ours.decode_tokens_per_s / off.decode_tokens_per_s for ours, off in pairs]
 
 
-def load_categories(path: Path, *, each: int, seed: int = 0) -> dict[str, list[Prompt]]:
+def load_categories(path: Path, *, each: int) -> dict[str, list[Prompt]]:
     """First turns of Spec-Bench's questions, at most `each` of a category, drawn evenly over the file."""
     found: dict[str, list[Prompt]] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         question = json.loads(line)
         category = _OF_THEIR_OWN.get(question["category"], _MT_BENCH)
         found.setdefault(category, []).append(Prompt(str(question["question_id"]), category, question["turns"][0]))
-    rng = random.Random(seed)
+    rng = random.Random(0)
     return {category: rng.sample(prompts, min(each, len(prompts))) for category, prompts in found.items()}
 
 

@@ -63,12 +63,12 @@ def median(values: Sequence[float], *, scale: float = 1.0, digits: int = 1) -> s
     return f"{statistics.median(values) * scale:.{digits}f}" if values else "–"
 
 
-def spread(values: Sequence[float], *, digits: int = 2) -> str:
+def spread(values: Sequence[float]) -> str:
     """Median [first to third quartile]; the quartiles only where there are enough values for them."""
     if len(values) < 4:
-        return median(values, digits=digits)
+        return median(values, digits=2)
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return f"{middle:.{digits}f} [{low:.{digits}f}–{high:.{digits}f}]"
+    return f"{middle:.2f} [{low:.2f}–{high:.2f}]"
 
 
 def percentile(values: Sequence[float], percent: int) -> float:

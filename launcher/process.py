@@ -61,7 +61,6 @@ class Child:
     def __init__(
         self, spec: ChildSpec, pump: LogPump, on_line: Callable[[str], None], on_end: Callable[[], None] | None = None
     ) -> None:
-        self.name = spec.name
         self._grace_s = spec.grace_s
         self._process = subprocess.Popen(
             tied_to_parent(spec.command, parent=os.getpid()),
@@ -75,10 +74,6 @@ class Child:
         # The pump closes its own copy, whenever the last writer is gone.
         pump.add(os.dup(self._process.stdout.fileno()), on_line, on_end)
         self._process.stdout.close()
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
 
     def exit_code(self) -> int | None:
         """None while it runs; negative: the number of the signal that ended it."""
@@ -96,7 +91,7 @@ class Child:
             time.sleep(0.02)
         if self.exit_code() is not None:
             return True
-        os.killpg(self.pid, signal.SIGKILL)
+        os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         return False
 

@@ -7,6 +7,9 @@ import http.client
 import ipaddress
 import socket
 
+# Within which /health has to answer.
+_ANSWER_S = 1.0
+
 
 def reachable_host(hostname: str) -> str:
     """Where a client on this machine finds a server that listens on `hostname`."""
@@ -35,8 +38,8 @@ def is_taken(hostname: str, port: int) -> bool:
     return False
 
 
-def is_healthy(hostname: str, port: int, *, timeout_s: float = 1.0) -> bool:
-    connection = http.client.HTTPConnection(reachable_host(hostname), port, timeout=timeout_s)
+def is_healthy(hostname: str, port: int) -> bool:
+    connection = http.client.HTTPConnection(reachable_host(hostname), port, timeout=_ANSWER_S)
     try:
         connection.request("GET", "/health")
         return connection.getresponse().status == 200

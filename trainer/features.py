@@ -57,7 +57,7 @@ def compute_features(base: Base, answers: Sequence[Answer], work: Path, *, model
     total = sum(len(answer) for answer in answers)
     finished = sum(len(answer) for answer in answers[:num_done])
     with tqdm(total=total, initial=finished, desc="features", unit="token", unit_scale=True) as bar:
-        for first, batch in _batches(answers, num_done, _BATCH_TOKENS.get(device.type, 2048)):
+        for first, batch in _batches(answers, num_done, _BATCH_TOKENS[device.type]):
             states = base.hidden_states(_padded(batch).to(device))
             for row, answer in enumerate(batch):
                 from_row = len(answer.prompt_token_ids) - 1

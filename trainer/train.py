@@ -77,7 +77,7 @@ def train(
     checkpoint raises TrainError.
     """
     batches = plan_batches([len(features.rows(answer)) for answer in answers], settings)
-    common = _common_tokens(features, answers, len(lm_head))
+    common = token_counts(features, answers, len(lm_head)).topk(min(_NUM_COMMON, len(lm_head))).indices
     optimizer = torch.optim.AdamW(heads.parameters(), lr=settings.learning_rate, weight_decay=0.0)
     checkpoint = _Checkpoint(work / "checkpoint.pt", fingerprint(made_from, asdict(settings)), heads, optimizer)
     first = checkpoint.load()
@@ -133,10 +133,6 @@ def learning_rate_share(step: int, num_steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, num_steps - warm_up)))
 
 
-def _common_tokens(features: Features, answers: Sequence[int], vocab_size: int) -> Tensor:
-    return token_counts(features, answers, vocab_size).topk(min(_NUM_COMMON, vocab_size)).indices
-
-
 def token_counts(features: Features, answers: Sequence[int], vocab_size: int) -> Tensor:
     """[V]: how often each token occurs in `answers`."""
     spans = [features.rows(answer) for answer in answers]
@@ -150,7 +146,7 @@ def _step(
     """Adds the gradients of one batch; returns each head's mean loss. Pieces of rows bound the memory of logits."""
     device = lm_head.device
     num_columns = len(lm_head) if columns is None else len(columns.token_ids)
-    piece = max(1, _LOGIT_BYTES.get(device.type, 1 << 30) // (4 * num_columns))
+    piece = max(1, _LOGIT_BYTES[device.type] // (4 * num_columns))
     hidden, targets = batch.hidden.to(device), batch.targets
     if columns is not None:
         targets = torch.where(targets >= 0, columns.column_of[targets], -1)
