@@ -2,7 +2,6 @@
 the three packages: what stands here must be what `python -m shard.agent` and `python -m router` accept.
 """
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,14 +151,3 @@ def _shard_environ(config: LauncherConfig, environ: Mapping[str, str]) -> dict[s
     # Without it torch's agent opens a store for the ranks all the same, at a port of every interface.
     no_store = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     return {**defaults, **inherited, **no_store, "OMP_NUM_THREADS": str(config.threads)}
-
-
-def make_output_pipes(paths: RunPaths, num_shard: int) -> list[int]:
-    """Named pipes for the shards' output, one per rank; returns descriptors to read them.
-
-    Opened for writing too, so that they never report an end of file while shards come and go.
-    """
-    names = [f"{paths.shard_output}-{rank}" for rank in range(num_shard)]
-    for name in names:
-        os.mkfifo(name, 0o600)
-    return [os.open(name, os.O_RDWR | os.O_NONBLOCK) for name in names]

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from launcher.agent_log import AgentLog
-from launcher.commands import RunPaths, agent_spec, make_output_pipes, router_spec
+from launcher.commands import RunPaths, agent_spec, router_spec
 from launcher.config import MAX_UDS_PREFIX_BYTES, LauncherConfig, with_model_length
 from launcher.errors import LaunchError
 from launcher.log_pump import LogPump
@@ -85,7 +85,7 @@ def _supervisor(
     paths = RunPaths(run_dir, config.shard_uds_path or str(run_dir / "shard"))
     if len(os.fsencode(paths.uds_prefix)) > MAX_UDS_PREFIX_BYTES:
         raise LaunchError(f"{run_dir} is too long for a socket's path; set TMPDIR or --shard-uds-path to a shorter one")
-    for rank, descriptor in enumerate(make_output_pipes(paths, config.num_shard)):
+    for rank, descriptor in enumerate(_output_pipes(paths, config.num_shard)):
         pump.add(descriptor, partial(log.relay, f"shard {rank}"))
 
     def follow_agent() -> tuple[Callable[[str], None], Callable[[], None]]:
@@ -118,6 +118,17 @@ def _supervisor(
         is_ready=partial(is_healthy, config.hostname, config.port),
         on_ready=announce,
     )
+
+
+def _output_pipes(paths: RunPaths, num_shard: int) -> list[int]:
+    """Named pipes for the shards' output, one per rank; returns descriptors to read them.
+
+    Opened for writing too, so that they never report an end of file while shards come and go.
+    """
+    names = [f"{paths.shard_output}-{rank}" for rank in range(num_shard)]
+    for name in names:
+        os.mkfifo(name, 0o600)
+    return [os.open(name, os.O_RDWR | os.O_NONBLOCK) for name in names]
 
 
 def _speculation(config: LauncherConfig, model: ResolvedModel) -> str:
