@@ -43,14 +43,6 @@ def launch(
 ) -> int:
     """Serves until a signal or a failure; returns the exit code. Raises LaunchError and ConfigError before that."""
     assert config.num_shard is not None
-    prefix = config.shard_uds_path
-    with helper(programs.kernels, environ), claimed(prefix, config.num_shard) if prefix else nullcontext():
-        return _launch(config, machine, environ, log, programs)
-
-
-def _launch(
-    config: LauncherConfig, machine: Machine, environ: Mapping[str, str], log: LogWriter, programs: Programs
-) -> int:
     request = ModelRequest(
         config.model_id,
         config.revision,
@@ -60,14 +52,16 @@ def _launch(
         medusa_revision=config.medusa_revision,
         use_heads=config.drafts_with_heads,
     )
-    for flag, port in (("--port", config.port), ("--grpc-port", config.grpc_port)):
-        if is_taken(config.hostname, port):
-            raise LaunchError(f"port {port} is taken; choose another with {flag}")
-    model = resolve(request, log)
-    config = with_model_length(config, model.max_positions)
-    started_s = time.monotonic()  # after a download or conversion, which happens once
-    with run_folder() as run_dir, closing(LogPump()) as pump:
-        return _supervisor(config, machine, model, run_dir, environ, log, pump, programs, started_s).run()
+    prefix = config.shard_uds_path
+    with helper(programs.kernels, environ), claimed(prefix, config.num_shard) if prefix else nullcontext():
+        for flag, port in (("--port", config.port), ("--grpc-port", config.grpc_port)):
+            if is_taken(config.hostname, port):
+                raise LaunchError(f"port {port} is taken; choose another with {flag}")
+        model = resolve(request, log)
+        config = with_model_length(config, model.max_positions)
+        started_s = time.monotonic()  # after a download or conversion, which happens once
+        with run_folder() as run_dir, closing(LogPump()) as pump:
+            return _supervisor(config, machine, model, run_dir, environ, log, pump, programs, started_s).run()
 
 
 def _supervisor(
