@@ -135,19 +135,23 @@ def _child_environ(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _shard_environ(config: LauncherConfig, environ: Mapping[str, str]) -> dict[str, str]:
+    defaults = {
+        # Ranks that share no memory connect to each other over this, and nobody else's ranks do.
+        "GLOO_SOCKET_IFNAME": "lo",
+        # What malloc gives in huge pages: a step by torch's own operations was measured at 27 ms instead of 30. The KV
+        # cache and the weights of the compiled kernels ask for such pages themselves (shard/cpu/huge_pages.py).
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+    }
     # Threads wait about 0.1 ms for their next piece of a step before they sleep. Asleep at once, a step of the default
     # model takes 49 ms instead of 29 on two cores; spinning without end takes the core that the router needs between
     # steps, and with more threads than cores it was measured to be 3 to 40 times slower. Who has set a policy keeps it.
-    defaults = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "20000"}
-    if "OMP_WAIT_POLICY" in environ:
-        defaults = {}
-    # Weights in huge pages: fewer misses on the way through memory, a tenth of a step on CPU (bench/RESULTS.md,
-    # section 9).
-    defaults["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+    if "OMP_WAIT_POLICY" not in environ:
+        defaults |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "20000"}
+    ours = {
+        # Without it torch's agent opens a store for the ranks all the same, at a port of every interface.
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+        "OMP_NUM_THREADS": str(config.threads),
+    }
     # The agent would take a foreign rank or rendezvous, as torchrun leaves them to what it starts, for its own.
     inherited = {k: v for k, v in _child_environ(environ).items() if not k.startswith(("PET_", "TORCHELASTIC_"))}
-    # Ranks that share no memory connect to each other over this, and nobody else's ranks do.
-    defaults["GLOO_SOCKET_IFNAME"] = "lo"
-    # Without it torch's agent opens a store for the ranks all the same, at a port of every interface.
-    no_store = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    return {**defaults, **inherited, **no_store, "OMP_NUM_THREADS": str(config.threads)}
+    return {**defaults, **inherited, **ours}
