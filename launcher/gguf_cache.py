@@ -102,7 +102,7 @@ def _keep(folder: Path) -> None:
 def _run(command: list[str], errors: TextIO, log: LogWriter) -> int:
     environ = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(
-        tied_to_parent(command, parent=os.getpid()),
+        tied_to_parent(command),
         env=environ,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

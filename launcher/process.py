@@ -15,9 +15,9 @@ from launcher.log_pump import LogPump
 _EXEC_CHILD = Path(__file__).with_name("exec_child.py")
 
 
-def tied_to_parent(command: list[str], *, parent: int) -> list[str]:
-    """`command`, wrapped so that the kernel kills it when its parent dies."""
-    return [sys.executable, "-I", "-S", str(_EXEC_CHILD), str(parent), *command]
+def tied_to_parent(command: list[str]) -> list[str]:
+    """`command`, to be started by this process, wrapped so that the kernel kills it when this process dies."""
+    return [sys.executable, "-I", "-S", str(_EXEC_CHILD), str(os.getpid()), *command]
 
 
 @contextmanager
@@ -27,7 +27,7 @@ def helper(command: tuple[str, ...] | None, environ: Mapping[str, str]) -> Itera
         yield
         return
     process = subprocess.Popen(
-        tied_to_parent(list(command), parent=os.getpid()),
+        tied_to_parent(list(command)),
         env=dict(environ),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -63,7 +63,7 @@ class Child:
     ) -> None:
         self._grace_s = spec.grace_s
         self._process = subprocess.Popen(
-            tied_to_parent(spec.command, parent=os.getpid()),
+            tied_to_parent(spec.command),
             env=dict(spec.environ),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -33,7 +33,7 @@ def launched(model: Path, *, dtype: str, use_gpu: bool, threads: int | None, log
         environ["CUDA_VISIBLE_DEVICES"] = ""
     with log_file.open("w") as log:
         process = subprocess.Popen(
-            tied_to_parent(command, parent=os.getpid()),
+            tied_to_parent(command),
             env=environ,
             stdin=subprocess.DEVNULL,
             stdout=log,
