@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.config import LauncherConfig
+from launcher.config import LauncherConfig, flag_name
 from launcher.options import without_variables
 from launcher.process import ChildSpec
 from launcher.resolve import ResolvedModel
@@ -120,12 +120,11 @@ def _flags(**values: object) -> list[str]:
     """Unset values and switches that are off are left out; "" is a value."""
     words: list[str] = []
     for name, value in values.items():
-        flag = "--" + name.replace("_", "-")
         if value is True:
-            words.append(flag)
+            words.append(flag_name(name))
         elif value is not None and value is not False:
             # One word, so that a value that starts with "-" is not read as a flag.
-            words.append(f"{flag}={value}")
+            words.append(f"{flag_name(name)}={value}")
     return words
 
 

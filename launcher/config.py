@@ -249,7 +249,10 @@ def with_model_length(config: LauncherConfig, max_positions: int | None) -> Laun
 
 
 def _check(config: LauncherConfig, machine: Machine) -> None:
-    if machine.num_gpus and (config.num_shard or 0) > machine.num_gpus:
+    # `settled` has filled them.
+    assert config.num_shard is not None
+    assert config.max_batch_draft_tokens is not None
+    if machine.num_gpus and config.num_shard > machine.num_gpus:
         raise ConfigError(f"--num-shard {config.num_shard} is more than the {machine.num_gpus} GPUs that are visible")
     if config.port == config.grpc_port:
         raise ConfigError(f"--port and --grpc-port are both {config.port}")
@@ -259,7 +262,7 @@ def _check(config: LauncherConfig, machine: Machine) -> None:
         raise ConfigError("--speculation-method ngram needs --speculate: without heads nothing says how far to draft")
     ahead = None if config.speculate == "auto" else config.speculate
     for name, drafts in (("--speculate", ahead), ("--tree-size", config.tree_size)):
-        if (drafts or 0) > (config.max_batch_draft_tokens or MAX_TREE_SIZE):
+        if (drafts or 0) > config.max_batch_draft_tokens:
             raise ConfigError(f"{name} {drafts} is more than --max-batch-draft-tokens {config.max_batch_draft_tokens}")
     if config.step_timeout < config.collective_timeout:
         raise ConfigError(
