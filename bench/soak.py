@@ -29,6 +29,7 @@ from bench.prompts import load_prompts
 from bench.say import say
 from bench.server import Server, launched
 from drafthouse.v1 import generation_pb2, generation_pb2_grpc
+from launcher.machine import usable_cores
 
 _NUM_QUESTIONS = 48
 # Kinds of clients, by how many there are.
@@ -178,7 +179,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--users", type=positive, default=24, help="requests at a time")
     parser.add_argument("--kill-every", type=float, default=60.0, help="seconds")
-    parser.add_argument("--threads", type=positive, default=len(os.sched_getaffinity(0)), help="of each shard")
+    parser.add_argument("--threads", type=positive, default=usable_cores(), help="of each shard")
     parser.add_argument("--model-id", help="as the launcher's")
     own, flags = parser.parse_known_args()
     with launched(model_id=own.model_id, threads=own.threads, flags=[*_FLAGS, *flags], prefix_caching=True) as server:
