@@ -1,7 +1,6 @@
 """Child processes of the benchmark: they die with it, and their CPU time is read from the kernel."""
 
 import os
-import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -56,14 +55,6 @@ def wait_until_healthy(name: str, process: subprocess.Popen[bytes], port: int, l
             tail = log.read().decode(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
             raise BenchError(f"{name} did not become ready; the end of its log:\n" + "\n".join(tail))
         time.sleep(0.05)
-
-
-def free_ports(count: int) -> list[int]:
-    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports: list[int] = [listener.getsockname()[1] for listener in listeners]
-    for listener in listeners:
-        listener.close()
-    return ports
 
 
 def cpu_seconds(pid: int) -> float:

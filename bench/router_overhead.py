@@ -21,9 +21,10 @@ from bench.client import Client
 from bench.errors import told_to_user
 from bench.fake_shard import MAX_BATCH_SIZE, SPECULATE
 from bench.metrics import read_steps
-from bench.processes import cpu_seconds, free_ports, running, wait_until_healthy
+from bench.processes import cpu_seconds, running, wait_until_healthy
 from bench.prompts import Prompt, load_prompts
 from bench.statistic import table
+from launcher.readiness import free_ports
 
 _HOST = "127.0.0.1"
 _NEW_TOKENS = 1000

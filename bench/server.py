@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from bench.config import child_environ
-from bench.processes import child_running, free_ports, running, wait_until_healthy
+from bench.processes import child_running, running, wait_until_healthy
+from launcher.readiness import free_ports
 
 _HOST = "127.0.0.1"
 

@@ -6,6 +6,7 @@ import errno
 import http.client
 import ipaddress
 import socket
+from contextlib import ExitStack
 
 # Within which /health has to answer.
 _ANSWER_S = 1.0
@@ -36,6 +37,13 @@ def is_taken(hostname: str, port: int) -> bool:
         except (OSError, UnicodeError) as error:
             return getattr(error, "errno", None) == errno.EADDRINUSE
     return False
+
+
+def free_ports(count: int) -> list[int]:
+    """Different ones of the loopback interface, for a launcher that is started next."""
+    with ExitStack() as held:
+        listeners = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [listener.getsockname()[1] for listener in listeners]
 
 
 def is_healthy(hostname: str, port: int) -> bool:

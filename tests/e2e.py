@@ -8,11 +8,9 @@ import http.client
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -24,6 +22,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from drafthouse.v1 import generation_pb2, generation_pb2_grpc
+from launcher.readiness import free_ports
 from tests.launcher.conftest import clean_environ, wait_until
 
 ROOT = Path(__file__).parents[1]
@@ -33,12 +32,6 @@ STOP_LIMIT_S = 60.0
 
 # Not DRAFTHOUSE_…: the launcher keeps its own variables from its children.
 _MARK = "E2E_LAUNCH"
-
-
-def free_ports(count: int) -> list[int]:
-    with ExitStack() as held:
-        listeners = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [listener.getsockname()[1] for listener in listeners]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,19 +1,18 @@
 """The base behind our own service: one that runs already, or a child of this process on loopback ports of its own."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
 
 from launcher.options import without_variables
 from launcher.process import tied_to_parent
-from launcher.readiness import is_healthy
+from launcher.readiness import free_ports, is_healthy
 from trainer.errors import TrainError
 
 _HOST = "127.0.0.1"
@@ -23,7 +22,7 @@ _STOP_S = 30.0
 @contextmanager
 def launched(model: Path, *, dtype: str, use_gpu: bool, threads: int | None, log_file: Path) -> Iterator[str]:
     """The gRPC address of a service that is ready; stopped at the end, and killed if this process is."""
-    http_port, grpc_port = _free_ports(2)
+    http_port, grpc_port = free_ports(2)
     command = [sys.executable, "-m", "launcher", f"--model-id={model}", f"--dtype={dtype}", "--speculate=0"]
     command += [f"--hostname={_HOST}", f"--port={http_port}", f"--grpc-port={grpc_port}"]
     command += [f"--threads={threads}"] if threads is not None else []
@@ -66,9 +65,3 @@ def _wait(process: "subprocess.Popen[bytes]") -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-
-
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as held:
-        listeners = [held.enter_context(socket.create_server((_HOST, 0))) for _ in range(count)]
-        return [listener.getsockname()[1] for listener in listeners]

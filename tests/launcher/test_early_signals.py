@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e import free_ports
+from launcher.readiness import free_ports
 from tests.launcher.conftest import clean_environ, is_running, wait_until
 
 ROOT = Path(__file__).parents[2]

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher.readiness import free_ports
 from tests.launcher.conftest import clean_environ, is_running, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -75,10 +75,7 @@ class Launched:
         self.log_file = tmp_path / "log"
         self.temp = tmp_path / "t"
         self.temp.mkdir()
-        with socket.socket() as one, socket.socket() as other:
-            for probe in (one, other):
-                probe.bind(("127.0.0.1", 0))
-            ports = [str(probe.getsockname()[1]) for probe in (one, other)]
+        ports = map(str, free_ports(2))
         base = {**clean_environ(), "PYTHONPATH": str(ROOT), "PIDS": str(self.pids_file), "TMPDIR": str(self.temp)}
         with self.log_file.open("w") as log:
             self.process = subprocess.Popen(
