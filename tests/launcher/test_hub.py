@@ -28,6 +28,15 @@ class FakeHub:
         self.offline = False
         self.revisions: dict[str, set[str | None]] = {}
 
+    @classmethod
+    def installed(cls, folder: Path, monkeypatch: pytest.MonkeyPatch) -> "FakeHub":
+        """In the place of the real one, and `folder` is the one that a test works in."""
+        fake = cls(folder)
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", fake.snapshot_download)
+        monkeypatch.setattr(huggingface_hub, "list_repo_files", fake.list_repo_files)
+        monkeypatch.chdir(folder)
+        return fake
+
     def add(self, name: str, config: dict[str, Any], *files: str) -> None:
         for file in ("config.json", *files):
             path = self.remote / name / file
@@ -69,10 +78,7 @@ class FakeHub:
 
 @pytest.fixture
 def fake_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
-    fake = FakeHub(tmp_path)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", fake.snapshot_download)
-    monkeypatch.setattr(huggingface_hub, "list_repo_files", fake.list_repo_files)
-    monkeypatch.chdir(tmp_path)
+    fake = FakeHub.installed(tmp_path, monkeypatch)
     fake.add("org/base", BASE, *MODEL_FILES, *TOKENIZER)
     return fake
 

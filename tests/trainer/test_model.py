@@ -2,7 +2,6 @@ import json
 import shutil
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 import torch
 from click.testing import CliRunner
@@ -24,10 +23,7 @@ def _config(*words: str) -> TrainConfig:
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
     """With heads, org/heads, and their base, org/base."""
-    hub = FakeHub(tmp_path)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub.snapshot_download)
-    monkeypatch.setattr(huggingface_hub, "list_repo_files", hub.list_repo_files)
-    monkeypatch.chdir(tmp_path)
+    hub = FakeHub.installed(tmp_path, monkeypatch)
     base = make_checkpoint(hub.remote / "org/base")
     hub.add("org/heads", {"medusa_num_heads": 3, "base_model_name_or_path": "org/base"}, "medusa_lm_head.pt")
     shutil.copytree(base, tmp_path / "base")
