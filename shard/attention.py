@@ -64,11 +64,10 @@ def attend(
         )
         return out.view(num_rows, -1)
     q, kv = qkv[:, :num_heads], qkv[:, num_heads:]
-    if by_kernel is None:
-        # What is hidden is multiplied by zero, which makes no number of what overflowed (float16 of large activations).
-        kv = torch.nan_to_num(kv, 0.0, 0.0, 0.0)
+    # What is hidden is multiplied by zero, which makes no number of what overflowed (float16 of large activations): it
+    # is stored as zero, by the kernel too.
     if batch.direct_index is not None:
-        cache.write(layer, batch.direct_index, kv[batch.num_step_rows :])
+        cache.write(layer, batch.direct_index, torch.nan_to_num(kv[batch.num_step_rows :], 0.0, 0.0, 0.0))
     if batch.device_spans is not None and by_kernel is not None:
         by_kernel(
             qkv,
@@ -82,7 +81,7 @@ def attend(
         )
         return out.view(num_rows, -1)
     if batch.num_step_rows:
-        step_rows[: batch.num_step_rows].copy_(kv[: batch.num_step_rows])
+        torch.nan_to_num(kv[: batch.num_step_rows], 0.0, 0.0, 0.0, out=step_rows[: batch.num_step_rows])
     for group in batch.groups:
         _fill_scratch(group, step_rows, layer, cache)
         _attend_group(q, out, group, cache, spec)

@@ -2,7 +2,7 @@
 
 Which block belongs to whom is decided elsewhere; here a block is a number. Block 0 is nobody's: tables are padded with
 it and rejected rows may be written to it. Everything begins as zeros and stays finite, because masked attention still
-multiplies what it does not see by zero.
+multiplies what it does not see by zero: what overflowed in float16 is written as zero.
 
     pages      [layer, K or V, block, kv head, place in block, head_dim]
     step rows  [layer, row, K or V, kv head, head_dim]

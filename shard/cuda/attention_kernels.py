@@ -187,14 +187,15 @@ def attend_spans(
             own_at = ((first_row + other) * qkv_stride + (heads + kv_head) * DIM)[:, None]
             keys = _heads(qkv, own_at, d, is_read, cos, sin, (first_row + other)[:, None] * DIM, DIM)
             values = tl.load(qkv + KV_HEADS * DIM + own_at + d[None, :], mask=is_read, other=0.0)
+            if values.dtype == tl.float16:
+                # What is hidden is multiplied by zero, which makes no number of what overflowed, here and in the pages.
+                keys = tl.where(tl.abs(keys) < float("inf"), keys, 0.0).to(keys.dtype)
+                values = tl.where(tl.abs(values) < float("inf"), values, 0.0).to(values.dtype)
             stored_at = ((first_row + other) * (2 * KV_HEADS * DIM) + kv_head * DIM)[:, None] + d[None, :]
             tl.store(step_rows + stored_at, keys, mask=is_read & (tile == 0))
             tl.store(step_rows + KV_HEADS * DIM + stored_at, values, mask=is_read & (tile == 0))
             keys = as_kept(keys, pages).to(queries.dtype)
             values = as_kept(values, pages).to(queries.dtype)
-            if values.dtype == tl.float16:
-                # What is hidden is multiplied by zero, which makes no number of what overflowed.
-                values = tl.where(tl.abs(values) < float("inf"), values, 0.0).to(values.dtype)
             way = ancestors + span * ancestors_stride + row[:, None] * most_rows + other[None, :]
             visible = tl.load(way, mask=exists[:, None] & is_there[None, :], other=0) != 0
             if WINDOW is not None:

@@ -11,9 +11,14 @@ from functools import partial
 import pytest
 import torch
 
+from shard import attention
+from shard.attention_groups import Span
 from shard.attention_spec import AttentionSpec
+from shard.cuda import kernels
 from shard.cuda.interface import Attend
-from tests.shard.cuda_steps import Shape, check, device_spans, random_step, reference
+from shard.forward_batch import ForwardBatch
+from shard.kv_cache import KVCache
+from tests.shard.cuda_steps import TOLERANCE, Shape, check, device_spans, random_step, reference
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
@@ -84,9 +89,40 @@ def test_heads_are_rotated_as_they_are_read(attend: Attend, name: str, dtype: to
 @pytest.mark.usefixtures("splits")
 @pytest.mark.parametrize("name", ["8B", "odd size", "gemma"])
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
-def test_a_draft_that_overflows_changes_no_other_row(attend: Attend, name: str) -> None:
+@pytest.mark.parametrize("by_kernel", [False, True])
+def test_a_row_that_overflows_is_stored_as_zero(attend: Attend, name: str, by_kernel: bool) -> None:
     step = random_step(SHAPES[name], steps=[(20, 5)], trees=True)
-    check(attend, step, torch.float16, DEVICE, overflowed=4)
+    check(attend, step, torch.float16, DEVICE, overflowed=1, by_kernel=by_kernel)
+
+
+def test_what_overflows_is_the_same_to_others_in_a_prompt_as_a_draft_and_as_the_last_token(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And the same as by the torch path, to the rows before it and behind it."""
+    monkeypatch.setattr("shard.cuda.attention.num_processors", lambda device: 132)
+    qkv = torch.randn(20, 3, 16, generator=torch.Generator().manual_seed(0)).to(DEVICE, torch.float16)
+    qkv[9, 1:] = torch.inf
+
+    def attended(device_type: str, num_rows: int, *, direct: bool) -> torch.Tensor:
+        monkeypatch.setattr(kernels, "_DEVICE_TYPE", device_type)
+        sizes = {"num_layers": 1, "num_blocks": 2, "block_size": 16, "num_kv_heads": 1, "head_dim": 16}
+        cache = KVCache(**sizes, dtype=torch.float16, device=DEVICE, max_step_rows=20)
+        outs = []
+        for rows, positions in zip(qkv.split(num_rows), torch.arange(20, device=DEVICE).split(num_rows), strict=True):
+            span = Span(num_rows, [1, 2], direct=direct)
+            batch = ForwardBatch.build(token_ids=positions, positions=positions, spans=[span], cache=cache)
+            assert (batch.device_spans is not None) == (device_type == DEVICE.type)
+            spec = AttentionSpec(scale=0.25)
+            outs.append(attention.attend(rows.clone(), layer=0, batch=batch, cache=cache, spec=spec))
+            if not direct:
+                cache.commit(torch.arange(num_rows, device=DEVICE), batch.physical_slots)
+        assert cache.pages(0).isfinite().all()
+        return torch.cat(outs)
+
+    expected = attended("none", 20, direct=True)
+    for num_rows, direct in ((20, True), (20, False), (1, False)):
+        out = attended(DEVICE.type, num_rows, direct=direct)
+        torch.testing.assert_close(out, expected, **TOLERANCE[torch.float16])
 
 
 @pytest.mark.usefixtures("splits")
