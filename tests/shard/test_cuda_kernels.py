@@ -133,10 +133,11 @@ def is_early(request: pytest.FixtureRequest) -> bool:
         (256, 256, True, AttentionSpec(0.1)),
     ],
 )
-@pytest.mark.parametrize("pages", ["*bf16", "*fp8e4nv"])
+@pytest.mark.parametrize(("dtype", "pages"), [("*bf16", "*bf16"), ("*bf16", "*fp8e4nv"), ("*fp16", "*fp16")])
 @pytest.mark.parametrize("is_roomy", [False, True])
 def test_attention_compiles_without_a_gpu(
     compile_for_device: Any,
+    dtype: str,
     pages: str,
     is_roomy: bool,
     dim: int,
@@ -163,7 +164,8 @@ def test_attention_compiles_without_a_gpu(
     if not is_step:
         constants |= {"mixes": None, "log_sums": None, "ancestors": None, "cos": None, "sin": None}
     options = {"num_warps": tiles.num_warps, "num_stages": tiles.num_stages}
-    compiled = compile_for_device(attend_spans, constants, {"pages": pages}, **options)
+    types = dict.fromkeys(("qkv", "step_rows", "out", "cos", "sin"), dtype) | {"pages": pages}
+    compiled = compile_for_device(attend_spans, constants, types, **options)
     assert compiled.metadata.shared <= SHARED_MEMORY[is_roomy]
 
 
