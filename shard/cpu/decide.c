@@ -6,51 +6,27 @@
 
 #include "slots.h"
 
-// Trees of n sequences with up to `rows` rows: target [n, rows], drafts and parents [n, rows - 1], the others [n]; stops
-// [n, num_stops].
-typedef struct {
-    const int64_t *target, *drafts, *parents, *num_drafts, *num_tokens, *max_num_tokens, *stops;
-    long n, rows, num_stops;
-} Checked;
-
-// As in Verdict: token_ids and path [n, rows], the others [n].
-typedef struct {
-    int64_t *token_ids, *path, *num_emitted, *num_accepted;
-    uint8_t *finished;
-} Verdicts;
-
-static int is_stop(const Checked *in, long s, int64_t token) {
-    const int64_t *stops = in->stops + s * in->num_stops;
-    // Behind the last one there is room, filled with -1.
-    for (long i = 0; i < in->num_stops && stops[i] >= 0; i++)
+// stops [num_stops]: behind the last one there is room, filled with -1.
+static int is_stop(const int64_t *stops, long num_stops, int64_t token) {
+    for (long i = 0; i < num_stops && stops[i] >= 0; i++)
         if (stops[i] == token) return 1;
     return 0;
 }
 
-// depth: room for `rows` numbers.
-static void verify(const Checked *in, const Verdicts *out, int64_t *depth) {
-    for (long s = 0; s < in->n; s++) {
-        const int64_t *target = in->target + s * in->rows, *drafts = in->drafts + s * (in->rows - 1), *parents = in->parents + s * (in->rows - 1);
-        int64_t *path = out->path + s * in->rows, *token_ids = out->token_ids + s * in->rows;
-        for (long i = 0; i < in->rows; i++) path[i] = in->rows - 1;
-        long num_right = 0;
-        path[0] = depth[0] = 0;
-        for (long row = 1; row <= in->num_drafts[s] && row < in->rows; row++) {
-            const int64_t parent = parents[row - 1];
-            // Below zero: not right.
-            depth[row] = depth[parent] >= 0 && drafts[row - 1] == target[parent] ? depth[parent] + 1 : -1;
-            // Of equal siblings the first is taken.
-            if (depth[row] > num_right) path[++num_right] = row;
-        }
-        for (long i = 0; i < in->rows; i++) token_ids[i] = target[path[i]];
-        const int64_t left = in->max_num_tokens[s] - in->num_tokens[s], room = left > 0 ? left : 0;
-        long emitted = 0, stopped = 0;
-        while (emitted <= num_right && emitted < room && !stopped) stopped = is_stop(in, s, token_ids[emitted++]);
-        const int is_present = in->num_drafts[s] >= 0;
-        out->num_emitted[s] = is_present ? emitted : 0;
-        out->num_accepted[s] = num_right < out->num_emitted[s] ? num_right : out->num_emitted[s];
-        out->finished[s] = is_present && (stopped || emitted == room);
+// The longest right path of a tree of up to `rows` rows: target and path [rows], drafts and parents [rows - 1]; its length.
+static long right_path(const int64_t *target, const int64_t *drafts, const int64_t *parents, int64_t num_drafts, int64_t *path, long rows) {
+    int64_t depth[rows];
+    long num_right = 0;
+    for (long i = 0; i < rows; i++) path[i] = rows - 1;
+    path[0] = depth[0] = 0;
+    for (long row = 1; row <= num_drafts && row < rows; row++) {
+        const int64_t parent = parents[row - 1];
+        // Below zero: not right.
+        depth[row] = depth[parent] >= 0 && drafts[row - 1] == target[parent] ? depth[parent] + 1 : -1;
+        // Of equal siblings the first is taken.
+        if (depth[row] > num_right) path[++num_right] = row;
     }
+    return num_right;
 }
 
 // Appends the first num_emitted[i] of tokens [n, width], rows `stride` apart, to each of the slots [n].
@@ -88,8 +64,8 @@ void bound_drafts(const Slots *kept, const int64_t *slots, const int64_t *wanted
     }
 }
 
-// Of n sequences in slots [n]: the tokens that the model puts after rows, by cells [n, rows], with drafts, parents and num_drafts
-// as in Checked; stops [slots, num_stops].
+// Of n sequences in slots [n]: the tokens that the model puts after rows, by cells [n, rows]; trees of up to `rows` rows, drafts
+// and parents [n, rows - 1], num_drafts [n]; stops [slots, num_stops].
 typedef struct {
     const int64_t *slots, *tokens, *cells, *drafts, *parents, *num_drafts, *stops;
     long n, rows, num_stops;
@@ -104,19 +80,25 @@ typedef struct {
 // Verifies, and appends what comes of it.
 void decide(const Slots *kept, const Put *put, const Decided *out) {
     const long rows = put->rows;
-    int64_t target[rows], token_ids[rows], path[rows], depth[rows];
+    int64_t target[rows], token_ids[rows], path[rows];
     for (long s = 0; s < put->n; s++) {
-        const int64_t slot = put->slots[s];
+        const int64_t slot = put->slots[s], num_drafts = put->num_drafts[s];
         for (long row = 0; row < rows; row++) target[row] = put->tokens[put->cells[s * rows + row]];
-        uint8_t finished;
-        const Checked checked = {
-            target, put->drafts + s * (rows - 1), put->parents + s * (rows - 1), put->num_drafts + s, kept->num_tokens + slot,
-            kept->max_num_tokens + slot, put->stops + slot * put->num_stops, 1, rows, put->num_stops,
-        };
-        verify(&checked, &(Verdicts){token_ids, path, out->num_emitted + s, out->num_accepted + s, &finished}, depth);
+        const long num_right = right_path(target, put->drafts + s * (rows - 1), put->parents + s * (rows - 1), num_drafts, path, rows);
+        for (long i = 0; i < rows; i++) token_ids[i] = target[path[i]];
+        const int64_t left = kept->max_num_tokens[slot] - kept->num_tokens[slot], room = left > 0 ? left : 0;
+        int64_t emitted = 0;
+        int stopped = 0;
+        while (emitted <= num_right && emitted < room && !stopped)
+            stopped = is_stop(put->stops + slot * put->num_stops, put->num_stops, token_ids[emitted++]);
+        const uint8_t finished = num_drafts >= 0 && (stopped || emitted == room);
+        // Below zero: its sequence has ended.
+        if (num_drafts < 0) emitted = 0;
         memcpy(out->token_ids + s * out->depth, token_ids, sizeof(int64_t) * (size_t)out->depth);
         memcpy(out->path + s * out->depth, path, sizeof(int64_t) * (size_t)out->depth);
-        append(kept, &slot, token_ids, out->num_emitted + s, &finished, 1, rows);
+        append(kept, &slot, token_ids, &emitted, &finished, 1, rows);
+        out->num_emitted[s] = emitted;
+        out->num_accepted[s] = num_right < emitted ? num_right : emitted;
         out->finished[s] = finished;
     }
 }
