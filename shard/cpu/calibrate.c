@@ -47,15 +47,13 @@ void observe_lookup(const Ratio *ratio, const Outcome *outcome, const int64_t *m
     free(right);
 }
 
-// Probabilities [n, depth] of what follows matches [n] of sequences in slots [n]; the ratio is [matches, depth].
-void estimate_lookup(const Ratio *ratio, const Own *own, const int64_t *matches, const int64_t *slots, float *out, long n, long depth,
-                     float most) {
-    for (long s = 0; s < n; s++)
-        for (long d = 0; d < depth; d++) {
-            float p = ratio->above[matches[s] * depth + d] / ratio->below[matches[s] * depth + d];
-            if (d == 0) p *= own->right[slots[s]] / own->said[slots[s]];
-            out[s * depth + d] = p < most ? p : most;
-        }
+// Probabilities [depth] of what follows a match of the sequence in a slot; the ratio is [matches, depth].
+void estimate_lookup(const Ratio *ratio, const Own *own, int64_t match, int64_t slot, float *out, long depth, float most) {
+    for (long d = 0; d < depth; d++) {
+        float p = ratio->above[match * depth + d] / ratio->below[match * depth + d];
+        if (d == 0) p *= own->right[slot] / own->said[slot];
+        out[d] = p < most ? p : most;
+    }
 }
 
 // Checked and accepted drafts by method and depth, counts [n, 2, methods, deepest], which are 0 before. methods [slots,

@@ -34,8 +34,7 @@ typedef struct {
 // calibrate.c says what these do.
 void observe_heads(const Ratio *ratio, const Outcome *outcome, const float *probabilities, const int64_t *slots);
 void observe_lookup(const Ratio *ratio, const Outcome *outcome, const int64_t *matches, const int64_t *slots, const Own *own);
-void estimate_lookup(const Ratio *ratio, const Own *own, const int64_t *matches, const int64_t *slots, float *out, long n, long depth,
-                     float most);
+void estimate_lookup(const Ratio *ratio, const Own *own, int64_t match, int64_t slot, float *out, long depth, float most);
 void count_drafts(const Checks *checks, const int64_t *methods, const int64_t *slots, int64_t *counts, long tree_size, long num_methods,
                   long deepest);
 

@@ -11,24 +11,22 @@
 #define LESS 1e-3f
 #define LEAST_PROBABILITY 1e-9f
 
-// tokens [n, stride], of which the first lengths[s] count -> guesses [n, ahead] and the length of the match, 0 below `least`.
-void look_up(const int64_t *tokens, const int64_t *lengths, int64_t *guesses, int64_t *matches, long n, long stride, long least, long most,
-             long ahead) {
-    for (long s = 0; s < n; s++) {
-        const int64_t *text = tokens + s * stride;
-        const long last = lengths[s] - 1;
-        long match = 0, start = 0;
-        // The most recent of the longest.
-        for (long end = last - 1; end >= 0 && match < most; end--) {
-            long length = 0;
-            while (length < most && length <= end && text[end - length] == text[last - length]) length++;
-            if (length > match) match = length, start = end + 1;
-        }
-        // Where the match runs into the end of the text it goes on from its own start.
-        const long period = lengths[s] - start > 0 ? lengths[s] - start : 1;
-        for (long i = 0; i < ahead; i++) guesses[s * ahead + i] = match ? text[start + i % period] : 0;
-        matches[s] = match < least ? 0 : match;
+// The first `length` of text -> guesses [ahead]; returns the length of the match, 0 below `least`.
+long look_up(const int64_t *text, int64_t length, int64_t *guesses, long least, long most, long ahead) {
+    const long last = length - 1;
+    long match = 0, start = 0;
+    // The most recent of the longest.
+    for (long end = last - 1; end >= 0 && match < most; end--) {
+        // So it is at most places.
+        if (text[end] != text[last]) continue;
+        long same = 1;
+        while (same < most && same <= end && text[end - same] == text[last - same]) same++;
+        if (same > match) match = same, start = end + 1;
     }
+    // Where the match runs into the end of the text it goes on from its own start.
+    const long period = length - start > 0 ? length - start : 1;
+    for (long i = 0; i < ahead; i++) guesses[i] = match ? text[start + i % period] : 0;
+    return match < least ? 0 : match;
 }
 
 typedef struct {
@@ -38,9 +36,9 @@ typedef struct {
 } Node;
 
 // The children of the node in row `row` of the tree; returns how many there are now.
-static long add_children(const Said *said, const Trees *trees, long s, long row, const Node *node, Node *open, long count) {
-    const long at = s * said->depth + node->depth;
-    if (node->depth >= said->depth || node->depth >= trees->max_depth[s]) return count;
+static long add_children(const Said *said, const Tree *tree, long row, const Node *node, Node *open, long count) {
+    const long at = node->depth;
+    if (at >= said->depth || at >= tree->max_depth) return count;
     const int64_t *ids = said->ids + at * said->width;
     const float *probabilities = said->probabilities + at * said->width;
     float agreed = 0, mixed = 0, rest = 1;
@@ -57,59 +55,54 @@ static long add_children(const Said *said, const Trees *trees, long s, long row,
         if (probabilities[w] <= 0) continue;
         const int agrees = node->continues && ids[w] == said->guesses[at];
         const float p = agrees ? mixed : fminf(fmaxf(probabilities[w], LEAST_PROBABILITY), 1) * rest;
-        const Node child = {ids[w], node->log_p + logf(p) - LESS, row, node->depth + 1, agrees ? NGRAM | MEDUSA : MEDUSA, agrees};
+        const Node child = {ids[w], node->log_p + logf(p) - LESS, row, at + 1, agrees ? NGRAM | MEDUSA : MEDUSA, agrees};
         is_there |= agrees;
-        if (child.log_p >= trees->least_log_p) open[count++] = child;
+        if (child.log_p >= tree->least_log_p) open[count++] = child;
     }
     if (node->continues && !is_there) {
-        const Node child = {said->guesses[at], node->log_p + logf(mixed) - LESS, row, node->depth + 1, NGRAM, 1};
-        if (child.log_p >= trees->least_log_p) open[count++] = child;
+        const Node child = {said->guesses[at], node->log_p + logf(mixed) - LESS, row, at + 1, NGRAM, 1};
+        if (child.log_p >= tree->least_log_p) open[count++] = child;
     }
     return count;
 }
 
-// The most probable drafts as trees: of what may follow the tree so far, the most probable one at a time.
-void best_trees(const Said *said, const Trees *trees) {
-    Node *open = malloc(sizeof(Node) * (size_t)((trees->size + 1) * (said->width + 1)));
-    for (long s = 0; s < said->n; s++) {
-        const Node root = {.continues = said->matches && said->matches[s] > 0};
-        long count = add_children(said, trees, s, 0, &root, open, 0), row = 0;
-        const long most = trees->max_drafts[s] < trees->size ? trees->max_drafts[s] : trees->size;
-        while (count && row < most) {
-            long best = 0;
-            for (long i = 1; i < count; i++)
-                if (open[i].log_p > open[best].log_p) best = i;
-            const Node node = open[best];
-            // Equals stay in their order.
-            memmove(open + best, open + best + 1, sizeof(Node) * (size_t)(--count - best));
-            trees->ids[s * trees->size + row] = node.id;
-            trees->parents[s * trees->size + row] = node.parent;
-            trees->methods[s * trees->size + row] = node.method;
-            trees->log_ps[s * trees->size + row] = node.log_p;
-            count = add_children(said, trees, s, ++row, &node, open, count);
-        }
-        trees->counts[s] = row;
+// The most probable drafts as a tree: of what may follow the tree so far, the most probable one at a time; returns their number.
+long best_tree(const Said *said, const Tree *tree) {
+    Node *open = malloc(sizeof(Node) * (size_t)((tree->size + 1) * (said->width + 1)));
+    const Node root = {.continues = said->is_match};
+    long count = add_children(said, tree, 0, &root, open, 0), row = 0;
+    const long most = tree->max_drafts < tree->size ? tree->max_drafts : tree->size;
+    while (count && row < most) {
+        long best = 0;
+        for (long i = 1; i < count; i++)
+            if (open[i].log_p > open[best].log_p) best = i;
+        const Node node = open[best];
+        // Equals stay in their order.
+        memmove(open + best, open + best + 1, sizeof(Node) * (size_t)(--count - best));
+        tree->ids[row] = node.id;
+        tree->parents[row] = node.parent;
+        tree->methods[row] = node.method;
+        tree->log_ps[row] = node.log_p;
+        count = add_children(said, tree, ++row, &node, open, count);
     }
     free(open);
+    return row;
 }
 
-// The trees [n, size] of lookups alone: of guesses and their probabilities [n, depth], each given those before it, as much
-// as is at least `least` probable and max_drafts [n] allow.
-void chains(const int64_t *guesses, const float *probabilities, const int64_t *matches, const int64_t *max_drafts, int64_t *ids,
-            int64_t *parents, int64_t *counts, float *log_ps, long n, long depth, long size, float least) {
-    for (long s = 0; s < n; s++) {
-        float path = 1;
-        long worth = 0;
-        for (long i = 0; i < size; i++) {
-            path *= i < depth ? probabilities[s * depth + i] : 0;
-            worth += i < depth && path >= least;
-            ids[s * size + i] = i < depth ? guesses[s * depth + i] : 0;
-            parents[s * size + i] = i;
-            log_ps[s * size + i] = logf(path);
-        }
-        const long most = max_drafts[s] > 0 ? max_drafts[s] : 0;
-        counts[s] = matches[s] <= 0 ? 0 : worth < most ? worth : most;
+// The tree [size] of a lookup alone, of guesses and their probabilities [depth], each given those before it; returns how many
+// drafts are at least `least` probable.
+long chain(const int64_t *guesses, const float *probabilities, int64_t *ids, int64_t *parents, float *log_ps, long depth, long size,
+           float least) {
+    float path = 1;
+    long worth = 0;
+    for (long i = 0; i < size; i++) {
+        path *= i < depth ? probabilities[i] : 0;
+        worth += i < depth && path >= least;
+        ids[i] = i < depth ? guesses[i] : 0;
+        parents[i] = i;
+        log_ps[i] = logf(path);
     }
+    return worth;
 }
 
 typedef struct {

@@ -15,32 +15,30 @@ typedef struct {
     float least;
 } Prices;
 
-// What heads and lookup say of n sequences. ids and probabilities [n, depth, width]; guesses and believed [n, depth];
-// matches [n]. Where a probability is 0 there is no candidate. matches may be null: no lookup.
+// What heads and lookup say of a sequence: ids and probabilities [depth, width]; guesses and believed [depth], which mean nothing
+// without a match. Where a probability is 0 there is no candidate.
 typedef struct {
     const int64_t *ids;
     const float *probabilities;
     const int64_t *guesses;
     const float *believed;
-    const int64_t *matches;
-    long n, depth, width;
+    int is_match;
+    long depth, width;
 } Said;
 
-// Bounds by sequence, and drafts [n, size] as in DraftTree.
+// Bounds, and drafts [size] as in DraftTree.
 typedef struct {
-    const int64_t *max_drafts, *max_depth;
-    int64_t *ids, *parents, *methods, *counts;
+    int64_t *ids, *parents, *methods;
     float *log_ps;
-    long size;
+    long max_drafts, max_depth, size;
     float least_log_p;
-} Trees;
+} Tree;
 
 // draft.c says what these do.
-void look_up(const int64_t *tokens, const int64_t *lengths, int64_t *guesses, int64_t *matches, long n, long stride, long least, long most,
-             long ahead);
-void chains(const int64_t *guesses, const float *probabilities, const int64_t *matches, const int64_t *max_drafts, int64_t *ids,
-            int64_t *parents, int64_t *counts, float *log_ps, long n, long depth, long size, float least);
-void best_trees(const Said *said, const Trees *trees);
+long look_up(const int64_t *text, int64_t length, int64_t *guesses, long least, long most, long ahead);
+long chain(const int64_t *guesses, const float *probabilities, int64_t *ids, int64_t *parents, float *log_ps, long depth, long size,
+           float least);
+long best_tree(const Said *said, const Tree *tree);
 void worth_most(const float *log_ps, const int64_t *counts, int64_t *taken, const Prices *prices, long n, long size);
 
 #endif

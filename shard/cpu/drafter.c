@@ -54,8 +54,8 @@ typedef struct {
     long n;
 } Asked;
 
-// The tree of the i-th of those asked, with heads; `sure` [depth] are the probabilities of its lookup.
-static void tree_with_heads(const Drafter *drafter, const Asked *asked, long i, int64_t slot, const float *sure, const Trees *tree) {
+// The tree of the i-th of those asked, with heads; returns how many drafts it has. `sure` [depth] are the probabilities of its lookup.
+static long tree_with_heads(const Drafter *drafter, const Asked *asked, long i, int64_t slot, const float *sure, const Tree *tree) {
     const long depth = drafter->depth, width = drafter->width, size = drafter->num_heads * width;
     const int64_t *ids = asked->ids + i * size;
     const float *probabilities = asked->probabilities + i * size;
@@ -69,8 +69,7 @@ static void tree_with_heads(const Drafter *drafter, const Asked *asked, long i, 
         reaching[place] = p < drafter->surest_head ? p : drafter->surest_head;
         reaching_ids[place] = place < size ? ids[place] : 0;
     }
-    const int64_t *matches = drafter->most_match ? drafter->matches + slot : NULL;
-    best_trees(&(Said){reaching_ids, reaching, drafter->ids + slot * depth, sure, matches, 1, depth, width}, tree);
+    return best_tree(&(Said){reaching_ids, reaching, drafter->ids + slot * depth, sure, drafter->matches[slot] > 0, depth, width}, tree);
 }
 
 // Makes drafts [n, tree_size] pending, also returned as in DraftTree.
@@ -91,24 +90,25 @@ void propose(const Slots *kept, const Drafter *drafter, const Asked *asked, cons
     }
     for (long i = 0; i < n; i++) {
         const int64_t slot = slots[i];
-        int64_t *guesses = drafter->ids + slot * depth, *match = drafter->matches + slot, *methods = drafter->methods + slot * size;
+        int64_t *guesses = drafter->ids + slot * depth, *methods = drafter->methods + slot * size;
+        int64_t *tree_ids = ids + i * size, *tree_parents = parents + i * size;
         if (drafter->most_match) {
-            look_up(kept->texts + slot * kept->length, lengths + i, guesses, match, 1, 0, drafter->least_match, drafter->most_match, depth);
-            estimate_lookup(&drafter->lookups, &drafter->own, match, &slot, sure, 1, depth, drafter->surest_lookup);
+            const int64_t *text = kept->texts + slot * kept->length;
+            const long match = look_up(text, lengths[i], guesses, drafter->least_match, drafter->most_match, depth);
+            drafter->matches[slot] = match;
+            estimate_lookup(&drafter->lookups, &drafter->own, match, slot, sure, depth, drafter->surest_lookup);
         }
         // Of places without a draft too: the warm-up has drafts checked that nobody proposed.
         for (long draft = 0; draft < size; draft++) methods[draft] = NGRAM;
         if (asked->ids) {
             const float least_log_p = prices->least > 0 ? logf(prices->least) : -INFINITY;
-            const Trees tree = {
-                most + i, deepest + i, ids + i * size, parents + i * size, methods, made + i, log_ps + i * size, size, least_log_p,
-            };
-            tree_with_heads(drafter, asked, i, slot, sure, &tree);
+            const Tree tree = {tree_ids, tree_parents, methods, log_ps + i * size, most[i], deepest[i], size, least_log_p};
+            made[i] = tree_with_heads(drafter, asked, i, slot, sure, &tree);
         } else {
+            const long worth = chain(guesses, sure, tree_ids, tree_parents, log_ps + i * size, depth, size, prices->least);
             // Of a chain drafts and depth are the same.
-            if (deepest[i] < most[i]) most[i] = deepest[i];
-            chains(guesses, sure, match, most + i, ids + i * size, parents + i * size, made + i, log_ps + i * size, 1, depth, size,
-                   prices->least);
+            const int64_t room = deepest[i] < most[i] ? deepest[i] : most[i];
+            made[i] = !drafter->matches[slot] || room < 0 ? 0 : worth < room ? worth : room;
         }
     }
     worth_most(log_ps, made, counts, prices, n, size);
