@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 
 from shard.cuda.commit_kernels import as_kept
-from shard.cuda.early import begin_early, wait_for_inputs
+from shard.cuda.early import begin_with_inputs
 
 # Step rows whose keys are taken at once: a larger tile would take the registers that the pages' tiles need.
 TILE_OWN = tl.constexpr(16)
@@ -119,8 +119,7 @@ def attend_spans(
     folded into the two. With one split, results go to `out` and `mixes` and `log_sums` are None; else they are
     [splits, spans * most_rows, heads, dim] and the same without dim.
     """
-    begin_early(IS_EARLY)
-    wait_for_inputs(IS_EARLY)
+    begin_with_inputs(IS_EARLY)
     tile = tl.program_id(0)
     kv_head = tl.program_id(1) % KV_HEADS
     split = tl.program_id(1) // KV_HEADS
@@ -230,8 +229,7 @@ def merge_splits(
     IS_EARLY: tl.constexpr,
 ):
     """Grid (rows, heads, spans): the mean of a row's parts, weighted by what they sum up."""
-    begin_early(IS_EARLY)
-    wait_for_inputs(IS_EARLY)
+    begin_with_inputs(IS_EARLY)
     row = tl.program_id(0)
     head = tl.program_id(1)
     span = tl.program_id(2)

@@ -6,7 +6,7 @@ Own the order: the greater value is better, and of equals the lower column. What
 import triton
 import triton.language as tl
 
-from shard.cuda.early import begin_early, wait_for_inputs
+from shard.cuda.early import begin_with_inputs
 
 # Behind every place.
 NOWHERE = tl.constexpr(0x7FFFFFFF)
@@ -40,8 +40,7 @@ def best_of_parts(
     """Grid (rows, parts). Of TILE columns of a row the best WIDTH, best first, to values and columns
     [rows, parts, WIDTH], and unless that is None the sum of exp(score - the part's best) to sums [rows, parts]. Places
     behind a part's last column hold -inf."""
-    begin_early(IS_EARLY)
-    wait_for_inputs(IS_EARLY)
+    begin_with_inputs(IS_EARLY)
     row = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
     column = part * TILE + tl.arange(0, TILE)
@@ -78,8 +77,7 @@ def best_of_rows(
 
     Equal values come in the order of their columns, and places that are no column after all that are.
     """
-    begin_early(IS_EARLY)
-    wait_for_inputs(IS_EARLY)
+    begin_with_inputs(IS_EARLY)
     row = tl.program_id(0).to(tl.int64)
     place = tl.arange(0, TILE)
     is_left = place < num_parts * WIDTH

@@ -5,7 +5,7 @@ torch operations. Integers are int64.
 import triton
 import triton.language as tl
 
-from shard.cuda.early import begin_early, wait_for_inputs
+from shard.cuda.early import begin_with_inputs
 from shard.cuda.lookup_kernels import continuation
 from shard.cuda.pending_kernels import NGRAM, bounds, make_pending
 
@@ -51,8 +51,7 @@ def draft_chains(
     Of the step slots [S], proposing, max_drafts and max_depth [P]; of all slots what SequenceStates have, methods
     [slots, SIZE] and what `continuation` takes. Written are ids, parents and log_ps [P, SIZE] and counts [P].
     """
-    begin_early(IS_EARLY)
-    wait_for_inputs(IS_EARLY)
+    begin_with_inputs(IS_EARLY)
     asked = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots + tl.load(proposing + asked))
     most, deepest = bounds(asked, slot, max_drafts, max_depth, num_tokens, max_num_tokens, finished, SIZE)

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from shard.cuda.early import begin_early, wait_for_inputs
+from shard.cuda.early import begin_with_inputs
 
 # The greatest number of e4m3.
 MOST_FP8 = tl.constexpr(448.0)
@@ -43,8 +43,7 @@ def commit_paths(
     [row, K or V, KV_HEADS, DIM] to their places in the pages [K or V, block, KV_HEADS, BLOCK_SIZE, DIM]; both are the
     first layer's, the next are `steps_stride` and `pages_stride` behind. Rows on a path are numbered from the span's
     first; integers are int64."""
-    begin_early(IS_EARLY)
-    wait_for_inputs(IS_EARLY)
+    begin_with_inputs(IS_EARLY)
     place = tl.program_id(0)
     span = tl.program_id(1).to(tl.int64)
     layer = tl.program_id(2).to(tl.int64)

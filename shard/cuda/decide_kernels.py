@@ -6,7 +6,7 @@ The same as shard/speculation/verify.py and SequenceStates.append in torch opera
 import triton
 import triton.language as tl
 
-from shard.cuda.early import begin_early, wait_for_inputs
+from shard.cuda.early import begin_with_inputs
 
 # Stop tokens that are compared at once: all that there usually is room for.
 TILE_STOPS = tl.constexpr(128)
@@ -91,8 +91,7 @@ def decide_sequences(
     slot that has ended may come more than once: all write what was there. `decided` is as
     `shard.cuda.interface.Decide` says.
     """
-    begin_early(IS_EARLY)
-    wait_for_inputs(IS_EARLY)
+    begin_with_inputs(IS_EARLY)
     sequence = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots + sequence)
     num_checked = tl.load(num_drafts + sequence)

@@ -22,3 +22,10 @@ def wait_for_inputs(IS_EARLY: tl.constexpr):
     """Before anything is read that a kernel wrote, or written."""
     if IS_EARLY:
         gdc_wait()
+
+
+@triton.jit
+def begin_with_inputs(IS_EARLY: tl.constexpr):
+    """Both, of a kernel that can do nothing without its inputs."""
+    begin_early(IS_EARLY)
+    wait_for_inputs(IS_EARLY)

@@ -7,7 +7,7 @@ Owns the arithmetic; must not know of prompts.
 import triton
 import triton.language as tl
 
-from shard.cuda.early import begin_early, wait_for_inputs
+from shard.cuda.early import begin_with_inputs
 
 
 @triton.jit(
@@ -53,8 +53,7 @@ def lay_out_sequence(
     on_path [S, WIDTH, WIDTH] uint8; as in DeviceSpans physical_slots [N] and span_rows [S, 3] int32. The others are
     int64.
     """
-    begin_early(IS_EARLY)
-    wait_for_inputs(IS_EARLY)
+    begin_with_inputs(IS_EARLY)
     # What is read is asked for before anything is written, so that it comes at the same time.
     sequence = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots + sequence)

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from shard.cuda.count_kernels import count_drafts
-from shard.cuda.early import begin_early, wait_for_inputs
+from shard.cuda.early import begin_with_inputs
 
 # Numbers that are forgotten at once.
 TILE_FORGOTTEN = tl.constexpr(1024)
@@ -217,8 +217,7 @@ def learn(
     and own_said [slots], sums of heads [HEADS, WIDTH]. TILE sequences are
     learned of at once.
     """
-    begin_early(IS_EARLY)
-    wait_for_inputs(IS_EARLY)
+    begin_with_inputs(IS_EARLY)
     program = tl.program_id(0)
     if program == 0:
         if matches is not None and tl.load(asked_lookup) > 0:

@@ -7,7 +7,7 @@ A text is searched in parts, by as many programs: it may be long. Must not know 
 import triton
 import triton.language as tl
 
-from shard.cuda.early import begin_early, wait_for_inputs
+from shard.cuda.early import begin_with_inputs
 
 
 # Where a step's numbers begin follows from the shape of the step.
@@ -29,8 +29,7 @@ def look_up_parts(
 
     Of the step slots [S], proposing and max_drafts [P], of all slots texts [slots, length] and num_tokens [slots].
     """
-    begin_early(IS_EARLY)
-    wait_for_inputs(IS_EARLY)
+    begin_with_inputs(IS_EARLY)
     asked = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
     slot = tl.load(slots + tl.load(proposing + asked))

@@ -8,7 +8,7 @@ so is what it brings with them. Prices are packed as by DevicePrices. Integers a
 import triton
 import triton.language as tl
 
-from shard.cuda.early import begin_early, wait_for_inputs
+from shard.cuda.early import begin_with_inputs
 
 
 @triton.jit
@@ -40,8 +40,7 @@ def rank_drafts(
     each in the order of all, to ranks int32, and what it and those before it bring, less what they cost, to totals
     float32. Not where there is one price: then there is nothing to choose. ROWS is SIZE or more; TILE are
     compared at once."""
-    begin_early(IS_EARLY)
-    wait_for_inputs(IS_EARLY)
+    begin_with_inputs(IS_EARLY)
     if tl.load(prices) < 2:
         return
     tree = tl.program_id(0)
@@ -82,8 +81,7 @@ def take_drafts(
 ):
     """Grid (trees). Of what `rank_drafts` found so many are taken that the total is most, of each tree its share: its
     part of counts [trees], and num_pending [slots]. With one price all that there are."""
-    begin_early(IS_EARLY)
-    wait_for_inputs(IS_EARLY)
+    begin_with_inputs(IS_EARLY)
     tree = tl.program_id(0)
     slot = tl.load(slots + tl.load(proposing + tree))
     taken = tl.load(counts + tree)

@@ -7,7 +7,7 @@ Own the arithmetic: float32 throughout, rounded once.
 import triton
 import triton.language as tl
 
-from shard.cuda.early import begin_early, wait_for_inputs
+from shard.cuda.early import begin_with_inputs
 
 
 @triton.jit
@@ -25,8 +25,7 @@ def activate(gate, GATE: tl.constexpr):
 @triton.jit
 def normalise(x, added, factor, out, eps, x_stride, SIZE: tl.constexpr, TILE: tl.constexpr, IS_EARLY: tl.constexpr):
     """Grid (rows). x [N, SIZE] becomes x + added, unless that is None, and out is that normalised, times the factor."""
-    begin_early(IS_EARLY)
-    wait_for_inputs(IS_EARLY)
+    begin_with_inputs(IS_EARLY)
     row = tl.program_id(0).to(tl.int64)
     place = tl.arange(0, TILE)
     is_there = place < SIZE
@@ -56,8 +55,7 @@ def write_rotation(
 ):
     """Grid (rows). cos and sin [N, DIM], times the scale, as `shard.layers.rotary` has them: of positions [N] int64
     times frequencies [DIM / 2]."""
-    begin_early(IS_EARLY)
-    wait_for_inputs(IS_EARLY)
+    begin_with_inputs(IS_EARLY)
     row = tl.program_id(0).to(tl.int64)
     half: tl.constexpr = DIM // 2
     place = tl.arange(0, PADDED_HALF)
@@ -86,8 +84,7 @@ def rotate_heads(
 ):
     """Grid (rows, tiles of heads). x [N, heads, DIM] in place; cos and sin [N, DIM] as `shard.layers.rotary` has
     them."""
-    begin_early(IS_EARLY)
-    wait_for_inputs(IS_EARLY)
+    begin_with_inputs(IS_EARLY)
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * TILE_HEADS + tl.arange(0, TILE_HEADS)
     half: tl.constexpr = DIM // 2
@@ -107,8 +104,7 @@ def rotate_heads(
 @triton.jit
 def multiply_gated(gate_up, out, WIDTH: tl.constexpr, GATE: tl.constexpr, TILE: tl.constexpr, IS_EARLY: tl.constexpr):
     """Grid (rows, tiles of the width). gate_up [N, 2 * WIDTH], gates first; out [N, WIDTH]."""
-    begin_early(IS_EARLY)
-    wait_for_inputs(IS_EARLY)
+    begin_with_inputs(IS_EARLY)
     row = tl.program_id(0).to(tl.int64)
     place = tl.program_id(1) * TILE + tl.arange(0, TILE)
     is_there = place < WIDTH

@@ -14,7 +14,7 @@ The children of a row of the tree have places of their own, a column for each ca
 import triton
 import triton.language as tl
 
-from shard.cuda.early import begin_early, wait_for_inputs
+from shard.cuda.early import begin_with_inputs
 from shard.cuda.lookup_kernels import continuation
 from shard.cuda.pending_kernels import MEDUSA, NGRAM, bounds, make_pending
 
@@ -198,8 +198,7 @@ def draft_trees(
     Of heads said_ids and said [slots, HEADS, WIDTH], head_right and head_said [HEADS, WIDTH] float32. For this program
     alone: costs [P, 2, DEPTH, COLUMNS] float32 and `followers` [P, DEPTH, COLUMNS] int32.
     """
-    begin_early(IS_EARLY)
-    wait_for_inputs(IS_EARLY)
+    begin_with_inputs(IS_EARLY)
     asked = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots + tl.load(proposing + asked))
     most, deepest = bounds(asked, slot, max_drafts, max_depth, num_tokens, max_num_tokens, finished, SIZE)
