@@ -46,9 +46,8 @@ def attend(
     num_rows, num_heads = qkv.shape[0], qkv.shape[1] - 2 * cache.num_kv_heads
     out = qkv.new_empty((num_rows, num_heads, cache.head_dim))
     step_rows = cache.step_rows(layer)
-    by_kernel = attention_for(qkv.dtype, qkv.device) if batch.device_spans is not None else None
-    # Only a kernel rotates what it reads, and keys that are written to the pages before it must be.
-    is_fused = rotation is not None and by_kernel is not None and batch.direct_index is None
+    # Only the kernel rotates what it reads, and keys that are written to the pages before it must be.
+    is_fused = batch.device_spans is not None and batch.direct_index is None
     if rotation is not None and not is_fused:
         rotation.apply_(qkv[:, : num_heads + cache.num_kv_heads])
     if batch.paged is not None and (kernels := kernels_for(qkv.dtype, qkv.device)):
@@ -68,7 +67,7 @@ def attend(
     # is stored as zero, by the kernel too.
     if batch.direct_index is not None:
         cache.write(layer, batch.direct_index, torch.nan_to_num(kv[batch.num_step_rows :], 0.0, 0.0, 0.0))
-    if batch.device_spans is not None and by_kernel is not None:
+    if batch.device_spans is not None and (by_kernel := attention_for(qkv.dtype, qkv.device)):
         by_kernel(
             qkv,
             cache.pages(layer),
