@@ -78,13 +78,12 @@ class _Shape:
 
 @dataclass(slots=True)
 class _Step:
-    """`numbers` are read by `run`, and by `replay` once there is one, which writes `outcome`."""
+    """`numbers` are read by `run`, and by what was `captured` of it, as by a Capture."""
 
     numbers: Tensor
     run: Callable[[], Outcome]
     num_runs: int = 0
-    outcome: Outcome | None = None
-    replay: Callable[[], None] | None = None
+    captured: tuple[Outcome, Callable[[], None]] | None = None
 
 
 class CapturedSteps:
@@ -118,7 +117,7 @@ class CapturedSteps:
 
     def _is_captured(self, shape: _Shape) -> bool:
         step = self._steps.get(shape)
-        return step is not None and step.replay is not None
+        return step is not None and step.captured is not None
 
     def _shape(self, rows: StepRows, kind: StepKind) -> _Shape:
         return _Shape(
@@ -143,16 +142,16 @@ class CapturedSteps:
         if is_asked:
             self._prices.copy_(torch.tensor(DevicePrices.pack(prices), dtype=torch.float64), non_blocking=True)
         step.num_runs += 1
-        if step.replay is None and not self._is_to_be_captured(shape, step):
-            return step.run()
-        if step.replay is None:
+        if step.captured is None:
+            if not self._is_to_be_captured(shape, step):
+                return step.run()
             self._num_captured += 1
             begin_s = time.perf_counter()
-            step.outcome, step.replay = self._capture(step.run)
+            step.captured = self._capture(step.run)
             log.debug("captured in %.0f ms: %s", 1e3 * (time.perf_counter() - begin_s), shape)
-        step.replay()
-        assert step.outcome is not None
-        return step.outcome
+        outcome, replay = step.captured
+        replay()
+        return outcome
 
     def _is_to_be_captured(self, shape: _Shape, step: _Step) -> bool:
         if self._is_full or step.num_runs < (PROMPTS_CAPTURED_AT if shape.num_chunks else CAPTURED_AT):
