@@ -147,16 +147,17 @@ class DraftingKernels:
             )
         tree = DraftTree(made(num_trees, size), made(num_trees, size), made(num_trees))
         log_ps = made(num_trees, size, dtype=torch.float32)
-        of_step = slots, proposing, max_drafts, max_depth
-        of_states = (
+        given = (
+            slots,
+            proposing,
+            max_drafts,
+            max_depth,
             states.token_ids,
             states.num_tokens,
             states.max_num_tokens,
             states.finished,
             states.draft_token_ids,
             states.draft_parents,
-        )
-        of_lookups = (
             memory.proposed.methods,
             found,
             memory.proposed.ids,
@@ -179,9 +180,7 @@ class DraftingKernels:
         if candidates is None:
             assert found is not None, "a drafter without lookup needs heads"
             draft_chains[num_trees,](
-                *of_step,
-                *of_states,
-                *of_lookups,
+                *given,
                 prices.packed,
                 *outputs,
                 length,
@@ -190,7 +189,7 @@ class DraftingKernels:
                 num_warps=1,
             )
         else:
-            self._draft_trees(candidates, prices, of_step, of_states, of_lookups, outputs, length, sizes)
+            self._draft_trees(candidates, prices, given, outputs, length, sizes)
         ranks, totals = made(num_trees, size, dtype=torch.int32), torch.empty_like(log_ps)
         rank_drafts[num_trees,](
             log_ps,
@@ -227,9 +226,7 @@ class DraftingKernels:
         self,
         candidates: Candidates,
         prices: DevicePrices,
-        of_step: tuple[Tensor, ...],
-        of_states: tuple[Tensor, ...],
-        of_lookups: tuple[Tensor | None, ...],
+        given: tuple[Tensor | None, ...],
         outputs: tuple[Tensor, ...],
         length: int,
         sizes: dict[str, int | float],
@@ -243,9 +240,7 @@ class DraftingKernels:
         costs = torch.empty((num_trees, 2, depth, columns), dtype=torch.float32, device=token_ids.device)
         followers = torch.empty((num_trees, depth, columns), dtype=torch.int32, device=token_ids.device)
         draft_trees[num_trees,](
-            *of_step,
-            *of_states,
-            *of_lookups,
+            *given,
             token_ids,
             probabilities,
             memory.proposed.said_ids,
