@@ -58,6 +58,7 @@ class Product:
         dtype, device = dtype or self.weight.dtype, self.weight.device
         self.kernel = choose_kernel(dtype, device, weights=self.weight.dtype)
         self._num_outputs = len(self.weight) // (2 if gate else 1)
+        self._multiply = multiply_for(dtype, device)
         self._compiled = compiled = kernels_for(dtype, device) if self.kernel == NAME else None
         if compiled:
             arranged = compiled.gated if gate else lambda outputs: outputs
@@ -83,9 +84,9 @@ class Product:
                 gate=self._gate,
                 dtype=torch.float32 if wide else torch.bfloat16,
             )
-        if self.kernel == TRITON and (multiply := multiply_for(x.dtype, x.device)):
+        if self._multiply:
             dtype = torch.promote_types(x.dtype, torch.float32) if wide else x.dtype
-            return multiply(x, self.weight, self.scales, self.bias, dtype, self._gate)
+            return self._multiply(x, self.weight, self.scales, self.bias, dtype, self._gate)
         if self.scales is not None:
             out = self._quantized(x)
         elif self.kernel == "torch":
