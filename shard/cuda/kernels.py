@@ -41,43 +41,43 @@ class _Kernels:
 
 
 def attention_for(dtype: torch.dtype, device: torch.device) -> Attend | None:
-    kernels = _kernels_for(dtype, device)
+    kernels = _kernels_for(device, dtype)
     return None if kernels is None else kernels.attend
 
 
 def multiply_for(dtype: torch.dtype, device: torch.device) -> Multiply | None:
-    kernels = _kernels_for(dtype, device)
+    kernels = _kernels_for(device, dtype)
     return None if kernels is None else kernels.multiply
 
 
 def rows_for(dtype: torch.dtype, device: torch.device) -> Rows | None:
-    kernels = _kernels_for(dtype, device)
+    kernels = _kernels_for(device, dtype)
     return None if kernels is None else kernels.rows
 
 
 def layout_for(device: torch.device) -> LayOut | None:
     """For whatever type: rows are laid out in integers."""
-    kernels = _load(device) if device.type == _DEVICE_TYPE else None
+    kernels = _kernels_for(device)
     return None if kernels is None else kernels.lay_out
 
 
 def best_for(dtype: torch.dtype, device: torch.device) -> Best | None:
-    kernels = _kernels_for(dtype, device)
+    kernels = _kernels_for(device, dtype)
     return None if kernels is None else kernels.best
 
 
 def commit_for(dtype: torch.dtype, device: torch.device) -> Commit | None:
-    kernels = _kernels_for(dtype, device)
+    kernels = _kernels_for(device, dtype)
     return None if kernels is None else kernels.commit
 
 
 def decide_for(device: torch.device) -> Decide | None:
-    kernels = _load(device) if device.type == _DEVICE_TYPE else None
+    kernels = _kernels_for(device)
     return None if kernels is None else kernels.decide
 
 
 def drafting_for(device: torch.device) -> type[Drafting] | None:
-    kernels = _load(device) if device.type == _DEVICE_TYPE else None
+    kernels = _kernels_for(device)
     return None if kernels is None else kernels.drafting
 
 
@@ -87,8 +87,9 @@ def has_fp8(dtype: torch.dtype, device: torch.device) -> bool:
     return is_new and multiply_for(dtype, device) is not None
 
 
-def _kernels_for(dtype: torch.dtype, device: torch.device) -> _Kernels | None:
-    return _load(device) if device.type == _DEVICE_TYPE and dtype in _DTYPES else None
+def _kernels_for(device: torch.device, dtype: torch.dtype | None = None) -> _Kernels | None:
+    """`dtype` None: those that work in integers."""
+    return _load(device) if device.type == _DEVICE_TYPE and (dtype is None or dtype in _DTYPES) else None
 
 
 def capture_for(
