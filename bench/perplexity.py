@@ -17,8 +17,9 @@ from torch import Tensor
 
 from bench.config import positive
 from bench.statistic import table
+from shard.attention_groups import Span
 from shard.distributed import TPGroup
-from shard.forward_batch import ForwardBatch, Span
+from shard.forward_batch import ForwardBatch
 from shard.kv_cache import KVCache
 from shard.layers.quantize import Quantization
 from shard.model_config import ModelConfig

@@ -21,8 +21,6 @@ from shard.cuda.spans import DeviceSpans
 from shard.host_copy import integers
 from shard.kv_cache import KVCache
 
-__all__ = ["ForwardBatch", "Span"]
-
 
 @dataclass(frozen=True, slots=True)
 class ForwardBatch:

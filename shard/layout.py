@@ -14,10 +14,10 @@ from typing import Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from shard.attention_groups import Span
 from shard.cpu.layout import layout_kernels
 from shard.cuda.kernels import layout_for
 from shard.cuda.spans import DeviceSpans, find_slots
-from shard.forward_batch import Span
 from shard.host_copy import integers
 from shard.plan import SequenceStep
 from shard.speculation.verify import ancestors

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from shard import attention
+from shard.attention_groups import Span
 from shard.attention_spec import AttentionSpec
 from shard.cuda.interface import Attend
 from shard.cuda.spans import DeviceSpans
-from shard.forward_batch import ForwardBatch, Span
+from shard.forward_batch import ForwardBatch
 from shard.kv_cache import KVCache
 
 # Of a result in 16 bit that is rounded once, from weights that were rounded once.

@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from shard.attention_groups import Span
 from shard.distributed import TPGroup
-from shard.forward_batch import ForwardBatch, Span
+from shard.forward_batch import ForwardBatch
 from shard.kv_cache import KVCache
 from shard.layers.quantize import Quantization
 from shard.model_config import ModelConfig
