@@ -30,7 +30,7 @@ def speeds_of_7b() -> list[ServiceSpeed]:
 
 
 def speeds_of_default_model() -> list[ServiceSpeed]:
-    """None where it is not here, and that is said."""
+    """None of them where it is not here, and that is said."""
     if present_gguf() is None:
         say(f"{DEFAULT_MODEL_ID} was not measured: it is not here")
         return []
