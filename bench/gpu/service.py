@@ -20,6 +20,8 @@ _ROOT = Path(__file__).parents[2]
 _CONCURRENCY = (1, 8, 32, 128)
 _PAIRS, _NEW_TOKENS = 4, 96
 _THREADS = 4
+# Of the launcher, beside what every benchmark gives it.
+_FLAGS: tuple[str, ...] = ()
 
 
 def speeds_of_7b() -> list[ServiceSpeed]:
@@ -47,7 +49,7 @@ def _measure(name: str, model_id: str | None, workloads: tuple[str, ...]) -> lis
         concurrency=_CONCURRENCY,
         workloads=workloads,
         new_tokens=_NEW_TOKENS,
-        flags=(),
+        flags=_FLAGS,
         fixed=(),
     )
     points = asyncio.run(measure(config))
