@@ -91,27 +91,23 @@ def _fill_scratch(group: AttentionGroup, step_rows: Tensor, layer: int, cache: K
     torch.index_select(cache.pages(layer), 0, group.pages, out=group.scratch_pages)
     if group.own is None:
         return
-    if group.rows is None:
+    if group.scattered is None:
         own = step_rows[group.first_row : group.first_row + group.num_real_rows]
     else:
-        own = step_rows.index_select(0, group.rows)
+        own = step_rows.index_select(0, group.scattered.rows)
     group.scratch_tokens.index_copy_(0, group.own, own.view(-1, cache.head_dim))
 
 
 def _attend_group(q: Tensor, out: Tensor, group: AttentionGroup, cache: KVCache, spec: AttentionSpec) -> None:
     """Write the group's rows of `out`; q and out are [N, q heads, head_dim]."""
     shape = (group.num_spans, group.num_rows, cache.num_kv_heads, -1, cache.head_dim)
-    if group.padded_rows is None:
+    if group.scattered is None:
         rows = slice(group.first_row, group.first_row + group.num_real_rows)
-        queries, target = q[rows].view(shape), out[rows].view(shape)
-    else:
-        queries, target = q.index_select(0, group.padded_rows).view(shape), None
-    attended = _attend(queries, group, spec)
-    if target is not None:
-        target.copy_(attended)
-    elif group.rows is not None and group.places is not None:
-        flat = attended.reshape(-1, *out.shape[1:])
-        out.index_copy_(0, group.rows, flat.index_select(0, group.places))
+        out[rows].view(shape).copy_(_attend(q[rows].view(shape), group, spec))
+        return
+    padded, real, places = group.scattered
+    attended = _attend(q.index_select(0, padded).view(shape), group, spec)
+    out.index_copy_(0, real, attended.reshape(-1, *out.shape[1:]).index_select(0, places))
 
 
 def _attend(q: Tensor, group: AttentionGroup, spec: AttentionSpec) -> Tensor:

@@ -10,6 +10,7 @@ Rows of a tree share positions, so they have places of their own, behind the pag
 """
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +28,14 @@ class Span:
     direct: bool
 
 
+class ScatteredRows(NamedTuple):
+    """Where the rows of a group that is not uniform are."""
+
+    padded: Tensor  # [S * R] row of the step for each place of the group; without one its span's first
+    rows: Tensor  # [M] rows of the step that belong to the group
+    places: Tensor  # [M] their places in S * R
+
+
 @dataclass(frozen=True, slots=True)
 class AttentionGroup:
     """S spans of up to R rows each over L places.
@@ -38,9 +47,7 @@ class AttentionGroup:
     num_rows: int  # R, rows of the longest span
     first_row: int
     num_real_rows: int  # M, rows that exist
-    padded_rows: Tensor | None  # [S * R] row of the step for each place of the group; None if uniform
-    rows: Tensor | None  # [M] rows of the step that belong to the group; None if uniform
-    places: Tensor | None  # [M] their places in S * R; None if uniform
+    scattered: ScatteredRows | None  # None if uniform
     pages: Tensor  # [2 * S * kv heads * blocks] rows of the cache's pages
     own: Tensor | None  # [M * 2 * kv heads] where the step rows' own keys and values go; None for a chunk
     # scratch shared by all groups and layers, in the shapes that a layer needs
@@ -127,15 +134,15 @@ def build_group(
     tables = torch.tensor(
         [span.block_ids + [0] * (num_blocks + num_own_blocks - len(span.block_ids)) for span in spans]
     )
-    padded_rows = rows = places = None
+    scattered = None
     if uniform:
         padded_positions = positions[first_rows[0] : first_rows[0] + num_spans * num_rows]
     else:
-        padded_rows, rows, places = _row_indices(spans, first_rows, num_rows, cache.device)
-        padded_positions = positions.index_select(0, padded_rows)
+        scattered = _scattered_rows(spans, first_rows, num_rows, cache.device)
+        padded_positions = positions.index_select(0, scattered.padded)
     own = None
     if not is_chunk:
-        own_places = places if places is not None else torch.arange(num_spans * num_rows, device=cache.device)
+        own_places = scattered.places if scattered else torch.arange(num_spans * num_rows, device=cache.device)
         own = _own_index(own_places, num_spans, num_rows, num_paged, length, cache)
     scratch = cache.workspace(2 * num_spans * cache.num_kv_heads * length * cache.head_dim)
     keys, values = scratch.view(2, num_spans, cache.num_kv_heads, length, cache.head_dim).unbind()
@@ -144,9 +151,7 @@ def build_group(
         num_rows=num_rows,
         first_row=first_rows[0],
         num_real_rows=sum(span.num_rows for span in spans),
-        padded_rows=padded_rows,
-        rows=rows,
-        places=places,
+        scattered=scattered,
         pages=cache.page_index(tables.to(cache.device, non_blocking=True)),
         own=own,
         keys=keys,
@@ -159,10 +164,7 @@ def build_group(
     )
 
 
-def _row_indices(
-    spans: list[Span], first_rows: list[int], num_rows: int, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
-    """padded_rows, rows and places of a group that is not uniform; a place without a row repeats its span's first."""
+def _scattered_rows(spans: list[Span], first_rows: list[int], num_rows: int, device: torch.device) -> ScatteredRows:
     padded: list[int] = []
     rows: list[int] = []
     places: list[int] = []
@@ -173,7 +175,7 @@ def _row_indices(
         padded += [*own, *([first] * (num_rows - span.num_rows))]
     host = integers(padded + rows + places, device)
     first, second = len(padded), len(padded) + len(rows)
-    return host[:first], host[first:second], host[second:]
+    return ScatteredRows(host[:first], host[first:second], host[second:])
 
 
 def _own_index(places: Tensor, num_spans: int, num_rows: int, first: int, length: int, cache: KVCache) -> Tensor:
