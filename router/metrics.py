@@ -5,6 +5,7 @@ it alone sees every request end; the engine counts the rest.
 """
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
@@ -32,130 +33,109 @@ class Metrics:
         # The library would add a `_created` series to every counter, which no linter and no user wants.
         prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
-        registry = self.registry
-        ProcessCollector(registry=registry)
-        self.requests = Counter(
+        ProcessCollector(registry=self.registry)
+        counter = partial(Counter, registry=self.registry)
+        gauge = partial(Gauge, registry=self.registry)
+        histogram = partial(Histogram, registry=self.registry)
+        self.requests = counter(
             "drafthouse_requests_total",
             "Requests by how they ended, but those that were too large or too many to be read.",
             ["status"],
-            registry=registry,
         )
-        self.request_duration_seconds = Histogram(
+        self.request_duration_seconds = histogram(
             "drafthouse_request_duration_seconds",
             "Time from a request's arrival to its end.",
             buckets=_REQUEST_BUCKETS,
-            registry=registry,
         )
-        self.time_to_first_token_seconds = Histogram(
+        self.time_to_first_token_seconds = histogram(
             "drafthouse_time_to_first_token_seconds",
             "Time of a choice from its arrival in the queue, tokenized, to its first token.",
             buckets=_WAIT_BUCKETS,
-            registry=registry,
         )
-        self.inter_token_latency_seconds = Histogram(
+        self.inter_token_latency_seconds = histogram(
             "drafthouse_inter_token_latency_seconds",
             "Time between the tokens of a sequence; a step that yields several shares its time among them.",
             buckets=_STEP_BUCKETS,
-            registry=registry,
         )
-        self.queue_time_seconds = Histogram(
+        self.queue_time_seconds = histogram(
             "drafthouse_queue_time_seconds",
             "Time of a choice from its arrival in the queue, tokenized, to its first step.",
             buckets=_WAIT_BUCKETS,
-            registry=registry,
         )
-        self.prompt_tokens = Counter(
-            "drafthouse_prompt_tokens_total", "Prompt tokens of the choices that were admitted.", registry=registry
+        self.prompt_tokens = counter(
+            "drafthouse_prompt_tokens_total", "Prompt tokens of the choices that were admitted."
         )
-        self.generated_tokens = Counter(
-            "drafthouse_generated_tokens_total", "Tokens that were sent to clients.", registry=registry
-        )
-        self.prefix_cache_hit_tokens = Counter(
+        self.generated_tokens = counter("drafthouse_generated_tokens_total", "Tokens that were sent to clients.")
+        self.prefix_cache_hit_tokens = counter(
             "drafthouse_prefix_cache_hit_tokens_total",
             "Prompt tokens whose keys and values came from the prefix cache.",
-            registry=registry,
         )
-        self.sequences = Gauge(
-            "drafthouse_sequences", "Sequences in the scheduler by state.", ["state"], registry=registry
-        )
-        self.preemptions = Counter(
+        self.sequences = gauge("drafthouse_sequences", "Sequences in the scheduler by state.", ["state"])
+        self.preemptions = counter(
             "drafthouse_preemptions_total",
             "Sequences that gave their KV blocks to older ones, to be computed again.",
-            registry=registry,
         )
-        self.kv_blocks = Gauge("drafthouse_kv_blocks", "Blocks of the KV cache by state.", ["state"], registry=registry)
-        self.step_duration_seconds = Histogram(
+        self.kv_blocks = gauge("drafthouse_kv_blocks", "Blocks of the KV cache by state.", ["state"])
+        self.step_duration_seconds = histogram(
             "drafthouse_step_duration_seconds",
             "Time of a step on rank 0's device: by a GPU's own clock, or on the thread that computes.",
             ["phase"],
             buckets=_STEP_BUCKETS,
-            registry=registry,
         )
-        self.speculation_steps = Counter(
+        self.speculation_steps = counter(
             "drafthouse_speculation_steps_total",
             "Steps of a sequence in which drafts were verified, by where the drafts came from.",
             ["method"],
-            registry=registry,
         )
-        self.speculation_drafted_tokens = Counter(
+        self.speculation_drafted_tokens = counter(
             "drafthouse_speculation_drafted_tokens_total",
             "Draft tokens verified, by how far ahead they reach, from 1.",
             ["method", "position"],
-            registry=registry,
         )
-        self.speculation_accepted_tokens = Counter(
+        self.speculation_accepted_tokens = counter(
             "drafthouse_speculation_accepted_tokens_total",
             "Draft tokens accepted, by how far ahead they reach, from 1.",
             ["method", "position"],
-            registry=registry,
         )
-        self.proposals = Counter(
+        self.proposals = counter(
             "drafthouse_speculation_proposals_total",
             "Sequences' steps in which drafts were wanted, by what was decided.",
             ["decision"],
-            registry=registry,
         )
-        self.draft_min_probability = Gauge(
+        self.draft_min_probability = gauge(
             "drafthouse_speculation_draft_min_probability_ratio",
             "Least that a draft cost in the last step, as the probability of being right that pays for it; 1 and more: "
             "none can.",
-            registry=registry,
         )
-        self.draft_cost_seconds = Gauge(
+        self.draft_cost_seconds = gauge(
             "drafthouse_speculation_draft_cost_seconds",
             "What a draft of the last step takes, as measured at the start and corrected by the steps since.",
-            registry=registry,
         )
-        self.token_worth_seconds = Gauge(
+        self.token_worth_seconds = gauge(
             "drafthouse_speculation_token_worth_seconds",
             "What an accepted draft of the last step saves.",
-            registry=registry,
         )
-        self.step_cost_seconds = Gauge(
+        self.step_cost_seconds = gauge(
             "drafthouse_step_cost_seconds",
             "Time of a step by its rows, as measured by the warm-up, without the reading of keys and values.",
             ["rows"],
-            registry=registry,
         )
-        self.context_token_cost_seconds = Gauge(
+        self.context_token_cost_seconds = gauge(
             "drafthouse_context_token_cost_seconds",
             "Time that each committed token of a step's sequences adds to it, as measured by the warm-up.",
-            registry=registry,
         )
-        self.proposal_cost_seconds = Gauge(
+        self.proposal_cost_seconds = gauge(
             "drafthouse_proposal_cost_seconds",
             "Time that asking for drafts adds to a step, by who is asked and for how many sequences.",
             ["proposal", "sequences"],
-            registry=registry,
         )
-        self.shard_up = Gauge(
+        self.shard_up = gauge(
             "drafthouse_shard_up",
             "1 while the group serves, from its warm-up until one rank is lost; of all ranks the same.",
             ["rank"],
-            registry=registry,
         )
-        self.shard_restarts = Counter(
-            "drafthouse_shard_restarts_total", "Times the group of shards came back as a new one.", registry=registry
+        self.shard_restarts = counter(
+            "drafthouse_shard_restarts_total", "Times the group of shards came back as a new one."
         )
         for status in REQUEST_STATUSES:
             self.requests.labels(status)
