@@ -14,11 +14,6 @@ from router.request import GenerationEngine
 _WATCH_INTERVAL_S = 0.2
 
 
-def is_serving(engine: GenerationEngine) -> bool:
-    """Whether new requests should be sent here; the HTTP health check says the same."""
-    return engine.is_ready and not engine.is_draining
-
-
 class HealthService(health_pb2_grpc.HealthServicer):
     def __init__(self, engine: GenerationEngine, service_names: frozenset[str]) -> None:
         self._engine = engine
@@ -45,6 +40,6 @@ class HealthService(health_pb2_grpc.HealthServicer):
     def _status(self, service_name: str) -> Any:
         if service_name not in self._service_names:
             return health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
-        if is_serving(self._engine):
+        if self._engine.is_ready:
             return health_pb2.HealthCheckResponse.SERVING
         return health_pb2.HealthCheckResponse.NOT_SERVING

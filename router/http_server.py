@@ -16,7 +16,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from router.health import is_serving
 from router.metrics import Metrics
 from router.request import GenerationEngine
 
@@ -73,7 +72,7 @@ class HttpServer:
             await self._task
 
     async def _health(self, request: Request) -> JSONResponse:
-        if is_serving(self._engine):
+        if self._engine.is_ready:
             return JSONResponse({"status": "ok"})
         status = "draining" if self._engine.is_draining else "not ready"
         return JSONResponse({"status": status}, status_code=503)

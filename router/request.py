@@ -109,7 +109,7 @@ class GenerationEngine(Protocol):
 
     @property
     def is_ready(self) -> bool:
-        """Every shard answers and requests are served."""
+        """Every shard answers and new requests are accepted: what the health checks say."""
 
     @property
     def is_draining(self) -> bool:

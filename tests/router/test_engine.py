@@ -336,6 +336,7 @@ def test_a_drain_finishes_what_runs_and_refuses_what_comes(tmp_path: Path) -> No
             await asyncio.sleep(2 * LATENCY_S)
             drain = asyncio.create_task(s.engine.drain(10.0))
             await asyncio.sleep(0)
+            assert not s.engine.is_ready
             with pytest.raises(Unavailable):
                 await s.tokens(request([2]))
             assert await stream == expected([1], 10)

@@ -257,12 +257,8 @@ async def test_health_follows_the_engine() -> None:
         watch = stub.Watch(health_pb2.HealthCheckRequest())
         responses = health_pb2.HealthCheckResponse
         assert (await watch.read()).status == responses.SERVING
-        for is_ready, is_draining, status in (
-            (True, False, responses.SERVING),
-            (False, False, responses.NOT_SERVING),
-            (True, True, responses.NOT_SERVING),
-        ):
-            served.engine.is_ready, served.engine.is_draining = is_ready, is_draining
+        for is_ready, status in ((True, responses.SERVING), (False, responses.NOT_SERVING)):
+            served.engine.is_ready = is_ready
             for name in ("", "drafthouse.v1.GenerationService"):
                 assert (await stub.Check(health_pb2.HealthCheckRequest(service=name))).status == status
         assert (await watch.read()).status == responses.NOT_SERVING

@@ -17,7 +17,7 @@ def test_health_follows_the_engine() -> None:
             for is_ready, is_draining, code, status in (
                 (True, False, 200, "ok"),
                 (False, False, 503, "not ready"),
-                (True, True, 503, "draining"),
+                (False, True, 503, "draining"),
             ):
                 served.engine.is_ready, served.engine.is_draining = is_ready, is_draining
                 response = await client.get("/health")
