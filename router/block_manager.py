@@ -28,10 +28,9 @@ def extend_prefix_keys(keys: list[bytes], token_ids: Seq[int], block_size: int, 
 
 
 class BlockManager:
-    def __init__(self, num_blocks: int, block_size: int, *, enable_prefix_caching: bool = True) -> None:
+    def __init__(self, num_blocks: int, block_size: int) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
-        self._enable_prefix_caching = enable_prefix_caching
         self._free = list(range(num_blocks, 0, -1))
         self._cached: OrderedDict[int, None] = OrderedDict()  # least recently used first
         self._ref_count: dict[int, int] = {}
@@ -100,7 +99,7 @@ class BlockManager:
 
     def register(self, key: bytes, block: int) -> None:
         """Makes an allocated, fully written block a possible hit. The first block with a key keeps it."""
-        if self._enable_prefix_caching and key not in self._block_of_key and block not in self._key_of_block:
+        if key not in self._block_of_key and block not in self._key_of_block:
             self._block_of_key[key] = block
             self._key_of_block[block] = key
 

@@ -20,7 +20,7 @@ class Placement:
     """`running` hold a slot and blocks, `waiting` do not; both in order of arrival."""
 
     def __init__(self, num_blocks: int, block_size: int, *, num_slots: int, enable_prefix_caching: bool) -> None:
-        self.blocks = BlockManager(num_blocks, block_size, enable_prefix_caching=enable_prefix_caching)
+        self.blocks = BlockManager(num_blocks, block_size)
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.num_preemptions = 0

@@ -60,14 +60,6 @@ def test_a_match_is_not_counted_as_room() -> None:
     assert not blocks.can_allocate(2, holding=blocks.match([key]))
 
 
-def test_without_prefix_caching_nothing_is_registered() -> None:
-    blocks = BlockManager(2, 2, enable_prefix_caching=False)
-    table = blocks.allocate(1)
-    blocks.register(keys_of([1, 2])[0], table[0])
-    blocks.free(table)
-    assert blocks.num_free_blocks == 2
-
-
 @given(st.lists(st.lists(st.integers(0, 1), min_size=2, max_size=12), min_size=1, max_size=8))
 def test_a_match_always_has_the_content_asked_for(prompts: list[list[int]]) -> None:
     blocks = BlockManager(6, 2)

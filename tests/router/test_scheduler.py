@@ -194,6 +194,14 @@ def test_a_hit_never_covers_the_last_token() -> None:
     assert again.num_cached_prompt_tokens == 4
 
 
+def test_without_prefix_caching_nothing_is_registered_or_hit() -> None:
+    scheduler, shards = make(enable_prefix_caching=False)
+    for seq_id in range(2):
+        one = sequence(seq_id, list(range(8)), new=4)
+        run(scheduler, shards, one)
+        assert (one.num_cached_prompt_tokens, scheduler.blocks.num_cached_blocks) == (0, 0)
+
+
 def test_a_block_cannot_be_hit_before_the_reply_of_the_step_that_wrote_it() -> None:
     scheduler, shards = make()
     scheduler.add(sequence(0, list(range(9)), new=4))
