@@ -10,6 +10,7 @@ from functools import partial
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
+from router.plan import Phase
 from router.step_costs import StepCosts
 
 REQUEST_STATUSES = ("stop", "length", "cancelled", "deadline", "invalid", "overloaded", "error")
@@ -18,7 +19,6 @@ SEQUENCE_STATES = ("waiting", "running")
 KV_BLOCK_STATES = ("free", "cached", "used")
 # asked: for drafts; paused: they do not pay for this sequence; too_dear: at this load no draft could pay.
 PROPOSAL_DECISIONS = ("asked", "paused", "too_dear")
-STEP_PHASES = ("prefill", "decode", "verify")
 
 # Seconds. A request lasts from a cache hit with one token to minutes of text.
 _REQUEST_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 60, 120, 300, 600)
@@ -143,15 +143,13 @@ class Metrics:
             self.sequences.labels(state)
         for state in KV_BLOCK_STATES:
             self.kv_blocks.labels(state)
-        for phase in STEP_PHASES:
-            self.step_duration_seconds.labels(phase)
+        for phase in Phase:
+            self.step_duration_seconds.labels(phase.value)
         for decision in PROPOSAL_DECISIONS:
             self.proposals.labels(decision)
 
-    def prepare(self, *, num_shards: int, speculation_methods: Iterable[str], max_speculative_tokens: int) -> None:
+    def prepare(self, *, speculation_methods: Iterable[str], max_speculative_tokens: int) -> None:
         """Makes the series whose labels are known only once the shards have answered."""
-        for rank in range(num_shards):
-            self.shard_up.labels(str(rank))
         for method in speculation_methods:
             self.speculation_steps.labels(method)
             for position in range(1, max_speculative_tokens + 1):

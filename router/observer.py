@@ -32,11 +32,7 @@ class Observer:
         """A session began; `is_new_group` if the shards are others than those of the session before."""
         self._metrics.show_costs(costs)
         self._num_decisions = dict.fromkeys(self._num_decisions, 0)
-        self._metrics.prepare(
-            num_shards=self._num_shards,
-            speculation_methods=info.speculation_methods,
-            max_speculative_tokens=info.speculate,
-        )
+        self._metrics.prepare(speculation_methods=info.speculation_methods, max_speculative_tokens=info.speculate)
         if is_new_group:
             self._metrics.shard_restarts.inc()
         self.set_shards_up(True)

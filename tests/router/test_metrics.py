@@ -9,6 +9,7 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from router.metrics import Metrics
+from router.observer import Observer
 from router.proposal import Proposal
 from router.step_costs import StepCost, StepCosts
 
@@ -52,7 +53,8 @@ EXPECTED: dict[str, tuple[str, set[str]]] = {
 @pytest.fixture
 def exposition() -> str:
     metrics = Metrics()
-    metrics.prepare(num_shards=2, speculation_methods=["ngram"], max_speculative_tokens=3)
+    Observer(metrics, num_shards=2).set_shards_up(False)
+    metrics.prepare(speculation_methods=["ngram"], max_speculative_tokens=3)
     metrics.show_costs(COSTS)
     return generate_latest(metrics.registry).decode()
 
@@ -121,7 +123,7 @@ def test_costs_are_those_of_the_session() -> None:
 
 def test_drafts_are_counted_by_how_far_they_reach() -> None:
     metrics = Metrics()
-    metrics.prepare(num_shards=1, speculation_methods=["ngram"], max_speculative_tokens=3)
+    metrics.prepare(speculation_methods=["ngram"], max_speculative_tokens=3)
     metrics.count_speculation("ngram", [1, 1, 1], [1, 0, 0], num_sequences=1)
     # Of two trees.
     metrics.count_speculation("ngram", [3, 1, 0], [1, 1, 0], num_sequences=2)
