@@ -24,7 +24,6 @@ class Detokenized:
 
     text: str
     num_tokens: int
-    stopped: bool
 
 
 class Detokenizer:
@@ -50,7 +49,7 @@ class Detokenizer:
         """The text that became certain with these tokens. Nothing may be pushed after a stop."""
         assert not self.has_stopped, "pushed after the stop string"
         if not self._stop_strings:
-            return Detokenized(self._decode(token_ids), len(token_ids), stopped=False)
+            return Detokenized(self._decode(token_ids), len(token_ids))
         pieces = []
         for i, token_id in enumerate(token_ids):
             text = self._decode((token_id,))
@@ -58,8 +57,8 @@ class Detokenizer:
                 text = self._unsaid(self._tokenizer.decode(self._window))
             pieces.append(self._release(text))
             if self.has_stopped:
-                return Detokenized("".join(pieces), i + 1, stopped=True)
-        return Detokenized("".join(pieces), len(token_ids), stopped=False)
+                return Detokenized("".join(pieces), i + 1)
+        return Detokenized("".join(pieces), len(token_ids))
 
     def flush(self) -> str:
         """The rest, when no more tokens come; empty after a stop."""

@@ -69,7 +69,7 @@ class Stream:
             detokenized = self.detokenizer.push(result.token_ids)
             self.text += detokenized.text
             kept = detokenized.num_tokens
-            reason = FinishReason.STOP if detokenized.stopped else reason
+            reason = FinishReason.STOP if self.detokenizer.has_stopped else reason
         self.token_ids += result.token_ids[:kept]
         if self.request.logprobs:
             self.logprobs += result.logprobs[:kept]

@@ -36,7 +36,7 @@ def run(
         result = detokenizer.push(push)
         text += result.text
         num_tokens += result.num_tokens
-        if result.stopped:
+        if detokenizer.has_stopped:
             assert detokenizer.flush() == ""
             return text, num_tokens, True
         assert result.num_tokens == len(push)
@@ -120,7 +120,7 @@ def test_tokens_are_kept_through_the_one_that_completed_the_stop_string() -> Non
     tokenizer = TOKENIZERS["byte_level"]
     detokenizer = Detokenizer(tokenizer, tokenizer.encode("x"), ["lo w"])
     result = detokenizer.push(tokenizer.encode("hello w!!")[1:])
-    assert (result.text, result.num_tokens, result.stopped) == ("hel", 2, True)
+    assert (result.text, result.num_tokens, detokenizer.has_stopped) == ("hel", 2, True)
 
 
 def test_the_space_before_the_first_word_belongs_to_the_text_after_a_prompt_and_not_without_one() -> None:
