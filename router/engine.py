@@ -84,10 +84,6 @@ class Engine:
     def is_draining(self) -> bool:
         return self._is_draining
 
-    @property
-    def num_preemptions(self) -> int:
-        return self._scheduler.num_preemptions if self._scheduler else 0
-
     def refuse_if_full(self, num_others: int, /) -> None:
         num_requests = len(self._streams) + num_others
         if num_requests >= self._config.max_concurrent_requests:
