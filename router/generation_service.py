@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing, suppress
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 import grpc
@@ -121,26 +122,7 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
             sampling_pb2.SpeculationMethod.Value(f"SPECULATION_METHOD_{method.upper()}")
             for method in info.speculation_methods
         ]
-        return generation_pb2.GetModelInfoResponse(
-            model_id=info.model_id,
-            revision=info.revision,
-            weights=info.weights,
-            model_type=info.model_type,
-            dtype=info.dtype,
-            device=info.device,
-            num_shards=info.num_shards,
-            max_total_tokens=info.max_total_tokens,
-            max_batch_size=info.max_batch_size,
-            num_blocks=info.num_blocks,
-            block_size=info.block_size,
-            vocab_size=info.vocab_size,
-            speculate=info.speculate,
-            tree_size=info.tree_size,
-            heads=info.heads,
-            speculation_methods=methods,
-            kernels=dict(info.kernels),
-            version=info.version,
-        )
+        return generation_pb2.GetModelInfoResponse(**(asdict(info) | {"speculation_methods": methods}))
 
 
 def _response(
