@@ -6,7 +6,7 @@ Owns the way between protobuf and the engine's types. Knows nothing of sockets, 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from contextlib import aclosing, suppress
 from dataclasses import asdict
 from typing import Any, TypeVar
@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import grpc
 
 from drafthouse.v1 import generation_pb2, generation_pb2_grpc, sampling_pb2
-from router.errors import Unavailable
+from router.errors import RequestError, Unavailable
 from router.grpc_errors import request_status, to_grpc_status
 from router.interleave import interleave
 from router.long_messages import LongMessages
@@ -75,23 +75,17 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
     async def Tokenize(
         self, request: generation_pb2.TokenizeRequest, context: _Context
     ) -> generation_pb2.TokenizeResponse:
-        async def tokenize() -> generation_pb2.TokenizeResponse:
-            return await self._long_messages.run(request, answer)
-
-        def answer() -> generation_pb2.TokenizeResponse:
+        def tokenize() -> generation_pb2.TokenizeResponse:
             token_ids = validate_tokenize(request, self._tokenizer)
             tokens = [self._tokenizer.token(token_id) for token_id in token_ids]
             return generation_pb2.TokenizeResponse(token_ids=token_ids, tokens=tokens)
 
-        return await _answer(context, tokenize)
+        return await _answer(context, self._long_messages.run(request, tokenize))
 
     async def GetModelInfo(
         self, request: generation_pb2.GetModelInfoRequest, context: _Context
     ) -> generation_pb2.GetModelInfoResponse:
-        async def model_info() -> generation_pb2.GetModelInfoResponse:
-            return self._model_info()
-
-        return await _answer(context, model_info)
+        return await _answer(context, self._model_info())
 
     async def _generate(
         self, message: generation_pb2.GenerateRequest, context: _Context, deadline_s: float | None
@@ -116,7 +110,7 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
                     reasons.add(output.finish_reason)
         return "length" if FinishReason.LENGTH in reasons else "stop"
 
-    def _model_info(self) -> generation_pb2.GetModelInfoResponse:
+    async def _model_info(self) -> generation_pb2.GetModelInfoResponse:
         info = self._engine.model_info()
         methods = [
             sampling_pb2.SpeculationMethod.Value(f"SPECULATION_METHOD_{method.upper()}")
@@ -144,16 +138,16 @@ def _response(
     return response
 
 
-async def _answer(context: _Context, work: Callable[[], Awaitable[_Reply]]) -> _Reply:
+async def _answer(context: _Context, reply: Awaitable[_Reply]) -> _Reply:
     try:
-        return await work()
+        return await reply
     except Exception as error:
         await _abort(context, error)
         raise
 
 
 async def _abort(context: _Context, error: Exception) -> None:
-    if request_status(error) == "error" and not isinstance(error, Unavailable):
+    if not isinstance(error, RequestError):
         logger.error("request failed", exc_info=error)
     with suppress(grpc.aio.InternalError):  # the client has left
         await context.abort_with_status(to_grpc_status(error))

@@ -14,18 +14,18 @@ from grpc_status import rpc_status
 from router.errors import DeadlineExceeded, InvalidRequest, Overloaded, RequestError, Unavailable
 
 # The `status` label of drafthouse_requests_total belongs to the same decision.
-_TABLE: dict[type[RequestError], tuple[int, str]] = {
+_TABLE: dict[type[Exception], tuple[int, str]] = {
     InvalidRequest: (code_pb2.INVALID_ARGUMENT, "invalid"),
     Overloaded: (code_pb2.RESOURCE_EXHAUSTED, "overloaded"),
     DeadlineExceeded: (code_pb2.DEADLINE_EXCEEDED, "deadline"),
     Unavailable: (code_pb2.UNAVAILABLE, "error"),
 }
-_INTERNAL = (code_pb2.INTERNAL, "error")
+_INTERNAL: tuple[int, str] = (code_pb2.INTERNAL, "error")
 
 
 def request_status(error: Exception) -> str:
     """The label under which a request that ended so is counted."""
-    return _TABLE.get(type(error), _INTERNAL)[1] if isinstance(error, RequestError) else _INTERNAL[1]
+    return _TABLE.get(type(error), _INTERNAL)[1]
 
 
 def to_grpc_status(error: Exception) -> grpc.Status:
