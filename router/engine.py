@@ -209,10 +209,10 @@ class Engine:
         self._phases.clear()
         self._lost = None
         last_reason = ""
-        if self._scheduler is not None:
-            # A warm-up takes a while, and nobody runs meanwhile.
-            self._observer.set_gauges(self._scheduler)
         while True:
+            if self._scheduler is not None:
+                # A warm-up takes a while, and nobody runs meanwhile.
+                self._observer.set_gauges(self._scheduler)
             try:
                 session = await ShardSession.open(
                     list(self._config.shard_addresses),
@@ -226,8 +226,6 @@ class Engine:
                 if str(error) != last_reason:
                     log.debug("waiting for the shards: %s", error)
                     last_reason = str(error)
-                if self._scheduler is not None:
-                    self._observer.set_gauges(self._scheduler)
                 await asyncio.sleep(_RECONNECT_INTERVAL_S)
         self._adopt(session.info, session.costs)
         return session

@@ -5,10 +5,10 @@ import logging
 from datetime import UTC, datetime
 
 
-def configure(level: str, json_output: bool, process: str = "router") -> None:
-    """Lines go to standard error: `time level process: message`, or one JSON object each. `level` as in logging."""
+def configure(level: str, json_output: bool) -> None:
+    """Lines go to standard error: `time level router: message`, or one JSON object each. `level` as in logging."""
     handler = logging.StreamHandler()
-    handler.setFormatter(_JsonFormatter(process) if json_output else _LineFormatter(process))
+    handler.setFormatter(_JsonFormatter() if json_output else _LineFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
@@ -17,23 +17,19 @@ def configure(level: str, json_output: bool, process: str = "router") -> None:
 
 
 class _LineFormatter(logging.Formatter):
-    def __init__(self, process: str) -> None:
-        super().__init__(f"%(asctime)s %(levelname)s {process}: %(message)s")
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s router: %(message)s")
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
         return _time(record)
 
 
 class _JsonFormatter(logging.Formatter):
-    def __init__(self, process: str) -> None:
-        super().__init__()
-        self._process = process
-
     def format(self, record: logging.LogRecord) -> str:
         line = {
             "time": _time(record),
             "level": record.levelname.lower(),
-            "process": self._process,
+            "process": "router",
             "logger": record.name,
             "message": record.getMessage(),
         }
