@@ -14,9 +14,10 @@ import logging
 import time
 from collections import deque
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 
 from router.budget import BudgetController
+from router.config import RouterConfig
 from router.detokenizer import Detokenizer
 from router.errors import DeadlineExceeded, Overloaded, RequestError, ShardsDied, Unavailable
 from router.group_info import GroupInfo, ShardGroupLost
@@ -42,23 +43,11 @@ _RECONNECT_INTERVAL_S = 0.25
 _RETRY_AFTER_S = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class EngineConfig:
-    model_id: str
-    revision: str
-    shard_addresses: tuple[str, ...]
-    max_concurrent_requests: int
-    max_input_tokens: int | None
-    max_stop_sequences: int
-    step_timeout_s: float
-    enable_prefix_caching: bool
-
-
 class Engine:
-    def __init__(self, config: EngineConfig, *, tokenizer: Tokenizer, metrics: Metrics) -> None:
+    def __init__(self, config: RouterConfig, *, tokenizer: Tokenizer, metrics: Metrics) -> None:
         self._config = config
         self._tokenizer = tokenizer
-        self._observer = Observer(metrics, num_shards=len(config.shard_addresses))
+        self._observer = Observer(metrics, num_shards=config.num_shard)
         self._info: GroupInfo | None = None
         self._scheduler: Scheduler | None = None
         self._session: ShardSession | None = None
@@ -90,18 +79,10 @@ class Engine:
             raise Overloaded(f"{num_requests} requests are already being served", _RETRY_AFTER_S)
 
     def limits(self) -> Limits:
-        return self._known_info().limits(
-            max_input_tokens=self._config.max_input_tokens,
-            max_stop_sequences=self._config.max_stop_sequences,
-            max_concurrent_requests=self._config.max_concurrent_requests,
-        )
+        return self._known_info().limits(self._config)
 
     def model_info(self) -> ModelInfo:
-        return self._known_info().model_info(
-            model_id=self._config.model_id,
-            revision=self._config.revision,
-            num_shards=len(self._config.shard_addresses),
-        )
+        return self._known_info().model_info(self._config, version=_version())
 
     def _known_info(self) -> GroupInfo:
         if self._info is None:
@@ -133,15 +114,15 @@ class Engine:
     def _submit(self, request: GenerationRequest) -> Stream:
         if self._is_draining:
             raise Unavailable("the service is shutting down")
-        if self._scheduler is None or self._info is None:
-            raise Unavailable("the shards are still starting")
+        info = self._known_info()
+        assert self._scheduler is not None
         self.refuse_if_full(0)
         num_prompt_tokens = len(request.prompt_token_ids)
         sequence = Sequence(
             seq_id=self._next_seq_id,
             token_ids=list(request.prompt_token_ids),
             num_prompt_tokens=num_prompt_tokens,
-            max_num_tokens=min(num_prompt_tokens + request.max_new_tokens, self._info.max_total_tokens),
+            max_num_tokens=min(num_prompt_tokens + request.max_new_tokens, info.max_total_tokens),
             sampling=request.sampling,
             stop_token_ids=request.stop_token_ids,
             num_speculative_tokens=request.num_speculative_tokens,
@@ -218,7 +199,7 @@ class Engine:
                     list(self._config.shard_addresses),
                     on_result=self._on_result,
                     on_lost=self._on_lost,
-                    step_timeout_s=self._config.step_timeout_s,
+                    step_timeout_s=self._config.step_timeout,
                 )
                 break
             except ShardGroupLost as error:
@@ -238,7 +219,7 @@ class Engine:
             max_batch_size=info.max_batch_size,
             max_batch_tokens=info.max_batch_prefill_tokens,
             max_draft_tokens=info.max_batch_draft_tokens,
-            enable_prefix_caching=self._config.enable_prefix_caching,
+            enable_prefix_caching=not self._config.disable_prefix_caching,
         )
         self._pacer = Pacer(info.max_batch_prefill_tokens)
         budget = BudgetController(info.budget, costs)
@@ -255,7 +236,7 @@ class Engine:
             info.model_type,
             info.dtype,
             info.device,
-            len(self._config.shard_addresses),
+            self._config.num_shard,
             info.num_blocks,
             info.block_size,
             info.speculation,
@@ -316,3 +297,10 @@ class Engine:
         else:
             cut = len(result.token_ids) - kept
             self._end(stream, reason, kept=progress.sequence.num_tokens - cut)
+
+
+def _version() -> str:
+    try:
+        return version("drafthouse")
+    except PackageNotFoundError:
+        return "of a checkout that is not installed"

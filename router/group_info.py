@@ -1,10 +1,10 @@
 """What the shards say of themselves, whether they agree, and what follows for requests and for who asks."""
 
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 
 from drafthouse.v1 import shard_pb2
 from router.budget import BudgetConfig
+from router.config import RouterConfig
 from router.request import MOST_CHOICES, Limits, ModelInfo
 from router.wire import methods_from_proto
 
@@ -51,27 +51,27 @@ class GroupInfo:
             f"{', '.join(self.speculation_methods)}{heads}"
         )
 
-    def limits(self, *, max_input_tokens: int | None, max_stop_sequences: int, max_concurrent_requests: int) -> Limits:
+    def limits(self, config: RouterConfig) -> Limits:
         """What a request may ask for. A prompt leaves room for one token at least; each choice counts as a request."""
         most = self.max_total_tokens - 1
         return Limits(
             max_total_tokens=self.max_total_tokens,
-            max_input_tokens=min(max_input_tokens or most, most),
+            max_input_tokens=min(config.max_input_tokens or most, most),
             max_speculative_tokens=self.speculate,
             vocab_size=self.vocab_size,
-            max_stop_sequences=max_stop_sequences,
-            max_choices=min(MOST_CHOICES, max_concurrent_requests),
+            max_stop_sequences=config.max_stop_sequences,
+            max_choices=min(MOST_CHOICES, config.max_concurrent_requests),
         )
 
-    def model_info(self, *, model_id: str, revision: str, num_shards: int) -> ModelInfo:
+    def model_info(self, config: RouterConfig, *, version: str) -> ModelInfo:
         return ModelInfo(
-            model_id=model_id,
-            revision=revision,
+            model_id=config.model_id,
+            revision=config.revision,
             weights=self.weights,
             model_type=self.model_type,
             dtype=self.dtype,
             device=self.device,
-            num_shards=num_shards,
+            num_shards=config.num_shard,
             max_total_tokens=self.max_total_tokens,
             max_batch_size=self.max_batch_size,
             num_blocks=self.num_blocks,
@@ -80,17 +80,10 @@ class GroupInfo:
             speculate=self.speculate,
             tree_size=self.tree_size,
             heads=self.heads,
-            version=_version(),
+            version=version,
             speculation_methods=self.speculation_methods,
             kernels=self.kernels,
         )
-
-
-def _version() -> str:
-    try:
-        return version("drafthouse")
-    except PackageNotFoundError:
-        return "of a checkout that is not installed"
 
 
 def agreed_info(infos: list[shard_pb2.GetInfoResponse]) -> GroupInfo:

@@ -6,7 +6,7 @@ import logging
 import signal
 
 from router.config import RouterConfig
-from router.engine import Engine, EngineConfig
+from router.engine import Engine
 from router.grpc_server import GrpcServer
 from router.http_server import HttpServer
 from router.metrics import Metrics
@@ -24,20 +24,7 @@ class Server:
         self._metrics = Metrics()
         self._tokenizer = Tokenizer.from_folder(config.model_path)
         self._stop = asyncio.Event()
-        self._engine = Engine(
-            EngineConfig(
-                model_id=config.model_id,
-                revision=config.revision,
-                shard_addresses=config.shard_addresses,
-                max_concurrent_requests=config.max_concurrent_requests,
-                max_input_tokens=config.max_input_tokens,
-                max_stop_sequences=config.max_stop_sequences,
-                step_timeout_s=config.step_timeout,
-                enable_prefix_caching=not config.disable_prefix_caching,
-            ),
-            tokenizer=self._tokenizer,
-            metrics=self._metrics,
-        )
+        self._engine = Engine(config, tokenizer=self._tokenizer, metrics=self._metrics)
         self._http = HttpServer(self._engine, self._metrics, host=config.hostname, port=config.port)
         self._grpc = GrpcServer(
             self._engine,

@@ -4,9 +4,11 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
-from router.engine import Engine, EngineConfig
+from router.config import parse_args
+from router.engine import Engine
 from router.metrics import Metrics
 from router.request import GenerationOutput, GenerationRequest
 from router.sequence import SamplingParams
@@ -84,15 +86,12 @@ async def service(
 ) -> AsyncIterator[Service]:
     """Rank r is expected on `folder`/s-r."""
     metrics = Metrics()
-    config = EngineConfig(
-        model_id="test",
-        revision="",
-        shard_addresses=tuple(f"unix:{folder}/s-{rank}" for rank in range(num_ranks)),
+    where = [f"--model-path={folder}", f"--shard-uds-path={folder}/s", f"--run-dir={folder}"]
+    config = replace(
+        parse_args(["--model-id=test", f"--num-shard={num_ranks}", *where]),
         max_concurrent_requests=max_concurrent_requests,
-        max_input_tokens=None,
-        max_stop_sequences=4,
-        step_timeout_s=step_timeout_s,
-        enable_prefix_caching=enable_prefix_caching,
+        step_timeout=step_timeout_s,
+        disable_prefix_caching=not enable_prefix_caching,
     )
     engine = Engine(config, tokenizer=tokenizer or byte_level_tokenizer(), metrics=metrics)
     loop = asyncio.create_task(engine.run())
