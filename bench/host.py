@@ -164,7 +164,7 @@ def measure(batch: int, drafts: int, *, num_steps: int = _STEPS) -> dict[str, fl
         with times.of("pass on"):
             for one in progress:
                 stream = streams[one.sequence]
-                kept, _ = stream.take(one.result)
+                kept, _ = stream.take(one.result, one.finish_reason)
                 observer.note_output(stream, one.result, num_tokens=kept)
                 # What is sent is not this step's affair.
                 stream.token_ids.clear()

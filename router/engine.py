@@ -152,8 +152,7 @@ class Engine:
         log.debug("request %s ended: %s", stream.request.request_id, last or "nobody listens")
         del self._streams[stream.sequence]
         assert self._scheduler is not None
-        reason = last if isinstance(last, FinishReason) else None
-        self._scheduler.finish(stream.sequence, reason, num_tokens=kept)
+        self._scheduler.finish(stream.sequence, num_tokens=kept)
         self._wake.set()
 
     # --- the loop
@@ -290,7 +289,7 @@ class Engine:
 
     def _pass_on(self, progress: Progress) -> None:
         stream, result = self._streams[progress.sequence], progress.result
-        kept, reason = stream.take(result)
+        kept, reason = stream.take(result, progress.finish_reason)
         self._observer.note_output(stream, result, num_tokens=kept)
         if reason is None:
             self._turns.ask(stream)

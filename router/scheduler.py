@@ -45,10 +45,11 @@ class SchedulerConfig:
 
 
 class Progress(NamedTuple):
-    """Tokens that a reply brought for a sequence that still wants them."""
+    """Tokens that a reply brought for a sequence that still wants them, and why they are its last, if they are."""
 
     sequence: Sequence
     result: SequenceResult
+    finish_reason: FinishReason | None
 
 
 class Scheduler:
@@ -92,19 +93,13 @@ class Scheduler:
         assert self.fits(sequence.max_num_tokens), "a sequence that can never run was admitted to the queue"
         self._placement.add(sequence)
 
-    def finish(self, sequence: Sequence, reason: FinishReason | None, *, num_tokens: int | None = None) -> None:
-        """Ends a sequence, by itself or by the engine (stop string, cancellation), keeping its first `num_tokens`.
-
-        Ending twice is harmless.
-        """
-        if sequence.status is SequenceStatus.FINISHED:
-            return
+    def finish(self, sequence: Sequence, *, num_tokens: int | None = None) -> None:
+        """Ends a sequence, keeping its first `num_tokens`, or all."""
         if num_tokens is not None:
             del sequence.token_ids[num_tokens:]
             sequence.num_computed_tokens = min(sequence.num_computed_tokens, num_tokens)
         self._placement.remove(sequence)
         sequence.status = SequenceStatus.FINISHED
-        sequence.finish_reason = reason
         self.budget.forget(sequence)
 
     def restart(self, config: SchedulerConfig, budget: BudgetController) -> list[Sequence]:
@@ -278,7 +273,8 @@ class Scheduler:
     # --- reply
 
     def update(self, result: StepResult) -> list[Progress]:
-        """Takes the reply to the oldest outstanding step. Sequences that ended by token or length are finished here."""
+        """Takes the reply to the oldest outstanding step. Who has a finish reason is to be finished by the caller,
+        before the next plan: it knows how many of the tokens are kept."""
         by_slot = {one.slot: one for one in result.sequences}
         progress: list[Progress] = []
         step = self._outstanding.pop(result.step_id)
@@ -291,20 +287,20 @@ class Scheduler:
             one = by_slot.get(entry.slot)
             if one is not None:
                 sequence.token_ids += one.token_ids
-                progress.append(Progress(sequence, one))
+                progress.append(Progress(sequence, one, _finish_reason(sequence)))
                 if entry.proposal is not _NOBODY:
                     self.budget.observe(sequence, entry.proposal, one)
             # Blocks of a preempted sequence are gone, whatever the step wrote to them.
             if sequence.slot == entry.slot:
                 sequence.num_computed_tokens = entry.chunk_end or sequence.num_tokens - 1
-            self._finish_if_done(sequence)
         return progress
 
-    def _finish_if_done(self, sequence: Sequence) -> None:
-        if sequence.num_generated_tokens and sequence.token_ids[-1] in sequence.stop_token_ids:
-            self.finish(sequence, FinishReason.STOP)
-        elif sequence.num_tokens >= sequence.max_num_tokens:
-            self.finish(sequence, FinishReason.LENGTH)
+
+def _finish_reason(sequence: Sequence) -> FinishReason | None:
+    """Of one that has just got a token."""
+    if sequence.token_ids[-1] in sequence.stop_token_ids:
+        return FinishReason.STOP
+    return FinishReason.LENGTH if sequence.num_tokens >= sequence.max_num_tokens else None
 
 
 def _placement(config: SchedulerConfig) -> Placement:

@@ -49,7 +49,6 @@ class Sequence:
     logprobs: bool = False
 
     status: SequenceStatus = SequenceStatus.WAITING
-    finish_reason: FinishReason | None = None
     slot: int | None = None
     block_table: list[int] = field(default_factory=list)
     # Keys of its full blocks, as far as anybody asked (see block_manager).

@@ -61,10 +61,10 @@ class Stream:
             raise self.last
         return self._output(None)
 
-    def take(self, result: SequenceResult) -> tuple[int, FinishReason | None]:
-        """How many of the tokens of a result are kept, and whether they are the last. A stop string ends the text
-        before it."""
-        kept, reason = len(result.token_ids), self.sequence.finish_reason
+    def take(self, result: SequenceResult, reason: FinishReason | None) -> tuple[int, FinishReason | None]:
+        """How many of the tokens of a result are kept, and why they are the last, if they are: for this `reason`, or
+        because of a stop string, which ends the text before it."""
+        kept = len(result.token_ids)
         if self.request.stop_strings:
             detokenized = self.detokenizer.push(result.token_ids)
             self.text += detokenized.text

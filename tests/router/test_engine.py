@@ -318,6 +318,23 @@ def test_tokens_behind_a_stop_string_never_enter_the_prefix_cache(tmp_path: Path
     run(scenario)
 
 
+def test_nor_do_they_where_the_same_step_reached_the_greatest_length(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with FakeShards(tmp_path, FakeGroup()), service(tmp_path) as s:
+            await s.ready()
+            for first in range(50):
+                prompt = [first, 1]
+                whole = expected(prompt, 11)
+                # The ninth token ends a reply of eleven at most: with what is kept a block is one token short.
+                stop = byte_level_tokenizer().decode(whole[8:9])
+                if whole.index(whole[8]) == 8:
+                    assert len(await s.tokens(request(prompt, new=11, k=3, stop_strings=(stop,)))) == 9
+                    again = await collect(s.engine.generate(request(prompt + whole, new=1)))
+                    assert again[-1].num_cached_prompt_tokens <= 8
+
+    run(scenario)
+
+
 def test_before_the_shards_have_answered_requests_are_turned_away(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with service(tmp_path) as s:

@@ -56,13 +56,21 @@ def planned(scheduler: Scheduler) -> StepPlan:
     return plan
 
 
+def take_reply(scheduler: Scheduler, shards: SimulatedShards) -> list[Sequence]:
+    """Whose tokens it brought, all of which are kept."""
+    progress = scheduler.update(shards.reply())
+    for one in progress:
+        if one.finish_reason is not None:
+            scheduler.finish(one.sequence)
+    return [one.sequence for one in progress]
+
+
 def step(scheduler: Scheduler, shards: SimulatedShards) -> None:
     """Fills the pipeline, then takes one reply."""
     while scheduler.num_outstanding_steps < DEPTH and (plan := scheduler.schedule()):
         shards.send(plan)
     if shards.queue:
-        result = shards.reply()
-        scheduler.update(result)
+        take_reply(scheduler, shards)
 
 
 def run(scheduler: Scheduler, shards: SimulatedShards, *sequences: Sequence) -> None:
@@ -99,8 +107,7 @@ def test_while_prompts_fill_the_steps_no_drafts_take_their_rows() -> None:
     for _ in range(7):
         plan = planned(scheduler)
         shards.send(plan)
-        result = shards.reply()
-        scheduler.update(result)
+        take_reply(scheduler, shards)
         if decode := [step for step in plan.sequences if not step.chunk_length]:
             asked.append(decode[0].propose > 0)
             chunks.append(sum(step.chunk_length for step in plan.sequences))
@@ -150,7 +157,7 @@ def test_a_prompt_that_waits_for_blocks_keeps_nobody_from_drafting() -> None:
             plan = planned(scheduler)
             checked.append(sum(s.propose for s in plan.sequences))
             shards.send(plan)
-            scheduler.update(shards.reply())
+            take_reply(scheduler, shards)
         assert scheduler.num_waiting == len(waiting)
         return checked
 
@@ -211,14 +218,18 @@ def test_a_block_cannot_be_hit_before_the_reply_of_the_step_that_wrote_it() -> N
     assert [s.chunk_start for s in plan.sequences if s.chunk_length] == [0]
 
 
-def test_tokens_cut_by_a_stop_string_cannot_be_hit() -> None:
+@pytest.mark.parametrize(("new", "reason"), [(20, None), (5, FinishReason.LENGTH)])
+def test_tokens_cut_by_a_stop_string_cannot_be_hit(new: int, reason: FinishReason | None) -> None:
     scheduler, shards = make()
-    one = sequence(0, list(range(8)), new=20)
+    one = sequence(0, list(range(8)), new=new)
     scheduler.add(one)
-    while one.num_tokens < 13:
+    while one.num_tokens < 12:
         step(scheduler, shards)
-    assert one.num_computed_tokens == 12
-    scheduler.finish(one, FinishReason.STOP, num_tokens=11)
+    if plan := scheduler.schedule():
+        shards.send(plan)
+    assert [progress.finish_reason for progress in scheduler.update(shards.reply())] == [reason]
+    assert (one.num_tokens, one.num_computed_tokens) == (13, 12)
+    scheduler.finish(one, num_tokens=11)
     assert scheduler.blocks.num_cached_blocks == 2, "the third block holds a token that was cut"
     again = sequence(1, [*one.token_ids, 1, 2, 3, 4, 5], new=3)
     run(scheduler, shards, again)
@@ -263,10 +274,10 @@ def test_a_sequence_that_shards_die_of_is_found_and_the_others_go_on(guilty: int
             num_lost += 1
             named, shards = lose(scheduler)
             for found in named:
-                scheduler.finish(found, None)
+                scheduler.finish(found)
         else:
             shards.send(plan)
-            scheduler.update(shards.reply())
+            take_reply(scheduler, shards)
     assert found is ones[guilty]
     assert num_lost == 3
     for one in ones:
@@ -299,7 +310,7 @@ def test_a_suspect_that_gives_its_blocks_back_lets_the_others_go_on() -> None:
         assert shards.queue, "nobody does anything, and no reply will come"
         # All at once, as a loop takes them that was busy.
         while shards.queue:
-            scheduler.update(shards.reply())
+            take_reply(scheduler, shards)
     assert scheduler.num_preemptions == 1
     for one in (old, suspect):
         prompt = one.token_ids[: one.num_prompt_tokens]
@@ -393,9 +404,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.shards.queue)
     @rule()
     def reply(self) -> None:
-        result = self.shards.reply()
-        for progress in self.scheduler.update(result):
-            assert progress.sequence in self.live
+        assert set(take_reply(self.scheduler, self.shards)) <= set(self.live)
         self.collect()
 
     @precondition(lambda self: self.live)
@@ -403,21 +412,21 @@ class SchedulerMachine(RuleBasedStateMachine):
     def cancel(self, data: st.DataObject) -> None:
         one = data.draw(st.sampled_from(self.live))
         self.live.remove(one)
-        self.scheduler.finish(one, None)
+        self.scheduler.finish(one)
 
     @precondition(lambda self: any(s.num_generated_tokens > 1 for s in self.live))
     @rule(data=st.data())
     def stop_string(self, data: st.DataObject) -> None:
         one = data.draw(st.sampled_from([s for s in self.live if s.num_generated_tokens > 1]))
         self.live.remove(one)
-        self.scheduler.finish(one, FinishReason.STOP, num_tokens=one.num_tokens - 1)
+        self.scheduler.finish(one, num_tokens=one.num_tokens - 1)
 
     @rule()
     def restart(self) -> None:
         for guilty in self.scheduler.restart(self.config, self.new_budget()):
             assert guilty.num_losses > SUSPECTED_AFTER
             self.live.remove(guilty)
-            self.scheduler.finish(guilty, None)
+            self.scheduler.finish(guilty)
         self.new_shards()
 
     @precondition(lambda self: any(s.status is SequenceStatus.WAITING for s in self.live))

@@ -32,9 +32,8 @@ def in_a_stream(do: Callable[[Stream], Awaitable[None]], *, stop: Iterable[str] 
 
 def bring(stream: Stream, text: str, reason: FinishReason | None = None) -> int:
     """A result with the tokens of `text`; returns how many are kept."""
-    stream.sequence.finish_reason = reason
     token_ids = tokens(text)
-    kept, last = stream.take(SequenceResult(0, token_ids, [-0.5 * i for i in range(len(token_ids))], 3, 1))
+    kept, last = stream.take(SequenceResult(0, token_ids, [-0.5 * i for i in range(len(token_ids))], 3, 1), reason)
     if last is not None:
         stream.close(last)
     return kept
@@ -59,9 +58,9 @@ def test_what_waits_together_is_one_output() -> None:
 
 def test_a_stop_string_that_nothing_more_can_undo_ends_the_text_whatever_ended_the_tokens() -> None:
     async def do(stream: Stream) -> None:
-        stream.sequence.finish_reason = FinishReason.LENGTH
         # Half a character.
-        _, reason = stream.take(SequenceResult(0, [*tokens("a"), tokens("你")[0]], [0.0, 0.0], 0, 0))
+        result = SequenceResult(0, [*tokens("a"), tokens("你")[0]], [0.0, 0.0], 0, 0)
+        _, reason = stream.take(result, FinishReason.LENGTH)
         stream.close(reason)
         last = await stream.next_output()
         assert (last.text, last.finish_reason) == ("a", FinishReason.STOP)
@@ -93,10 +92,10 @@ def test_outputs_wait_for_their_turn() -> None:
 def test_half_a_character_is_said_with_the_other_half_or_at_the_end() -> None:
     async def do(stream: Stream) -> None:
         first, second = tokens("é")
-        stream.take(SequenceResult(0, [first], [], 0, 0))
+        stream.take(SequenceResult(0, [first], [], 0, 0), None)
         stream.give_turn()
         assert (await stream.next_output()).text == ""
-        stream.take(SequenceResult(0, [second, first], [], 0, 0))
+        stream.take(SequenceResult(0, [second, first], [], 0, 0), None)
         stream.give_turn()
         assert (await stream.next_output()).text == "é"
         stream.close(FinishReason.LENGTH)

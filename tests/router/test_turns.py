@@ -27,7 +27,7 @@ def new_stream() -> Stream:
 
 
 def bring(turns: Turns, stream: Stream) -> None:
-    stream.take(SequenceResult(0, [A], [], 0, 0))
+    stream.take(SequenceResult(0, [A], [], 0, 0), None)
     turns.ask(stream)
 
 
