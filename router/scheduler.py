@@ -26,9 +26,12 @@ from router.plan import NewSequence, SequenceResult, SequenceStep, StepPlan, Ste
 from router.proposal import Proposal
 from router.sequence import FinishReason, Sequence, SequenceStatus
 
+# Looked up once: to Python 3.11 a member of an enumeration takes ten times as long as a module's name.
 _NOBODY = Proposal.NONE
 # A sequence that got a slot, and its blocks.
 _Admitted = tuple[Sequence, list[int]]
+# A sequence's part of a step, and what is remembered of it until the reply.
+_Planned = tuple[SequenceStep, OutstandingSequence]
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,40 +151,35 @@ class Scheduler:
 
     def _schedule(self, taking_part: list[Sequence], newcomers: Iterator[_Admitted]) -> StepPlan | None:
         """Of sequences that run and are to take part, and of newcomers as far as they are asked for."""
-        steps: dict[int, SequenceStep] = {}
+        planned: list[_Planned] = []
         new_sequences: list[NewSequence] = []
         # Drafts come on top: most of those that may be checked are never proposed, and prompts would wait for rows that
         # stay empty.
-        budget, running = self.config.max_batch_tokens, self._placement.running
-        for sequence in running:
+        budget = self.config.max_batch_tokens
+        for sequence in self._placement.running:
             self._placement.register(sequence)
         decoding = [sequence for sequence in taking_part if not sequence.is_prefilling]
         drafting = self._begin_drafting(len(decoding))
-        share, checked = self.config.max_draft_tokens // max(1, len(decoding)), dict[int, Proposal]()
+        share = self.config.max_draft_tokens // max(1, len(decoding))
         for sequence in decoding:
             # Who was preempted for an older one is gone.
-            if sequence.status is SequenceStatus.RUNNING:
-                proposal = sequence.proposal
-                num_rows = self._plan_decode(sequence, share, steps)
-                budget -= min(1, num_rows)
-                if num_rows > 1 and sequence.slot is not None:
-                    checked[sequence.slot] = proposal
+            if sequence.status is SequenceStatus.RUNNING and (decode := self._plan_decode(sequence, share)):
+                planned.append(decode)
+                budget -= 1
         for sequence in taking_part:
             if sequence.is_prefilling and budget > 0:
-                budget -= self._plan_chunk(sequence, budget, steps, new_block_ids=[])
+                planned.append(chunk := self._plan_chunk(sequence, budget, new_block_ids=[]))
+                budget -= chunk[0].chunk_length
         while budget > 0 and (admitted := next(newcomers, None)):
             sequence, block_ids = admitted
             new_sequences.append(self._introduce(sequence))
-            budget -= self._plan_chunk(sequence, budget, steps, new_block_ids=block_ids)
-        if not steps:
+            planned.append(chunk := self._plan_chunk(sequence, budget, new_block_ids=block_ids))
+            budget -= chunk[0].chunk_length
+        if not planned:
             return None
         self._step_id += 1
-        in_step = [
-            OutstandingSequence(s, s.slot, step.chunk_start + step.chunk_length, checked.get(s.slot, _NOBODY))
-            for s in running
-            if s.slot is not None and (step := steps.get(s.slot))
-        ]
-        num_asked = sum(step.propose > 0 for step in steps.values())
+        steps, in_step = [step for step, _ in planned], [entry for _, entry in planned]
+        num_asked = sum(step.propose > 0 for step in steps)
         self._outstanding[self._step_id] = OutstandingStep(
             in_step,
             context=sum(len(entry.sequence.token_ids) for entry in in_step),
@@ -192,7 +190,7 @@ class Scheduler:
             self._step_id,
             self._placement.take_released_slots(),
             new_sequences,
-            list(steps.values()),
+            steps,
             proposal=drafting.proposal,
             draft_prices=drafting.prices if num_asked else (),
         )
@@ -206,57 +204,57 @@ class Scheduler:
         is_full = num_prompt_rows >= 2 * (most - num_decoding)
         return self.budget.begin_step([*running, *next_to_admit], full_rows=most if is_full else 0)
 
-    def _plan_decode(self, sequence: Sequence, share: int, steps: dict[int, SequenceStep]) -> int:
-        """Plans a decode, or a verification of at most `share` drafts; returns its rows, 0 if it sits this step out."""
+    def _plan_decode(self, sequence: Sequence, share: int) -> _Planned | None:
+        """A decode, or a verification of at most `share` drafts; None if the sequence sits this step out."""
         # Tokens that may still come after the least that outstanding steps bring; none means it surely ends there.
         room = sequence.max_num_tokens - sequence.min_tokens_after_outstanding
         if room <= 0:
-            return 0
+            return None
         verify = min(sequence.num_proposed_drafts, share) if room > 1 else 0
         depth = min(sequence.proposed_depth, verify)
         # The keys and values of the input token and of every accepted draft, after the longest outcome before.
         bound = min(sequence.max_tokens_after_outstanding + depth, sequence.max_num_tokens)
         new_block_ids = self._placement.grow(sequence, bound)
         if new_block_ids is None:
-            return 0
-        self._propose(sequence, room - 2, share)
+            return None
+        checked = sequence.proposal if verify else _NOBODY
+        sequence.outstanding.append(1 + depth)
+        self._propose(sequence, share)
         assert sequence.slot is not None
-        steps[sequence.slot] = SequenceStep(
+        step = SequenceStep(
             sequence.slot,
             new_block_ids,
             verify=verify,
             propose=sequence.num_proposed_drafts,
             propose_depth=sequence.proposed_depth,
         )
-        sequence.outstanding.append(1 + depth)
-        return 1 + verify
+        return step, OutstandingSequence(sequence, sequence.slot, 0, checked)
 
-    def _propose(self, sequence: Sequence, room: int, share: int) -> None:
-        """Settles what the shards may draft for the next step of a sequence that will want `room` drafts at most."""
+    def _propose(self, sequence: Sequence, share: int) -> None:
+        """Settles what the shards may draft after the step that has just become outstanding."""
+        # The step that checks the drafts brings one token by itself.
+        room = sequence.max_num_tokens - sequence.min_tokens_after_outstanding - 1
         sequence.num_proposed_drafts, sequence.proposed_depth = self.budget.allow(sequence, room, share)
         sequence.proposal = self.budget.budget.proposal if sequence.num_proposed_drafts else _NOBODY
 
-    def _plan_chunk(
-        self, sequence: Sequence, budget: int, steps: dict[int, SequenceStep], *, new_block_ids: list[int]
-    ) -> int:
+    def _plan_chunk(self, sequence: Sequence, budget: int, *, new_block_ids: list[int]) -> _Planned:
         start = sequence.num_prefilled_tokens
         length = min(sequence.num_tokens_to_prefill - start, budget)
         sequence.num_prefilled_tokens = start + length
-        is_last = not sequence.is_prefilling
-        if is_last:
-            room = sequence.max_num_tokens - sequence.num_tokens
-            self._propose(sequence, room - 2, self.config.max_draft_tokens)
+        sequence.outstanding.append(0 if sequence.is_prefilling else 1)
+        # Until the last chunk nothing is drafted.
+        if not sequence.is_prefilling:
+            self._propose(sequence, self.config.max_draft_tokens)
         assert sequence.slot is not None
-        steps[sequence.slot] = SequenceStep(
+        step = SequenceStep(
             sequence.slot,
             new_block_ids,
             chunk_start=start,
             chunk_length=length,
-            propose=sequence.num_proposed_drafts if is_last else 0,
-            propose_depth=sequence.proposed_depth if is_last else 0,
+            propose=sequence.num_proposed_drafts,
+            propose_depth=sequence.proposed_depth,
         )
-        sequence.outstanding.append(1 if is_last else 0)
-        return length
+        return step, OutstandingSequence(sequence, sequence.slot, start + length, _NOBODY)
 
     @staticmethod
     def _introduce(sequence: Sequence) -> NewSequence:
