@@ -101,6 +101,7 @@ class MLP(Module):
     """down(silu(gate(x)) * up(x))."""
 
     gate: Gate = "silu"
+    down = RowParallelLinear
 
     def __init__(self, config: ModelConfig, *, group: TPGroup, dtype: torch.dtype) -> None:
         super().__init__()
@@ -113,7 +114,7 @@ class MLP(Module):
             bias=config.mlp_bias,
             dtype=dtype,
         )
-        self.down_proj = RowParallelLinear(
+        self.down_proj = self.down(
             config.intermediate_size,
             config.hidden_size,
             rows=split(config.intermediate_size, parts=group.size, index=group.rank),

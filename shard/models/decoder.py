@@ -6,7 +6,7 @@ Reads as the model on one device; the layers shard themselves. Sizes and constan
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,19 +18,13 @@ from shard.distributed import TPGroup
 from shard.forward_batch import ForwardBatch
 from shard.kv_cache import KVCache
 from shard.layers.embedding import ParallelLMHead, VocabParallelEmbedding
-from shard.layers.moe import SparseMoE
 from shard.layers.norm import RMSNorm
 from shard.layers.rotary import Rotary, Rotation
 from shard.layers.sharded import Module
 from shard.model_config import ModelConfig
 from shard.models.blocks import MLP, Attention
+from shard.models.moe import SparseMoE
 from shard.partition import split_heads
-
-
-class MakeMLP(Protocol):
-    """Makes what follows attention in a layer, [N, hidden] -> [N, hidden]."""
-
-    def __call__(self, config: ModelConfig, *, group: TPGroup, dtype: torch.dtype) -> Module: ...
 
 
 class Layer(Module):
@@ -91,7 +85,7 @@ class Family:
     names: Mapping[str, tuple[str, ...]]
     norm: type[RMSNorm] = RMSNorm
     attention: type[Attention] = Attention
-    mlp: MakeMLP = MLP
+    mlp: type[MLP] | type[SparseMoE] = MLP
     layer: type[Layer] = Layer
 
 

@@ -8,10 +8,11 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from shard.distributed import TPGroup
 from shard.layers.matmul import Product, choose_kernel
-from shard.layers.moe import Expert, SparseMoE
 from shard.layers.norm import OffsetRMSNorm, RMSNorm
 from shard.layers.rotary import inverse_frequencies
 from shard.layers.sharded import ShardedModule
+from shard.model_config import ModelConfig
+from shard.models.moe import Expert, SparseMoE
 from shard.rope_config import RopeConfig
 
 CPU = torch.device("cpu")
@@ -47,7 +48,18 @@ def test_the_offset_norm_multiplies_before_it_rounds(dtype: torch.dtype, shape: 
 def filled_moe(dtype: torch.dtype) -> SparseMoE:
     """4 experts of width 20 over 12 features; 2 are taken."""
     generator = torch.Generator().manual_seed(0)
-    moe = SparseMoE(12, 20, num_experts=4, top_k=2, group=TPGroup(), dtype=dtype)
+    sizes = {
+        "vocab_size": 8,
+        "hidden_size": 12,
+        "intermediate_size": 20,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "max_position_embeddings": 8,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+    }
+    config = ModelConfig.from_dict({"model_type": "mixtral", **sizes})
+    moe = SparseMoE(config, group=TPGroup(), dtype=dtype)
     layers = [layer for layer in moe.modules() if isinstance(layer, ShardedModule)]
     for layer in layers:
         layer.fill("weight", torch.randn(layer.get_parameter("weight").shape, generator=generator).to(dtype))

@@ -9,10 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shard.distributed import TPGroup
-from shard.layers.linear import GatedLinear, RowParallelLinear
+from shard.layers.linear import RowParallelLinear
 from shard.layers.quantize import Quantization
 from shard.layers.sharded import Module, Piece, ShardedModule
-from shard.partition import split, whole
+from shard.model_config import ModelConfig
+from shard.models.blocks import MLP
+from shard.partition import whole
 
 
 class Router(ShardedModule):
@@ -23,11 +25,11 @@ class Router(ShardedModule):
 
     weight: Tensor
 
-    def __init__(self, hidden_size: int, *, num_experts: int, top_k: int, dtype: torch.dtype) -> None:
+    def __init__(self, config: ModelConfig, *, dtype: torch.dtype) -> None:
         super().__init__()
-        self.top_k = top_k
+        self.top_k = config.num_experts_per_token
         self._wide = torch.float64 if dtype == torch.float64 else torch.float32
-        self.declare("weight", (Piece((num_experts, hidden_size), 0, whole(num_experts)),), dtype)
+        self.declare("weight", (Piece((config.num_experts, config.hidden_size), 0, whole(config.num_experts)),), dtype)
 
     def finish(self, quantize: Quantization | None = None) -> None:
         self.fill("weight", self.weight.to(self._wide))
@@ -44,41 +46,20 @@ class UnsummedLinear(RowParallelLinear):
         return self.product(x)
 
 
-class Expert(Module):
+class Expert(MLP):
     """down(silu(gate(x)) * up(x)), this rank's part of the sum."""
 
-    def __init__(self, hidden_size: int, intermediate_size: int, *, group: TPGroup, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.gate_up_proj = GatedLinear(
-            hidden_size, intermediate_size, gate="silu", group=group, bias=False, dtype=dtype
-        )
-        rows = split(intermediate_size, parts=group.size, index=group.rank)
-        self.down_proj = UnsummedLinear(intermediate_size, hidden_size, rows=rows, group=group, bias=False, dtype=dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down_proj(self.gate_up_proj(x))
-        return out
+    down = UnsummedLinear
 
 
 class SparseMoE(Module):
-    """[N, hidden] -> [N, hidden]: the weighted sum of the `top_k` experts that the router takes for each row."""
+    """[N, hidden] -> [N, hidden]: the weighted sum of the experts that the router takes for each row."""
 
-    def __init__(
-        self,
-        hidden_size: int,
-        intermediate_size: int,
-        *,
-        num_experts: int,
-        top_k: int,
-        group: TPGroup,
-        dtype: torch.dtype,
-    ) -> None:
+    def __init__(self, config: ModelConfig, *, group: TPGroup, dtype: torch.dtype) -> None:
         super().__init__()
         self.group = group
-        self.router = Router(hidden_size, num_experts=num_experts, top_k=top_k, dtype=dtype)
-        self.experts = nn.ModuleList(
-            Expert(hidden_size, intermediate_size, group=group, dtype=dtype) for _ in range(num_experts)
-        )
+        self.router = Router(config, dtype=dtype)
+        self.experts = nn.ModuleList(Expert(config, group=group, dtype=dtype) for _ in range(config.num_experts))
 
     def forward(self, x: Tensor) -> Tensor:
         weights, chosen = self.router(x)
