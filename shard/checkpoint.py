@@ -30,19 +30,18 @@ class Tensors(Protocol):
 
 
 class Checkpoint:
-    """All tensors of a model folder, by name."""
+    """All tensors of a model folder, or of one file, by name."""
 
     def __init__(self, path: str | Path) -> None:
         """Open every file and read its header. CheckpointError for missing and broken files."""
-        folder = Path(path)
         self._files: dict[str, Any] = {}
-        files = _files(folder)
+        files = _files(Path(path))
         indexed = set().union(*(listed or () for listed in files.values()))
         for file, listed in files.items():
-            opened = _open(folder / file)
+            opened = _open(file)
             held = set(opened.keys())
             if missing := sorted((listed or held) - held):
-                raise CheckpointError(f"{folder / file} does not hold tensor {missing[0]}, which {INDEX_FILE} lists")
+                raise CheckpointError(f"{file} does not hold tensor {missing[0]}, which {INDEX_FILE} lists")
             # What the index says of another file is read from that.
             self._files |= dict.fromkeys(held - (indexed - (listed or set())), opened)
 
@@ -58,54 +57,32 @@ class Checkpoint:
 
     def read(self, name: str, *, dim: int, start: int, stop: int) -> Tensor:
         """Rows start:stop of dimension `dim`, in the dtype of the file, on CPU. Only these bytes are read."""
-        return _read(self._files[name], name, dim, start, stop)
+        part: Tensor = self._files[name].get_slice(name)[(*(slice(None),) * dim, slice(start, stop))]
+        return part
 
 
-class SafetensorsFile:
-    """All tensors of one file, by name."""
-
-    def __init__(self, file: Path) -> None:
-        """Open it and read its header. CheckpointError if it is broken."""
-        self._file = _open(file)
-
-    def names(self) -> set[str]:
-        return set(self._file.keys())
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._file.get_slice(name).get_shape())
-
-    def read(self, name: str, *, dim: int, start: int, stop: int) -> Tensor:
-        """As `Checkpoint.read`."""
-        return _read(self._file, name, dim, start, stop)
-
-
-def _read(file: Any, name: str, dim: int, start: int, stop: int) -> Tensor:
-    part: Tensor = file.get_slice(name)[(*(slice(None),) * dim, slice(start, stop))]
-    return part
-
-
-def _files(folder: Path) -> dict[str, set[str] | None]:
-    """File name -> tensors it must hold (None: whatever it holds)."""
-    index = folder / INDEX_FILE
+def _files(path: Path) -> dict[Path, set[str] | None]:
+    """File -> tensors it must hold (None: whatever it holds)."""
+    if path.is_file():
+        return {path: None}
+    single, index = path / SINGLE_FILE, path / INDEX_FILE
     # Of both transformers takes the single file, too.
-    if (folder / SINGLE_FILE).exists():
-        return {SINGLE_FILE: None}
+    if single.exists():
+        return {single: None}
     if not index.exists():
-        raise CheckpointError(
-            f"{folder} holds neither {SINGLE_FILE} nor {INDEX_FILE}; download the safetensors weights"
-        )
+        raise CheckpointError(f"{path} holds neither {SINGLE_FILE} nor {INDEX_FILE}; download the safetensors weights")
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        files: dict[str, set[str] | None] = {}
+        files: dict[Path, set[str] | None] = {}
         for name, file in weight_map.items():
             if Path(file).name != file:
                 raise ValueError(f"{file!r} is no file of its folder")
-            files[file] = (files.get(file) or set()) | {name}
+            files[path / file] = (files.get(path / file) or set()) | {name}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index} is not a safetensors index: {error!r}") from error
     for file in files:
-        if not (folder / file).exists():
-            raise CheckpointError(f"{folder / file} is missing, but {INDEX_FILE} lists it; download it again")
+        if not file.exists():
+            raise CheckpointError(f"{file} is missing, but {INDEX_FILE} lists it; download it again")
     return files
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shard.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint, CheckpointError, SafetensorsFile, Tensors
+from shard.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint, CheckpointError, Tensors
 
 SAFETENSORS_FILE = "medusa_lm_head.safetensors"
 PICKLED_FILE = "medusa_lm_head.pt"
@@ -76,7 +76,7 @@ class MedusaCheckpoint:
 def open_heads(folder: Path) -> MedusaCheckpoint | None:
     """The heads of a folder, None if it holds none. CheckpointError for files that are broken or incomplete."""
     if (folder / SAFETENSORS_FILE).is_file():
-        return _normal(folder, SafetensorsFile(folder / SAFETENSORS_FILE), folder / SAFETENSORS_FILE)
+        return _normal(folder, Checkpoint(folder / SAFETENSORS_FILE), folder / SAFETENSORS_FILE)
     if (folder / PICKLED_FILE).is_file():
         return _normal(folder, _PickledFile(folder / PICKLED_FILE), folder / PICKLED_FILE)
     if not (folder / SINGLE_FILE).is_file() and not (folder / INDEX_FILE).is_file():

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from shard.checkpoint import Checkpoint, CheckpointError, SafetensorsFile
-from shard.medusa.checkpoint import open_heads
+from shard.checkpoint import Checkpoint, CheckpointError
+from shard.medusa.checkpoint import MedusaCheckpoint, open_heads
 from tests.checkpoints import make_checkpoint
 from tests.medusa_checkpoints import (
     FLAVOURS,
@@ -152,18 +152,18 @@ def test_a_model_without_heads_has_none(base: Path, tmp_path: Path) -> None:
 def test_heads_that_are_not_asked_for_are_not_read(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_heads(tmp_path, heads_of(5), "v1", base="org/base")
     names = []
-    read = SafetensorsFile.read
+    read = MedusaCheckpoint.read
 
-    def spy(self: SafetensorsFile, name: str, *, dim: int, start: int, stop: int) -> Tensor:
+    def spy(self: MedusaCheckpoint, name: str, *, dim: int, start: int, stop: int) -> Tensor:
         names.append(name)
         return read(self, name, dim=dim, start=start, stop=stop)
 
-    monkeypatch.setattr(SafetensorsFile, "read", spy)
+    monkeypatch.setattr(MedusaCheckpoint, "read", spy)
     loaded = load(tmp_path, base, num_heads=2)
     assert loaded is not None
     assert loaded.num_heads == 2
     assert sorted(names) == sorted(
-        name for i in (0, 1) for name in (f"{i}.0.linear.weight", f"{i}.0.linear.bias", f"{i}.1.weight")
+        name for i in (0, 1) for name in (f"blocks.{i}.0.weight", f"blocks.{i}.0.bias", f"projections.{i}.weight")
     )
     hidden = hidden_states()
     assert_same(loaded.candidates(hidden, 3), reference(heads_of(5)[:2], hidden, 3))

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from shard.checkpoint import Checkpoint, CheckpointError, SafetensorsFile
+from shard.checkpoint import Checkpoint, CheckpointError
 from shard.distributed import TPGroup
+from shard.medusa.checkpoint import MedusaCheckpoint
 from shard.speculation import Candidates
 from tests.checkpoints import make_checkpoint
 from tests.medusa_checkpoints import HeadWeights, random_heads, write_heads
@@ -109,14 +110,14 @@ def test_each_of_four_ranks_holds_and_reads_a_quarter_of_the_projections(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows_read: list[int] = []
-    read = SafetensorsFile.read
+    read = MedusaCheckpoint.read
 
-    def spy(self: SafetensorsFile, name: str, *, dim: int, start: int, stop: int) -> Tensor:
-        if name.endswith(".1.weight"):
+    def spy(self: MedusaCheckpoint, name: str, *, dim: int, start: int, stop: int) -> Tensor:
+        if name.startswith("projections."):
             rows_read.append(stop - start)
         return read(self, name, dim=dim, start=start, stop=stop)
 
-    monkeypatch.setattr(SafetensorsFile, "read", spy)
+    monkeypatch.setattr(MedusaCheckpoint, "read", spy)
     share = -(-VOCABULARY // 4)
     for rank in range(4):
         heads = load(root / "v1", root / "base", group=TPGroup(rank=rank, size=4))
