@@ -43,12 +43,13 @@ def chain(
 
 
 class _Level(NamedTuple):
-    """Drafts of one depth, [S, M] each: `parent` is an index into the level above."""
+    """Drafts of one depth, [S, M] each: `parent` is an index into the level above; whether a head says it, and whether
+    it goes on with the continuation."""
 
     log_p: Tensor
     token_ids: Tensor
     parent: Tensor
-    method: Tensor
+    is_heads: Tensor
     is_continuation: Tensor
 
 
@@ -70,21 +71,26 @@ def best_tree(
     where not, it is believed first and the heads share what is left. Drafts below `least_probability` are left out.
     """
     least_log_p = math.log(least_probability) if least_probability > 0 else -math.inf
+    log_p = torch.zeros_like(candidates.probabilities[:, 0, :1])
+    follows = torch.zeros_like(log_p, dtype=torch.bool)
+    if continuation is not None:
+        follows = continuation.match_length[:, None] > 0
     levels: list[_Level] = []
     for depth in range(candidates.token_ids.shape[1]):
-        own = candidates.token_ids[:, depth], candidates.probabilities[:, depth].clamp_max(1)
-        if continuation is None or continuation_probabilities is None:
-            level = _extend(levels, *own, size=size, least_log_p=least_log_p)
-        else:
-            level = _extend_hybrid(
-                levels,
-                *own,
-                guess=continuation.token_ids[:, depth, None],
-                believed=continuation_probabilities[:, depth, None].clamp(_LEAST_PROBABILITY, 1),
-                has_guess=continuation.match_length[:, None] > 0,
-                size=size,
-                least_log_p=least_log_p,
-            )
+        guess = None
+        if continuation is not None and continuation_probabilities is not None:
+            believed = continuation_probabilities[:, depth, None].clamp(_LEAST_PROBABILITY, 1)
+            guess = continuation.token_ids[:, depth, None], believed
+        level = _extend(
+            log_p,
+            follows,
+            candidates.token_ids[:, depth],
+            candidates.probabilities[:, depth].clamp_max(1),
+            guess,
+            size=size,
+            least_log_p=least_log_p,
+        )
+        log_p, follows = level.log_p, level.is_continuation
         levels.append(level)
     return _select(levels, size=size, max_drafts=max_drafts, max_depth=max_depth)
 
@@ -94,69 +100,44 @@ def _log(probabilities: Tensor) -> Tensor:
     return torch.where(probabilities > 0, probabilities.clamp_min(_LEAST_PROBABILITY).log(), -math.inf)
 
 
-def _extend(levels: list[_Level], token_ids: Tensor, probabilities: Tensor, *, size: int, least_log_p: float) -> _Level:
-    """The `size` best children by one head's candidates [S, W] of the level before, of the root if there is none."""
-    num_sequences, width = token_ids.shape
-    log_p = _log(probabilities) - _LESS
-    if levels:
-        log_p = (levels[-1].log_p[:, :, None] + log_p[:, None, :]).view(num_sequences, -1)
-    log_p = torch.where(log_p < least_log_p, -math.inf, log_p)
-    best, index = log_p.topk(min(size, log_p.shape[1]), dim=1)
-    return _Level(
-        log_p=best,
-        token_ids=token_ids.gather(1, index % width),
-        parent=index // width,
-        method=torch.full_like(index, Method.MEDUSA),
-        is_continuation=torch.zeros_like(index, dtype=torch.bool),
-    )
-
-
-def _extend_hybrid(
-    levels: list[_Level],
+def _extend(
+    above: Tensor,
+    follows: Tensor,
     token_ids: Tensor,
     probabilities: Tensor,
+    guess: tuple[Tensor, Tensor] | None,
     *,
-    guess: Tensor,
-    believed: Tensor,
-    has_guess: Tensor,
     size: int,
     least_log_p: float,
 ) -> _Level:
-    """As `_extend`, with a continuation's next token `guess` [S, 1] for the one node that ends its path so far."""
+    """The `size` best children of nodes with log_p `above` [S, M], by one head's candidates [S, W]; and by a
+    continuation's next token, with its probability [S, 1] each, of the one node that `follows` [S, M] it so far."""
     num_sequences, width = token_ids.shape
-    agrees = (token_ids == guess) & has_guess & (probabilities > 0)
-    by_head = (probabilities * agrees).sum(1, keepdim=True)
-    # The mixture of both in which the guess is as likely as the more confident of them says.
-    mixed = torch.maximum(believed, by_head)
-    rest = ((1 - mixed) / (1 - by_head).clamp_min(_LEAST_PROBABILITY)).clamp(_LEAST_PROBABILITY, 1)
-    along = torch.where(agrees, mixed, probabilities * rest)
-    lonely = has_guess & ~agrees.any(1, keepdim=True)
-    # Columns: the head's candidates, then the guess where no candidate is the same.
-    on_path = (
-        torch.cat(
-            [torch.where(probabilities > 0, along.log(), -math.inf), torch.where(lonely, mixed.log(), -math.inf)], 1
-        )
-        - _LESS
-    )
-    off_path = torch.nn.functional.pad(_log(probabilities) - _LESS, (0, 1), value=-math.inf)
-    all_token_ids = torch.cat([token_ids, guess], 1)
-    is_guess = torch.nn.functional.pad(agrees, (0, 1), value=True) & has_guess
-    if levels:
-        above = levels[-1]
-        follows = above.is_continuation[:, :, None]
-        log_p = above.log_p[:, :, None] + torch.where(follows, on_path[:, None, :], off_path[:, None, :])
-        is_continuation = follows & is_guess[:, None, :]
-    else:
-        log_p = torch.where(has_guess, on_path, off_path)
-        is_continuation = is_guess
-    log_p, is_continuation = log_p.reshape(num_sequences, -1), is_continuation.reshape(num_sequences, -1)
-    log_p = torch.where(log_p < least_log_p, -math.inf, log_p)
+    log_p = (_log(probabilities) - _LESS)[:, None, :]
+    is_guess: Tensor | None = None
+    if guess is not None:
+        next_token, believed = guess
+        agrees = (token_ids == next_token) & (probabilities > 0)
+        by_head = (probabilities * agrees).sum(1, keepdim=True)
+        # The mixture of both in which the guess is as likely as the more confident of them says.
+        mixed = torch.maximum(believed, by_head)
+        rest = ((1 - mixed) / (1 - by_head).clamp_min(_LEAST_PROBABILITY)).clamp(_LEAST_PROBABILITY, 1)
+        along = torch.where(probabilities > 0, torch.where(agrees, mixed, probabilities * rest).log(), -math.inf)
+        alone = torch.where(agrees.any(1, keepdim=True), -math.inf, mixed.log())
+        # Columns: the head's candidates, then the guess where no candidate is the same.
+        token_ids, on_path = torch.cat([token_ids, next_token], 1), torch.cat([along, alone], 1) - _LESS
+        off_path = torch.nn.functional.pad(log_p, (0, 1), value=-math.inf)
+        log_p = torch.where(follows[:, :, None], on_path[:, None, :], off_path)
+        is_guess = torch.nn.functional.pad(agrees, (0, 1), value=True)
+    log_p = above[:, :, None] + log_p
+    log_p = torch.where(log_p < least_log_p, -math.inf, log_p).view(num_sequences, -1)
     best, index = log_p.topk(min(size, log_p.shape[1]), dim=1)
-    column, parent = index % (width + 1), index // (width + 1)
-    is_continuation = is_continuation.gather(1, index)
+    column, parent = index % token_ids.shape[1], index // token_ids.shape[1]
     is_heads = column < width
-    method = Method.MEDUSA * is_heads.long() + Method.NGRAM * is_continuation.long()
-    return _Level(best, all_token_ids.gather(1, column), parent, method, is_continuation)
+    is_continuation = torch.zeros_like(is_heads)
+    if is_guess is not None:
+        is_continuation = follows.gather(1, parent) & is_guess.gather(1, column)
+    return _Level(best, token_ids.gather(1, column), parent, is_heads, is_continuation)
 
 
 def _select(levels: list[_Level], *, size: int, max_drafts: Tensor, max_depth: Tensor) -> MarkedTree:
@@ -166,7 +147,9 @@ def _select(levels: list[_Level], *, size: int, max_drafts: Tensor, max_depth: T
     offsets = [sum(widths[:i]) for i in range(len(levels))]
     depth = torch.cat([torch.full((w,), i + 1, device=device) for i, w in enumerate(widths)])
     log_p = torch.cat([level.log_p for level in levels], 1)
-    method = torch.cat([level.method for level in levels], 1)
+    by_head = torch.cat([level.is_heads for level in levels], 1)
+    by_lookup = torch.cat([level.is_continuation for level in levels], 1)
+    method = Method.MEDUSA * by_head.long() + Method.NGRAM * by_lookup.long()
     token_ids = torch.cat([level.token_ids for level in levels], 1)
     # -1 is the root.
     above = torch.cat(
