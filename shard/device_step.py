@@ -166,7 +166,17 @@ class DeviceStep:
         decision = committed.decision
         counts, message = None, [*decision]
         if self.drafter is not None:
-            counts = self._learn(self.drafter, layout, decision)
+            counts = self.drafter.learn(
+                layout.rows.slots,
+                layout.num_decoding,
+                token_ids=decision.token_ids,
+                num_emitted=decision.num_emitted,
+                parents=layout.parents,
+                on_path=layout.on_path,
+                path=decision.path,
+                num_accepted=decision.num_accepted,
+                num_checked=decision.num_checked,
+            )
             if prices is not None:
                 with timer.running():
                     message += self._draft(self.drafter, layout, prices, None)
@@ -192,21 +202,6 @@ class DeviceStep:
         deepest = self.drafter.sizes.num_speculative_tokens if self.drafter is not None else 0
         return min(layout.cells.shape[1], 1 + deepest)
 
-    def _learn(self, drafter: Drafter, layout: StepLayout, decision: Decision) -> Tensor | None:
-        if layout.on_path is None and not drafter.has_pending:
-            return None
-        return drafter.learn(
-            layout.rows.slots,
-            layout.num_decoding,
-            token_ids=decision.token_ids,
-            num_emitted=decision.num_emitted,
-            parents=layout.parents,
-            on_path=layout.on_path,
-            path=decision.path,
-            num_accepted=decision.num_accepted,
-            num_checked=decision.num_checked,
-        )
-
     def _draft_with_heads(self, layout: StepLayout, prices: Prices, decision: Decision, hidden: Tensor) -> None:
         """All ranks: the heads guess from the row behind which the last token came, `hidden` [M, size]."""
         assert self._heads is not None
@@ -225,26 +220,16 @@ class DeviceStep:
 
     def _draft(self, drafter: Drafter, layout: StepLayout, prices: Prices, candidates: Candidates | None) -> DraftTree:
         """Rank 0: trees for the sequences that propose, made pending."""
-        states, rows = self.states, layout.rows
-        bounds = {"max_drafts": rows.max_drafts, "max_depth": rows.max_depth}
-        tree = drafter.propose(states, candidates, prices, slots=rows.slots, proposing=rows.proposing, **bounds)
-        if tree is not None:
-            return tree
-        slots = rows.slots[rows.proposing]
-        num_tokens, max_drafts, max_depth = states.bound_drafts(slots, **bounds)
-        longest = int(num_tokens.max()) if states.is_readable else None
-        tree = drafter.draft(
-            states.token_ids[slots, :longest],
+        rows = layout.rows
+        return drafter.propose(
+            self.states,
             candidates,
-            slots=slots,
-            num_tokens=num_tokens,
-            max_drafts=max_drafts,
-            max_depth=max_depth,
-            prices=prices,
-            is_asked=None if states.is_readable else layout.rows.max_drafts > 0,
+            prices,
+            slots=rows.slots,
+            proposing=rows.proposing,
+            max_drafts=rows.max_drafts,
+            max_depth=rows.max_depth,
         )
-        states.set_drafts(slots, tree)
-        return tree
 
     def _commit_cache(self, layout: StepLayout, batch: ForwardBatch, decision: Decision) -> None:
         """Moves keys and values of the rows whose input was right from the step buffer to their blocks.

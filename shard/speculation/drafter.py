@@ -113,6 +113,8 @@ class Drafter:
         with `on_path` [S, R, R] (see verify; None: there are no drafts, nor counts) the first `num_checked` [S] drafts
         count, and the first `num_accepted` [S] behind the root on `path` [S, D] were right.
         """
+        if on_path is None and not self.has_pending:
+            return None
         if self._on_device is not None:
             # With it all is forgotten.
             return self._on_device.learn(
@@ -196,15 +198,16 @@ class Drafter:
         proposing: Tensor,
         max_drafts: Tensor,
         max_depth: Tensor,
-    ) -> DraftTree | None:
-        """As `draft`, for those of `slots` [S] at `proposing` [P]: bounded, and made pending, by compiled functions.
-        None where there are none for such prices. On a device that is not readable nothing is pending: it is forgotten
-        when it is learned from."""
+    ) -> DraftTree:
+        """Trees for those of `slots` [S] at `proposing` [P], made pending, of at most `max_drafts` [P] drafts,
+        `max_depth` [P] deep, as far as a sequence has room for them. By compiled functions, where there are any for
+        such prices."""
         bounds = {"max_drafts": max_drafts, "max_depth": max_depth}
         if self._on_device is not None and isinstance(prices, DevicePrices):
+            # Nothing is pending on such a device: it was forgotten when it was learned from.
             return self._on_device.propose(states, candidates, prices, slots=slots, proposing=proposing, **bounds)
         if self._compiled is None:
-            return None
+            return self._propose_in_torch(states, candidates, prices, slots=slots[proposing], **bounds)
         assert isinstance(prices, HostPrices)
         assert candidates is not None or self._lookup is not None, "a drafter without lookup needs heads"
         tree = self._compiled.propose(
@@ -212,6 +215,32 @@ class Drafter:
         )
         self.has_pending, self._has_candidates = True, candidates is not None
         return DraftTree(*tree)
+
+    def _propose_in_torch(
+        self,
+        states: SequenceStates,
+        candidates: Candidates | None,
+        prices: Prices,
+        *,
+        slots: Tensor,
+        max_drafts: Tensor,
+        max_depth: Tensor,
+    ) -> DraftTree:
+        is_asked = None if self._is_readable else max_drafts > 0
+        num_tokens, max_drafts, max_depth = states.bound_drafts(slots, max_drafts, max_depth)
+        longest = int(num_tokens.max()) if self._is_readable else None
+        tree = self.draft(
+            states.token_ids[slots, :longest],
+            candidates,
+            slots=slots,
+            num_tokens=num_tokens,
+            max_drafts=max_drafts,
+            max_depth=max_depth,
+            prices=prices,
+            is_asked=is_asked,
+        )
+        states.set_drafts(slots, tree)
+        return tree
 
     def draft(
         self,

@@ -1,6 +1,5 @@
 """Two drafters that see the same random steps and must learn and draft the same, however they do it."""
 
-from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -8,8 +7,6 @@ import torch
 from torch import Tensor
 
 from shard import states as states_module
-from shard.device_step import DeviceStep
-from shard.distributed import TPGroup
 from shard.speculation import Candidates, DraftPrice, DraftTree, Method
 from shard.speculation.drafter import Drafter, SpeculationSizes
 from shard.speculation.ngram import NgramLookup
@@ -46,17 +43,13 @@ class Side:
             lookup = NgramLookup(num_speculative_tokens=DEPTH, min_match=min_match, max_match=MAX_MATCH)
         factors = torch.rand(num_heads, WIDTH, generator=generator) + 0.5
         self.drafter = Drafter(sizes, lookup=lookup, head_factors=factors, num_slots=SLOTS, device=device)
-        nothing: Any = None
-        self._step = DeviceStep(
-            model=nothing, vocab_size=0, cache=nothing, states=self.states, group=TPGroup(), drafter=self.drafter
-        )
 
     def draft(self, prices: Prices, candidates: Candidates | None, **rows: Tensor) -> DraftTree:
-        layout: Any = SimpleNamespace(rows=SimpleNamespace(**{n: row.to(self.device) for n, row in rows.items()}))
+        there = {name: row.to(self.device) for name, row in rows.items()}
         if candidates is not None:
             candidates = Candidates(*(tensor.to(self.device) for tensor in candidates))
         with mock.patch.object(states_module, "decision_kernels", return_value=None):
-            return self._step._draft(self.drafter, layout, prices, candidates)
+            return self.drafter.propose(self.states, candidates, prices, **there)
 
     def learn(self, slots: Tensor, num_decoding: int, **came: Tensor | None) -> Tensor | None:
         there: Any = {n: None if tensor is None else tensor.to(self.device) for n, tensor in came.items()}
