@@ -46,7 +46,8 @@ class Heads(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StepKind:
-    """What the host knows of a step beside its rows: whom it asks for drafts, and what any sequence's tokens need."""
+    """What the host knows of a step beside its rows: whom it asks for drafts, nobody where no sequence wants any, and
+    what any sequence's tokens need."""
 
     proposal: Proposal
     any_sampled: bool
@@ -112,8 +113,7 @@ class DeviceStep:
             rows=sampling,
             group=self.group,
         )
-        is_asked = layout.rows.proposing.numel() > 0
-        looks_up = is_asked and kind.proposal is Proposal.LOOKUP
+        looks_up = kind.proposal is Proposal.LOOKUP
         counts = None
         if self.group.rank == 0:
             committed, counts = self._decide(layout, chosen.token_ids, inputs.prices if looks_up else None, timer)
@@ -121,7 +121,7 @@ class DeviceStep:
             committed = self._receive(layout, looks_up)
         decision = committed.decision
         self._commit_cache(layout, batch, decision)
-        if is_asked and kind.proposal is Proposal.HEADS:
+        if kind.proposal is Proposal.HEADS:
             with timer.running():
                 self._draft_with_heads(layout, inputs.prices, decision, hidden)
         logprobs = None if chosen.logprobs is None else chosen.logprobs[layout.cells.gather(1, decision.path)]
