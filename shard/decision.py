@@ -59,7 +59,7 @@ class Committed(NamedTuple):
 def decide(states: SequenceStates, layout: StepLayout, token_ids: Tensor, depth: int) -> Committed:
     """Of the `token_ids` [M] that the model puts after rows, which count, committed. `depth` (D) is the most that a
     sequence of the step can emit."""
-    slots, stop_token_ids = layout.rows.slots, states.stop_token_ids
+    slots, stop_token_ids = layout.numbers.slots, states.stop_token_ids
     if states.is_readable and (kernels := decision_kernels()):
         token_ids, path, num_emitted, num_accepted, finished = kernels.decide(
             states.kept,

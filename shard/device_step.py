@@ -104,7 +104,7 @@ class DeviceStep:
             return None
         if layout.num_step_rows < len(hidden):
             # Of a prompt's rows the last one's.
-            hidden = hidden[layout.rows.logit_rows]
+            hidden = hidden[layout.numbers.logit_rows]
         sampling = self._sampling_rows(layout, kind, inputs.filtered)
         chosen = choose_tokens(
             self._model.logits(hidden),
@@ -143,7 +143,7 @@ class DeviceStep:
     def _sampling_rows(self, layout: StepLayout, kind: StepKind, filtered: Tensor | None) -> SamplingRows:
         if not kind.any_sampled:
             return SamplingRows.greedy(any_logprobs=kind.any_logprobs)
-        states, slots, rows = self.states, layout.rows.logit_slots, layout.rows.logit_rows
+        states, slots, rows = self.states, layout.numbers.logit_slots, layout.numbers.logit_rows
         return SamplingRows(
             temperature=states.temperature[slots],
             top_k=states.top_k[slots],
@@ -167,7 +167,7 @@ class DeviceStep:
         counts, message = None, [*decision]
         if self.drafter is not None:
             counts = self.drafter.learn(
-                layout.rows.slots,
+                layout.numbers.slots,
                 layout.num_decoding,
                 token_ids=decision.token_ids,
                 num_emitted=decision.num_emitted,
@@ -185,16 +185,16 @@ class DeviceStep:
 
     def _receive(self, layout: StepLayout, looks_up: bool) -> Committed:
         """The other ranks: rank 0's decision, committed."""
-        states, slots = self.states, layout.rows.slots
+        states, slots = self.states, layout.numbers.slots
         shapes = Decision.shapes(len(slots), self._depth(layout))
         num_shapes = len(shapes)
         if self.drafter is not None and looks_up:
-            shapes += DraftTree.shapes(len(layout.rows.proposing), self.drafter.sizes.tree_size)
+            shapes += DraftTree.shapes(len(layout.numbers.proposing), self.drafter.sizes.tree_size)
         tensors = receive(self.group, shapes, states.device)
         decision = Decision(*tensors[:num_shapes])
         states.append(slots, decision.token_ids, decision.num_emitted, decision.finished.bool())
         if len(shapes) > num_shapes:
-            states.set_drafts(slots[layout.rows.proposing], DraftTree(*tensors[num_shapes:]))
+            states.set_drafts(slots[layout.numbers.proposing], DraftTree(*tensors[num_shapes:]))
         return Committed(decision, states.num_tokens.index_select(0, slots))
 
     def _depth(self, layout: StepLayout) -> int:
@@ -206,7 +206,7 @@ class DeviceStep:
         """All ranks: the heads guess from the row behind which the last token came, `hidden` [M, size]."""
         assert self._heads is not None
         assert self.drafter is not None
-        proposing, sizes = layout.rows.proposing, self.drafter.sizes
+        proposing, sizes = layout.numbers.proposing, self.drafter.sizes
         last = (decision.num_emitted[proposing] - 1).clamp_min(0)[:, None]
         rows = layout.cells[proposing].gather(1, decision.path[proposing].gather(1, last))[:, 0]
         candidates = self._heads.candidates(hidden[rows], sizes.tree_width)
@@ -216,19 +216,19 @@ class DeviceStep:
         else:
             shapes = DraftTree.shapes(len(proposing), sizes.tree_size)
             tree = DraftTree(*receive(self.group, shapes, self.states.device))
-            self.states.set_drafts(layout.rows.slots[proposing], tree)
+            self.states.set_drafts(layout.numbers.slots[proposing], tree)
 
     def _draft(self, drafter: Drafter, layout: StepLayout, prices: Prices, candidates: Candidates | None) -> DraftTree:
         """Rank 0: trees for the sequences that propose, made pending."""
-        rows = layout.rows
+        numbers = layout.numbers
         return drafter.propose(
             self.states,
             candidates,
             prices,
-            slots=rows.slots,
-            proposing=rows.proposing,
-            max_drafts=rows.max_drafts,
-            max_depth=rows.max_depth,
+            slots=numbers.slots,
+            proposing=numbers.proposing,
+            max_drafts=numbers.max_drafts,
+            max_depth=numbers.max_depth,
         )
 
     def _commit_cache(self, layout: StepLayout, batch: ForwardBatch, decision: Decision) -> None:
@@ -243,5 +243,5 @@ class DeviceStep:
         if batch.paged is not None:
             self.cache.commit_paths(batch.paged, path, emitted, batch.physical_slots)
         else:
-            rows = layout.rows
-            self.cache.commit_spans(rows.first_rows[:count], rows.num_rows[:count], path, emitted, batch.physical_slots)
+            first_rows, num_rows = layout.numbers.first_rows[:count], layout.numbers.num_rows[:count]
+            self.cache.commit_spans(first_rows, num_rows, path, emitted, batch.physical_slots)

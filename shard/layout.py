@@ -126,7 +126,7 @@ class StepLayout:
     [S, R].
     """
 
-    rows: RowNumbers[Tensor]
+    numbers: RowNumbers[Tensor]
     token_ids: Tensor
     positions: Tensor
     num_drafts: Tensor
@@ -153,7 +153,7 @@ class StepLayout:
         tables, way = states.block_tables, self.ancestors
         if way is None and self.num_decoding:
             way = torch.ones(1, 1, 1, dtype=torch.bool, device=tables.device)
-        rows = torch.stack([self.rows.first_rows, self.rows.num_rows, self.rows.span_slots], 1).int()
+        rows = torch.stack([self.numbers.first_rows, self.numbers.num_rows, self.numbers.span_slots], 1).int()
         return DeviceSpans(
             rows,
             tables,
@@ -221,7 +221,7 @@ def lay_out(rows: StepRows, numbers: RowNumbers[Tensor], states: SequenceStates)
         token_ids, positions = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
         num_drafts = torch.where(states.finished[slots], -1, torch.minimum(states.num_drafts[slots], numbers.allowed))
     return StepLayout(
-        rows=numbers,
+        numbers=numbers,
         token_ids=token_ids,
         positions=positions,
         num_drafts=num_drafts,

@@ -69,7 +69,7 @@ def _layout(
     of.finished[slots] = num_drafts < 0
     none = torch.empty(0, dtype=torch.int64, device=DEVICE)
     layout = StepLayout(
-        rows=RowNumbers(*[none] * len(RowNumbers._fields))._replace(slots=slots),
+        numbers=RowNumbers(*[none] * len(RowNumbers._fields))._replace(slots=slots),
         token_ids=none,
         positions=none,
         num_drafts=num_drafts,
