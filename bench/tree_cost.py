@@ -33,8 +33,6 @@ def measure(rank: Rank, config: ShardConfig, *, context: int, rounds: int) -> di
     steps = MadeUpSteps(
         rank.runner,
         config,
-        num_blocks=rank.info.num_blocks,
-        vocab_size=rank.info.vocab_size,
         sizes=SpeculationSizes(num_speculative_tokens=_DEPTH, tree_size=max(SIZES), num_heads=0, tree_width=1),
     )
     steps.enter(1, context=context, room=_room(rounds))

@@ -80,7 +80,7 @@ class DeviceStep:
     ) -> None:
         """`drafter` is the same on all ranks and works on rank 0; None: no speculation."""
         self._model = model
-        self._vocab_size = vocab_size
+        self.vocab_size = vocab_size
         self.cache = cache
         self.states = states
         self.group = group
@@ -109,7 +109,7 @@ class DeviceStep:
         chosen = choose_tokens(
             self._model.logits(hidden),
             vocab_start=self._model.vocab_start,
-            vocab_size=self._vocab_size,
+            vocab_size=self.vocab_size,
             rows=sampling,
             group=self.group,
         )

@@ -26,16 +26,14 @@ class MadeUpSteps:
         runner: ModelRunner,
         config: ShardConfig,
         *,
-        num_blocks: int,
-        vocab_size: int,
         sizes: SpeculationSizes,
         on_step: Callable[[], None] = lambda: None,
     ) -> None:
         """`on_step` is called where a step begins."""
         self._runner = runner
         self._config = config
-        self._num_blocks = num_blocks
-        self._vocab_size = vocab_size
+        self._num_blocks = runner.step.cache.num_blocks
+        self._vocab_size = runner.step.vocab_size
         self._sizes = sizes
         self._on_step = on_step
         self._step_id = 0
@@ -71,7 +69,7 @@ class MadeUpSteps:
         lengths = dict(enumerate(prompts, len(drafts)))
         new = [self._new(slot, length, sampling, logprobs) for slot, length in lengths.items()]
         chunks = [self._chunk(slot, 0, length, length) for slot, length in lengths.items()]
-        return self._launch(new, [*self._decodes(drafts, Proposal.NONE), *chunks], Proposal.NONE)()
+        return self._run(new, [*self._decodes(drafts, Proposal.NONE), *chunks])
 
     def launch_decode(self, drafts: list[int], proposal: Proposal) -> Callable[[], StepResult]:
         """The same as `ModelRunner.launch`: the next may be launched before this one is waited for."""

@@ -123,9 +123,7 @@ def build_rank(config: ShardConfig) -> Rank:
     def measure_largest(cache: KVCache) -> StepBytes:
         def run(times: int, capture: Capture | None) -> ModelRunner:
             runner = new_runner(cache, capture)
-            vocab_size = model_config.vocab_size
-            steps = MadeUpSteps(runner, config, num_blocks=cache.num_blocks, vocab_size=vocab_size, sizes=sizes)
-            run_largest(steps, config, sizes, proposals_of(methods), times=times)
+            run_largest(MadeUpSteps(runner, config, sizes=sizes), config, sizes, proposals_of(methods), times=times)
             return runner
 
         peak, capture = peak_bytes(device, lambda: run(1, None)), new_capture()
@@ -175,15 +173,7 @@ def build_rank(config: ShardConfig) -> Rank:
         ),
         draft_min_probability=config.draft_min_probability,
     )
-    measure = partial(
-        warm_up,
-        runner,
-        config,
-        num_blocks=cache.num_blocks,
-        vocab_size=model_config.vocab_size,
-        sizes=sizes,
-        proposals=proposals_of(methods),
-    )
+    measure = partial(warm_up, runner, config, sizes=sizes, proposals=proposals_of(methods))
     return Rank(group, runner, info, measure)
 
 

@@ -52,15 +52,13 @@ def warm_up(
     runner: ModelRunner,
     config: ShardConfig,
     *,
-    num_blocks: int,
-    vocab_size: int,
     sizes: SpeculationSizes,
     proposals: list[Proposal],
     on_step: Callable[[], None] = lambda: None,
 ) -> list[StepCost]:
     """What steps cost, on every rank; empty if nothing is ever drafted. `proposals`: who can be asked for drafts.
     `on_step` is called where each step begins."""
-    steps = MadeUpSteps(runner, config, num_blocks=num_blocks, vocab_size=vocab_size, sizes=sizes, on_step=on_step)
+    steps = MadeUpSteps(runner, config, sizes=sizes, on_step=on_step)
     # Single prompts as they are captured, and the longest chunk there can be.
     longest = min(config.max_batch_prefill_tokens, config.max_total_tokens - 1)
     _look_at_logits(steps, min(_SHORT, longest), config)

@@ -159,7 +159,7 @@ def _made_up_steps(
             *(f"--max-total-tokens={max_total_tokens}", f"--block-size={_BLOCK_SIZE}"),
         ]
     )
-    return MadeUpSteps(runner, limits, num_blocks=num_blocks, vocab_size=config.vocab_size, sizes=sizes)
+    return MadeUpSteps(runner, limits, sizes=sizes)
 
 
 def _times(steps: MadeUpSteps, drafts: list[int]) -> list[float]:

@@ -44,8 +44,7 @@ def test_the_largest_steps_fit_beside_the_kv_cache(tmp_path: Path) -> None:
         rank.warm_up()
         sizes = speculation_sizes(config, num_heads=3, device=rank.runner.states.device)
         methods = speculation_methods(config, sizes)
-        vocab_size = rank.info.vocab_size
-        steps = MadeUpSteps(rank.runner, config, num_blocks=rank.info.num_blocks, vocab_size=vocab_size, sizes=sizes)
+        steps = MadeUpSteps(rank.runner, config, sizes=sizes)
         run_largest(steps, config, sizes, proposals_of(methods), times=3)
         torch.cuda.synchronize()
     finally:

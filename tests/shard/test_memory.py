@@ -153,10 +153,9 @@ def test_drafts_fill_the_step_with_the_largest_trees(room: int, expected: list[i
 def test_no_step_can_be_larger_than_those_that_are_run_and_nothing_is_left_of_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = config_of(
-        *("--speculate=3", "--max-batch-prefill-tokens=130", "--max-batch-draft-tokens=7"),
-        model=make_checkpoint(tmp_path),
-    )
+    # As many blocks as one sequence needs: the others share them.
+    flags = "--speculate=3", "--max-batch-prefill-tokens=130", "--max-batch-draft-tokens=7"
+    config = config_of(*flags, "--max-batch-total-tokens=100", model=make_checkpoint(tmp_path))
     runner = build_rank(config).runner
     plans: list[StepPlan] = []
     launch = runner.launch
@@ -167,8 +166,7 @@ def test_no_step_can_be_larger_than_those_that_are_run_and_nothing_is_left_of_th
 
     monkeypatch.setattr(runner, "launch", recorded)
     sizes = SpeculationSizes(num_speculative_tokens=3, tree_size=3, num_heads=0, tree_width=1)
-    # As many blocks as one sequence needs: the others share them.
-    steps = MadeUpSteps(runner, config, num_blocks=7, vocab_size=131, sizes=sizes)
+    steps = MadeUpSteps(runner, config, sizes=sizes)
     run_largest(steps, config, sizes, [Proposal.LOOKUP])
     chunks = [step for plan in plans for step in plan.sequences if step.chunk_length]
     assert (chunks[0].chunk_start, chunks[0].chunk_length) == (0, 99)
@@ -190,7 +188,7 @@ def test_the_largest_steps_leave_the_spare_slot_without_blocks(tmp_path: Path, m
     config = config_of(*flags, model=make_checkpoint(tmp_path))
     runner = build_rank(config).runner
     sizes = SpeculationSizes(num_speculative_tokens=16, tree_size=16, num_heads=0, tree_width=1)
-    steps = MadeUpSteps(runner, config, num_blocks=12, vocab_size=131, sizes=sizes)
+    steps = MadeUpSteps(runner, config, sizes=sizes)
     run_largest(steps, config, sizes, [Proposal.LOOKUP], times=2)
     tables = runner.states.block_tables
     assert tables[:-1].any()
