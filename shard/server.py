@@ -5,7 +5,6 @@ incarnations; plans of another session are refused, results of another are dropp
 """
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Callable
 from typing import TypeVar
 
@@ -18,8 +17,6 @@ from shard.plan import StepCost, StepResult
 from shard.step_order import StepOrder
 from shard.wire import costs_to_proto, plan_from_proto, result_to_proto
 
-log = logging.getLogger(__name__)
-
 # A plan carries whole prompts; a result is small.
 _OPTIONS = [
     ("grpc.max_receive_message_length", 256 * 1024 * 1024),
@@ -29,7 +26,6 @@ _OPTIONS = [
 ]
 
 Request = TypeVar("Request", shard_pb2.PrefillRequest, shard_pb2.DecodeRequest, shard_pb2.VerifyRequest)
-Response = TypeVar("Response", shard_pb2.PrefillResponse, shard_pb2.DecodeResponse, shard_pb2.VerifyResponse)
 
 
 class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
