@@ -1,5 +1,5 @@
-"""Between protobuf messages and the shard's own types. Beside it only the server, and the
-rank that says what it is, know the messages."""
+"""Between protobuf messages and the shard's own types, whose enums have the numbers of the wire's. Beside it only the
+server, and the rank that says what it is, know the messages."""
 
 from itertools import accumulate, chain
 
@@ -7,21 +7,9 @@ from drafthouse.v1 import sampling_pb2, shard_pb2
 from shard.plan import NewSequence, Sampling, SequenceResult, SequenceStep, StepCost, StepPlan, StepResult
 from shard.speculation import DraftPrice, Method, Proposal
 
-_METHOD: dict[Method, sampling_pb2.SpeculationMethod.ValueType] = {
-    Method.NGRAM: sampling_pb2.SPECULATION_METHOD_NGRAM,
-    Method.MEDUSA: sampling_pb2.SPECULATION_METHOD_MEDUSA,
-    Method.NGRAM_AND_MEDUSA: sampling_pb2.SPECULATION_METHOD_NGRAM_AND_MEDUSA,
-}
-
-_PROPOSAL: dict[Proposal, shard_pb2.Proposal.ValueType] = {
-    Proposal.NONE: shard_pb2.PROPOSAL_NONE,
-    Proposal.LOOKUP: shard_pb2.PROPOSAL_LOOKUP,
-    Proposal.HEADS: shard_pb2.PROPOSAL_HEADS,
-}
-
 
 def methods_to_proto(methods: list[Method]) -> list[sampling_pb2.SpeculationMethod.ValueType]:
-    return [_METHOD[method] for method in methods]
+    return [sampling_pb2.SpeculationMethod.ValueType(method) for method in methods]
 
 
 def plan_from_proto(plan: shard_pb2.StepPlan) -> StepPlan:
@@ -79,7 +67,7 @@ def costs_to_proto(costs: list[StepCost]) -> list[shard_pb2.StepCost]:
             sequences=c.sequences,
             rows=c.rows,
             context=c.context,
-            proposal=_PROPOSAL[c.proposal],
+            proposal=shard_pb2.Proposal.ValueType(c.proposal),
             duration_ns=c.duration_ns,
             proposing_ns=c.proposing_ns,
         )

@@ -9,7 +9,7 @@ import shard.plan
 from drafthouse.v1 import sampling_pb2, shard_pb2
 from router.draft_counts import METHODS
 from router.wire import plan_to_bytes, result_from_proto
-from shard.speculation import Method
+from shard.speculation import Method, Proposal
 from shard.wire import plan_from_proto, result_to_proto
 
 NUMBERS, TOKENS = st.integers(0, 1000), st.lists(st.integers(0, 2**20), min_size=1, max_size=4)
@@ -37,6 +37,10 @@ def sequence_results(draw: st.DrawFn) -> shard.plan.SequenceResult:
 def test_methods_have_the_same_numbers_everywhere() -> None:
     named = [sampling_pb2.SpeculationMethod.Name(method.value) for method in Method]
     assert named == [f"SPECULATION_METHOD_{method.upper()}" for method in METHODS]
+
+
+def test_proposals_have_the_numbers_of_the_wire() -> None:
+    assert shard_pb2.Proposal.items() == [(f"PROPOSAL_{proposal.name}", proposal.value) for proposal in Proposal]
 
 
 @given(st.lists(sequence_steps(), min_size=1, max_size=5))
