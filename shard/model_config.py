@@ -5,12 +5,11 @@ Reads the files of transformers 4 (`rope_theta`, `rope_scaling`) and 5 (`rope_pa
 
 import json
 import math
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shard.rope_config import RopeConfig, scaled_positions
+from shard.rope_config import RopeConfig, positive, scaled_positions
 
 # The reference's defaults of what a file may leave out, by model_type. Its keys are the families that are supported.
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -119,14 +118,14 @@ class ModelConfig:
             num_kv_heads=num_kv_heads,
             head_dim=head_dim,
             max_positions=scaled_positions(raw, max_position_embeddings),
-            rms_norm_eps=_number("rms_norm_eps", raw.get("rms_norm_eps", 1e-6)),
+            rms_norm_eps=positive("rms_norm_eps", raw.get("rms_norm_eps", 1e-6)),
             tie_word_embeddings=_is_set(raw, "tie_word_embeddings"),
             qkv_bias=attention_bias or model_type == "qwen2",
             o_bias=attention_bias,
             mlp_bias=_is_set(raw, "mlp_bias") and model_type == "llama",
             ropes=tuple(ropes[kind] for kind in layer_types),
             windows=tuple(_size(raw, "sliding_window") if kind == SLIDING else None for kind in layer_types),
-            attention_scale=_number("query_pre_attn_scalar", query_scalar or head_dim) ** -0.5,
+            attention_scale=positive("query_pre_attn_scalar", query_scalar or head_dim) ** -0.5,
             attention_softcap=_softcap(raw, "attn_logit_softcapping"),
             logit_softcap=_softcap(raw, "final_logit_softcapping"),
             embedding_scale=math.sqrt(hidden_size) if is_gemma else None,
@@ -142,12 +141,6 @@ def _size(raw: dict[str, Any], name: str, *, most: int = 2**31 - 1) -> int:
     return value
 
 
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= sys.float_info.max:
-        raise ValueError(f"{name} must be a positive number, found {value!r}")
-    return float(value)
-
-
 def _is_set(raw: dict[str, Any], name: str) -> bool:
     value = raw.get(name)
     if value is not None and not isinstance(value, bool):
@@ -158,7 +151,7 @@ def _is_set(raw: dict[str, Any], name: str) -> bool:
 def _softcap(raw: dict[str, Any], name: str) -> float | None:
     """The first gemma has none, whatever its file says."""
     value = raw.get(name) if raw["model_type"] in ("gemma2", "gemma3_text") else None
-    return None if value is None else _number(name, value)
+    return None if value is None else positive(name, value)
 
 
 def _head_dim(raw: dict[str, Any], hidden_size: int, num_heads: int) -> int:

@@ -62,14 +62,14 @@ class RopeConfig:
         partial = entry.get("partial_rotary_factor", raw.get("partial_rotary_factor"))
         if partial not in (None, 1, 1.0):
             raise ValueError(f"partial_rotary_factor {partial} is not supported (supported: 1.0)")
-        theta = _number(entry.get("rope_theta") or raw.get("rope_theta") or 10000.0, "theta")
+        theta = positive("rope theta", entry.get("rope_theta") or raw.get("rope_theta") or 10000.0)
         if rope_type == "default":
             return cls(rope_type=rope_type, theta=theta)
-        original = _number(
+        original = positive(
+            "rope original_max_position_embeddings",
             raw.get("original_max_position_embeddings")
             or entry.get("original_max_position_embeddings")
             or max_position_embeddings,
-            "original_max_position_embeddings",
         )
         factor = entry.get("factor")
         if factor is None and rope_type == "yarn":
@@ -78,10 +78,10 @@ class RopeConfig:
             return cls(
                 rope_type=rope_type,
                 theta=theta,
-                factor=_number(factor, "factor"),
+                factor=positive("rope factor", factor),
                 original_max_position_embeddings=int(original),
-                low_freq_factor=_number(entry.get("low_freq_factor"), "low_freq_factor"),
-                high_freq_factor=_number(entry.get("high_freq_factor"), "high_freq_factor"),
+                low_freq_factor=positive("rope low_freq_factor", entry.get("low_freq_factor")),
+                high_freq_factor=positive("rope high_freq_factor", entry.get("high_freq_factor")),
             )
         if rope_type == "yarn":
             if theta <= 1:
@@ -89,14 +89,21 @@ class RopeConfig:
             return cls(
                 rope_type=rope_type,
                 theta=theta,
-                factor=_number(factor, "factor"),
+                factor=positive("rope factor", factor),
                 original_max_position_embeddings=int(original),
-                beta_fast=_number(entry.get("beta_fast") or 32.0, "beta_fast"),
-                beta_slow=_number(entry.get("beta_slow") or 1.0, "beta_slow"),
+                beta_fast=positive("rope beta_fast", entry.get("beta_fast") or 32.0),
+                beta_slow=positive("rope beta_slow", entry.get("beta_slow") or 1.0),
                 truncate=bool(entry.get("truncate", True)),
-                attention_factor=_yarn_attention_factor(entry, _number(factor, "factor")),
+                attention_factor=_yarn_attention_factor(entry, positive("rope factor", factor)),
             )
-        return cls(rope_type=rope_type, theta=theta, factor=_number(factor, "factor"))
+        return cls(rope_type=rope_type, theta=theta, factor=positive("rope factor", factor))
+
+
+def positive(name: str, value: Any) -> float:
+    """`value` of a config.json as a number. ValueError if it is no positive one."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= sys.float_info.max:
+        raise ValueError(f"{name} must be a positive number, found {value!r}")
+    return float(value)
 
 
 def scaled_positions(raw: dict[str, Any], max_position_embeddings: int) -> int:
@@ -124,12 +131,6 @@ def _refuse_two(raw: dict[str, Any]) -> None:
             raise ValueError(f"{name} must be a set of names and values or null, found {value!r}")
     if new and old and new != old:
         raise ValueError("rope_parameters and rope_scaling differ; leave one of them out")
-
-
-def _number(value: Any, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= sys.float_info.max:
-        raise ValueError(f"rope {name} must be a positive number, found {value!r}")
-    return float(value)
 
 
 def _yarn_attention_factor(entry: dict[str, Any], factor: float) -> float:
