@@ -125,7 +125,7 @@ class SequenceStates:
     def append(self, slots: Tensor, token_ids: Tensor, num_emitted: Tensor, finished: Tensor) -> None:
         """Commits the first `num_emitted` [S] of `token_ids` [S, R] of each of the slots [S]. What was drafted for them
         is void."""
-        if self.device.type == "cpu" and (kernels := decision_kernels()):
+        if self.is_readable and (kernels := decision_kernels()):
             kernels.append(self.kept, slots, token_ids, num_emitted, finished)
             return
         columns = torch.arange(token_ids.shape[1], device=self.device)
@@ -148,7 +148,7 @@ class SequenceStates:
 
     def set_drafts(self, slots: Tensor, tree: DraftTree) -> None:
         """Makes a tree per slot [S] pending."""
-        if self.device.type == "cpu" and (kernels := decision_kernels()):
+        if self.is_readable and (kernels := decision_kernels()):
             kernels.set_drafts(self.kept, slots, tree)
             return
         self.draft_token_ids[slots] = tree.token_ids

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from shard import decision, states
+from shard import decision
 from shard.decision import Committed, decide
 from shard.layout import RowNumbers, StepLayout
 from shard.speculation.verify import ancestors
@@ -98,7 +98,6 @@ def _by_torch(of: SequenceStates, layout: StepLayout, token_ids: Tensor, depth: 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(of, "is_readable", False)
         patch.setattr(decision, "decide_for", lambda device: None)
-        patch.setattr(states, "decision_kernels", lambda: None)
         return decide(of, layout, token_ids, depth)
 
 
