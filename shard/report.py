@@ -1,6 +1,6 @@
 """What a step brought: read from the device when it is done there, told to the router, summed up in a digest.
 
-Pure. Must not know how any of it was decided.
+Must not know how any of it was decided.
 """
 
 from hashlib import blake2b

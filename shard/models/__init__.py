@@ -1,4 +1,5 @@
-"""Model families by `model_type`, and loading one. A new family is a line here and the parts that no other has."""
+"""Model families by `model_type`, and loading one. A new family is a line here, what its files may say in
+`shard.model_config`, and the parts that no other has."""
 
 from pathlib import Path
 

@@ -1,7 +1,7 @@
 """Speculation: what proposers give, and the tree that is made of it. Each proposer, the tree and its verification are
 modules of their own.
 
-Must not know of models, slots or collectives.
+Must not know of models or collectives.
 """
 
 from enum import IntEnum
