@@ -93,7 +93,7 @@ class DeviceStep:
         kind: StepKind,
         inputs: StepInputs,
         timer: Timer,
-        on_launch: Callable[[], None],
+        on_launch: Callable[[], None] = lambda: None,
     ) -> Outcome | None:
         """None: nobody was to get a token. `timer` runs where drafts are made; `on_launch` is called where the layers
         begin."""

@@ -22,10 +22,6 @@ from shard.speculation.prices import HostPrices
 from shard.states import HostSlot
 
 
-def _nothing() -> None:
-    pass
-
-
 class ModelRunner:
     def __init__(self, step: DeviceStep, *, capture: Capture | None = None, most_chunk_rows: int = sys.maxsize) -> None:
         """With a `capture` attention must be by kernels that read the pages themselves (shard.cuda.kernels), and no
@@ -53,7 +49,7 @@ class ModelRunner:
         return self._captured.chunk_rows if self._captured is not None else []
 
     @torch.inference_mode()
-    def launch(self, plan: StepPlan, on_launch: Callable[[], None] = _nothing) -> Callable[[], StepResult]:
+    def launch(self, plan: StepPlan, on_launch: Callable[[], None] = lambda: None) -> Callable[[], StepResult]:
         """Gives the device a step. What is returned waits until it is done there, and is to be called once, in the
         order of the steps; the next step may be launched before.
 
@@ -72,7 +68,7 @@ class ModelRunner:
                 kind = self._kind(rows, plan.proposal)
                 filled = self._captured.fill_up(rows, kind, len(plan.draft_prices)) if self._captured else None
                 sequences = self._yielding(filled or rows)
-                on_layers = _nothing if is_asynchronous else on_launch
+                on_layers = (lambda: None) if is_asynchronous else on_launch
                 outcome = self._run(rows, filled, kind, plan.draft_prices, proposing_time, on_layers)
             if outcome is not None:
                 outcome = outcome.to_host()
