@@ -71,6 +71,10 @@ class FakeGroup:
         self.silent_from_step: int | None = None
         # What the first reply says beside the truth, once.
         self.odd: shard_pb2.SequenceResults | None = None
+        # Come before its first reply, once.
+        self.strays: list[shard_pb2.StepResult] = []
+        # What its warm-up measured.
+        self.costs: list[shard_pb2.StepCost] = []
         # Prompts that begin with it.
         self.dies_of: int | None = None
         self.aborts: list[str] = []
@@ -79,6 +83,8 @@ class FakeGroup:
         self.arrived_s: dict[int, float] = {}
         self.replied_s: dict[int, float] = {}
         self.phases: list[str] = []
+        # As they came to rank 0.
+        self.plans: list[shard_pb2.StepPlan] = []
 
 
 class FakeRank(shard_pb2_grpc.ShardServiceServicer):
@@ -117,7 +123,7 @@ class FakeRank(shard_pb2_grpc.ShardServiceServicer):
     async def Warmup(self, request: shard_pb2.WarmupRequest, context: Any) -> shard_pb2.WarmupResponse:
         self.new_session(request.router_incarnation)
         self.group.warmups.append(request.router_incarnation)
-        return shard_pb2.WarmupResponse()
+        return shard_pb2.WarmupResponse(step_costs=self.group.costs if self.rank == 0 else [])
 
     async def Prefill(self, request: Any, context: Any) -> AsyncIterator[shard_pb2.PrefillResponse]:
         async for result in self.steps("prefill", request):
@@ -143,12 +149,17 @@ class FakeRank(shard_pb2_grpc.ShardServiceServicer):
                 if self.rank == 0:
                     self.group.arrived_s[request.plan.step_id] = time.monotonic()
                     self.group.phases.append(phase)
+                    self.group.plans.append(request.plan)
                 queue.put_nowait(request.plan)
 
         reader = asyncio.create_task(read())
         try:
             while True:
-                yield await self.run(await queue.get())
+                plan = await queue.get()
+                strays, self.group.strays = self.group.strays, []
+                for stray in strays:
+                    yield stray
+                yield await self.run(plan)
         finally:
             reader.cancel()
 
