@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.machine import Machine, installed_gpus, visible_gpus
+from launcher.machine import Machine, installed_gpus, usable_cores, visible_gpus
 
 
 @pytest.mark.parametrize(
@@ -30,3 +30,29 @@ def test_without_its_tool_gpus_are_known_by_their_device_files(tmp_path: Path, m
     for name in ("nvidia0", "nvidia11", "nvidiactl", "nvidia-uvm", "null"):
         (tmp_path / name).touch()
     assert installed_gpus() == 2
+
+
+@pytest.mark.parametrize(
+    ("limit", "cores"),
+    [
+        ("max 100000", 8),
+        ("200000 100000", 2),
+        # What is left of a core is no core, but one there always is.
+        ("250000 100000", 2),
+        ("50000 100000", 1),
+        ("300000 50000", 6),
+        ("1600000 100000", 8),
+        ("of another kernel", 8),
+        ("", 8),
+        (None, 8),
+    ],
+)
+def test_a_containers_limit_bounds_the_cores(
+    limit: str | None, cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "cpu.max"
+    if limit is not None:
+        file.write_text(limit + "\n")
+    monkeypatch.setattr("launcher.machine._CGROUP_CPU_MAX", file)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    assert usable_cores() == cores
