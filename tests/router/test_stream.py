@@ -128,3 +128,13 @@ def test_an_error_comes_after_the_tokens_before_it() -> None:
                 await stream.next_output()
 
     in_a_stream(do)
+
+
+def test_tokens_and_logprobs_end_with_the_stop_string() -> None:
+    async def do(stream: Stream) -> None:
+        assert bring(stream, "abcde") == 3
+        last = await stream.next_output()
+        assert (last.text, last.token_ids, last.logprobs) == ("a", tokens("abc"), [0.0, -0.5, -1.0])
+        assert (last.finish_reason, last.num_generated_tokens) == (FinishReason.STOP, 3)
+
+    in_a_stream(do, stop=["bc"])
