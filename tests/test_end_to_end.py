@@ -21,6 +21,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
 from tokenizers import Tokenizer
 
+from drafthouse.v1 import generation_pb2, sampling_pb2
 from tests.checkpoints import make_checkpoint
 from tests.e2e import ROOT, Launch, Stream, prompt
 from tests.launcher.conftest import clean_environ, wait_until
@@ -113,6 +114,21 @@ def test_http_says_that_it_is_healthy_and_every_metric_is_there(service: Launch,
         pytest.skip("promtool is not installed; `make tools` installs it")
     lint = subprocess.run([promtool, "check", "metrics"], input=exposition, capture_output=True, text=True, check=False)
     assert (lint.returncode, lint.stdout, lint.stderr) == (0, "", "")
+
+
+def test_model_info_says_what_is_served_and_by_what(model: Path, service: Launch) -> None:
+    info = service.stub.GetModelInfo(generation_pb2.GetModelInfoRequest(), timeout=10)
+    assert (info.model_id, info.revision, info.weights, info.heads) == (str(model), "", "", "")
+    assert (info.model_type, info.dtype, info.device, info.vocab_size) == ("llama", "float64", "cpu", 131)
+    assert (info.num_shards, info.max_total_tokens, info.block_size) == (2, 2048, 16)
+    assert (info.speculate, info.tree_size) == (3, 3)
+    assert list(info.speculation_methods) == [sampling_pb2.SPECULATION_METHOD_NGRAM]
+    assert info.kernels["linear"] == info.kernels["layers"] == "torch"
+    # How the two shards add up what they have is told too.
+    assert info.kernels["collectives"]
+    assert info.max_batch_size > 0
+    assert info.num_blocks * info.block_size >= info.max_total_tokens
+    assert info.version
 
 
 def test_grpc_health_and_reflection_speak_for_the_service(service: Launch) -> None:

@@ -147,3 +147,13 @@ def test_numbers_that_the_device_lacks_are_refused(flag: str, tmp_path: Path, mo
     paths = [f"--model-path={make_checkpoint(tmp_path)}", "--uds-path=unused", "--run-dir=unused"]
     with pytest.raises(ConfigError, match=f"{flag} fp8 needs a GPU"):
         build_rank(parse_args([*paths, "--max-total-tokens=64", f"{flag}=fp8"]))
+
+
+def test_what_was_done_to_the_weights_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    paths = [f"--model-path={make_checkpoint(tmp_path)}", "--uds-path=unused", "--run-dir=unused"]
+    flags = [*paths, "--max-total-tokens=64", "--weights-note=dequantized from Q4_1"]
+    assert build_rank(parse_args(flags)).info.weights == "dequantized from Q4_1"
+    quantized = build_rank(parse_args([*flags, "--quantize=int8"]))
+    assert quantized.info.weights == "dequantized from Q4_1, quantized to int8"
+    assert build_rank(parse_args([*paths, "--max-total-tokens=64"])).info.weights == ""
