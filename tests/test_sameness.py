@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 
 from router.request import GenerationRequest
-from router.sequence import SamplingParams
+from router.sequence import FinishReason, SamplingParams
 from tests.checkpoints import make_checkpoint
 from tests.engines import Service, collect, generation_request, run, service
 from tests.medusa_checkpoints import HeadWeights, random_heads, write_heads
 from tests.oracle_heads import RecordedModel, Text, oracle_heads, partly_right_ranks, ranked_heads
+from tests.router.tiny_tokenizers import byte_level_tokenizer
 from tests.shard_processes import ShardProcesses
 
 DRAFTED = "drafthouse_speculation_drafted_tokens_total"
@@ -256,25 +257,44 @@ def test_a_killed_shard_changes_nothing(bases: Bases, tmp_path: Path, family: st
     run(scenario, timeout_s=LIMIT_S)
 
 
+async def cut(s: Service, one: GenerationRequest) -> tuple[list[int], str]:
+    """Tokens and text of a stream that something ends before it has all it may have."""
+    outputs = await collect(s.engine.generate(one))
+    tokens = [token for output in outputs for token in output.token_ids]
+    assert outputs[-1].finish_reason is FinishReason.STOP
+    assert sum(len(output.logprobs) for output in outputs) == (len(tokens) if one.logprobs else 0)
+    return tokens, "".join(output.text for output in outputs)
+
+
 @pytest.mark.parametrize(("family", "drafting"), [("llama", Drafting("auto", "all")), ("qwen3", LOOKUP)])
 def test_end_tokens_stop_strings_and_limits_cut_at_the_same_place(
     bases: Bases, tmp_path: Path, family: str, drafting: Drafting
 ) -> None:
-    """Each stream of the reference is ended at its 30th token in three ways, at every draft length."""
+    """Streams of the reference are ended at about their 30th token in three ways, at every draft length at once."""
     base = bases[family]
+    decode = byte_level_tokenizer().decode
+
+    async def at_every_length(s: Service, one: GenerationRequest, tokens: list[int]) -> None:
+        end = next(i for i in range(29, 70) if tokens[i] not in tokens[:i]) if len(set(tokens[29:])) > 1 else 0
+        # Two tokens whose text is whole, or where it was before.
+        texts = (decode(tokens[i : i + 2]) for i in range(20, 60))
+        string = next(text for text in texts if "\N{REPLACEMENT CHARACTER}" not in text)
+        with_string = next(i for i in range(len(tokens)) if string in decode(tokens[:i]))
+        for k in range(MAX_SPECULATE + 1):
+            speculating = replace(one, num_speculative_tokens=k)
+            assert await s.tokens(replace(speculating, max_new_tokens=30)) == tokens[:30]
+            if end:
+                stop = frozenset({tokens[end]})
+                assert (await cut(s, replace(speculating, stop_token_ids=stop)))[0] == tokens[: end + 1]
+            kept, text = await cut(s, replace(speculating, stop_strings=(string,), logprobs=True))
+            assert kept == tokens[:with_string]
+            assert text == decode(kept).split(string)[0]
 
     async def scenario() -> None:
         async with service(tmp_path, max_concurrent_requests=64) as s:
             await s.ready(START_LIMIT_S)
-            for one, tokens in list(zip(REQUESTS, base.reference, strict=True))[::3]:
-                end = next(i for i in range(29, 70) if tokens[i] not in tokens[:i]) if len(set(tokens[29:])) > 1 else 0
-                for k in range(MAX_SPECULATE + 1):
-                    speculating = replace(one, num_speculative_tokens=k)
-                    assert await s.tokens(replace(speculating, max_new_tokens=30)) == tokens[:30]
-                    if end:
-                        stop = frozenset({tokens[end]})
-                        outputs = await collect(s.engine.generate(replace(speculating, stop_token_ids=stop)))
-                        assert [t for o in outputs for t in o.token_ids] == tokens[: end + 1]
+            some = list(zip(REQUESTS, base.reference, strict=True))[::3]
+            await asyncio.gather(*(at_every_length(s, *one) for one in some))
 
     flags = drafting.flags(base) | {"max_batch_size": 16, "max_batch_prefill_tokens": 112}
     with ShardProcesses(tmp_path, base.checkpoint, **flags):
