@@ -280,6 +280,7 @@ def test_end_tokens_stop_strings_and_limits_cut_at_the_same_place(
         texts = (decode(tokens[i : i + 2]) for i in range(20, 60))
         string = next(text for text in texts if "\N{REPLACEMENT CHARACTER}" not in text)
         with_string = next(i for i in range(len(tokens)) if string in decode(tokens[:i]))
+        said = set()
         for k in range(MAX_SPECULATE + 1):
             speculating = replace(one, num_speculative_tokens=k)
             assert await s.tokens(replace(speculating, max_new_tokens=30)) == tokens[:30]
@@ -288,13 +289,16 @@ def test_end_tokens_stop_strings_and_limits_cut_at_the_same_place(
                 assert (await cut(s, replace(speculating, stop_token_ids=stop)))[0] == tokens[: end + 1]
             kept, text = await cut(s, replace(speculating, stop_strings=(string,), logprobs=True))
             assert kept == tokens[:with_string]
-            assert text == decode(kept).split(string)[0]
+            assert string not in text
+            said.add(text)
+        assert len(said) == 1
 
     async def scenario() -> None:
         async with service(tmp_path, max_concurrent_requests=64) as s:
             await s.ready(START_LIMIT_S)
-            some = list(zip(REQUESTS, base.reference, strict=True))[::3]
-            await asyncio.gather(*(at_every_length(s, *one) for one in some))
+            # Among them those of which heads know what is behind the string.
+            some = (0, 9, 15, *KNOWN_REQUESTS)
+            await asyncio.gather(*(at_every_length(s, REQUESTS[i], base.reference[i]) for i in some))
 
     flags = drafting.flags(base) | {"max_batch_size": 16, "max_batch_prefill_tokens": 112}
     with ShardProcesses(tmp_path, base.checkpoint, **flags):
