@@ -1,11 +1,7 @@
 """The compiled kernels against torch in float32, on random shapes; outputs are poisoned first."""
 
-import logging
-import os
 import random
 from collections.abc import Iterator
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shard.attention_spec import AttentionSpec
-from shard.cpu import build
 from shard.cpu.kernels import CpuKernels, cpu_kernels
 from shard.cpu.spans import PagedSpans
 from tests.shard.targets import TARGETS, compiled_for
@@ -152,81 +147,6 @@ def test_attention_over_pages_in_any_order(
     written = pages.movedim(3, 2).reshape(2, -1, kv_heads, dim)[:, slots[num_steps:]].movedim(0, 1)
     assert torch.equal(written, qkv[num_steps:, heads:].view(-1, 2, kv_heads, dim))
     torch.testing.assert_close(out.float(), expected, **TOLERANCE)
-
-
-def test_without_a_compiler_the_service_goes_on_and_says_so(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("CC", "no-such-compiler")
-    with caplog.at_level(logging.WARNING):
-        assert cpu_kernels.__wrapped__() is None
-    assert "no C compiler 'no-such-compiler'" in caplog.text
-
-
-def test_a_compiler_that_fails_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(build, "_flags", lambda: ("--no-such-flag",))
-    with pytest.raises(build.BuildError, match="cc failed"):
-        build.built_library()
-    assert not list(tmp_path.rglob("*.so"))
-
-
-def test_what_a_compiler_says_is_passed_on_and_it_may_have_arguments(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv("CC", "cc -nostdinc")
-    with pytest.raises(build.BuildError, match=r"cc failed: .*error: .*\.h"):
-        build.built_library()
-
-
-def test_a_damaged_library_is_made_anew_and_what_a_killed_build_left_is_gone(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    (tmp_path / "drafthouse" / "kernels-tmp1").mkdir(parents=True)
-    library = build.built_library()
-    assert [path.name for path in library.parent.iterdir() if path.is_dir()] == []
-    library.write_bytes(b"")
-    assert cpu_kernels.__wrapped__() is not None
-    assert library.stat().st_size > 0
-
-
-def test_where_the_cache_cannot_be_written_the_library_is_made_among_temporary_files(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    # Root may write to any folder, so one is to be made below a file.
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    monkeypatch.setattr(build.tempfile, "tempdir", str(tmp_path))
-    made = build.built_library()
-    assert made.parent.parent == tmp_path
-    assert made.parent.stat().st_mode & 0o777 == 0o700
-    assert build.loaded_library()
-    # One that is in a cache that can only be read is used as it is.
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "read_only"))
-    cache = tmp_path / "read_only" / "drafthouse"
-    cache.mkdir(parents=True)
-    kept = made.rename(cache / made.name)
-    monkeypatch.setattr(build, "_is_usable", lambda folder: False)
-    assert build.built_library() == kept
-
-
-def test_where_nothing_can_be_run_from_nothing_is_built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nothing")
-    monkeypatch.setattr(build.tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(build.os, "statvfs", lambda folder: SimpleNamespace(f_flag=os.ST_NOEXEC))
-    with pytest.raises(build.BuildError, match=r"nothing can be run from .* set XDG_CACHE_HOME"):
-        build.built_library()
-
-
-def test_what_others_can_write_is_not_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nothing")
-    monkeypatch.setattr(build.tempfile, "tempdir", str(tmp_path))
-    (tmp_path / f"drafthouse-{os.getuid()}").mkdir()
-    (tmp_path / f"drafthouse-{os.getuid()}").chmod(0o777)
-    with pytest.raises(build.BuildError, match="not this user's alone"):
-        build.built_library()
 
 
 @pytest.mark.parametrize("num_spans", [1, 3, 100])

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from shard.cpu import build
 from shard.cpu.kernels import NAME, CpuKernels, cpu_kernels
 from shard.cpu.tiles import LEAST_ROWS
 from shard.gate import Gate
@@ -232,7 +231,3 @@ def test_without_a_compiler_torch_multiplies_in_8_bits(
     expected = exact(x, weight.values * weight.scales[:, None].double(), bias)
     tolerance = 1e-12 if dtype == torch.float64 else 2**-6
     torch.testing.assert_close(product(x).double(), expected, rtol=tolerance, atol=tolerance)
-
-
-def test_every_source_is_compiled_and_decides_the_librarys_name() -> None:
-    assert {source.name for source in build.SOURCES} >= {"attention.c", "decoder.c", "kernels.c", "linear.c"}
