@@ -1,10 +1,14 @@
 """For all tests: none of them is about time, and other work on the machine may slow any of them down."""
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
+
+from tests.interpreted import is_interpreted
 
 # Tests for a GPU run with what its machine has (bench/gpu/marked_tests.py).
 with suppress(ImportError):
@@ -12,6 +16,17 @@ with suppress(ImportError):
 
     settings.register_profile("drafthouse", deadline=None)
     settings.load_profile("drafthouse")
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Tests of Triton's kernels are run by test_triton_interpreter.py where there is no GPU: here all of them would be
+    skipped, and a skip is to say that something is missing."""
+    if not is_interpreted(collection_path) or os.environ.get("TRITON_INTERPRET") == "1":
+        return None
+    # Only here: many tests need no torch.
+    import torch
+
+    return None if torch.cuda.is_available() else True
 
 
 @pytest.fixture(autouse=True)
