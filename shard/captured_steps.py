@@ -215,7 +215,7 @@ class CapturedSteps:
         step, timer = self._step, self._capture.timer()
 
         def run() -> Outcome:
-            outcome = step.run(rows, kind, inputs, timer, _nothing)
+            outcome = step.run(rows, kind, inputs, timer)
             assert outcome is not None
             return outcome._replace(proposing=None if kind.proposal is Proposal.NONE else timer.marks)
 
@@ -228,7 +228,3 @@ def _next_num_rows(least: int, batch: int, most: int, growth: tuple[int, int]) -
     while num_rows < least:
         num_rows = min(factor * num_rows, num_rows + most_more, most)
     return num_rows
-
-
-def _nothing() -> None:
-    pass
