@@ -5,6 +5,7 @@ from dataclasses import fields
 import pytest
 
 from drafthouse.v1 import sampling_pb2, shard_pb2
+from router.config import parse_args
 from router.group_info import GroupInfo, ShardGroupLost, agreed_info
 from router.request import ModelInfo
 
@@ -79,7 +80,9 @@ def test_every_field_is_the_one_of_its_name() -> None:
     for name in names(info):
         given = getattr(said_by_all, name)
         assert getattr(info, name) == (("ngram",) if name == "speculation_methods" else given), name
-    told = info.model_info(model_id="tiny", revision="r1", num_shards=11)
-    assert (told.model_id, told.revision, told.num_shards) == ("tiny", "r1", 11)
+    where = ["--model-path=m", "--shard-uds-path=s", "--run-dir=r"]
+    config = parse_args(["--model-id=tiny", "--revision=r1", "--num-shard=11", *where])
+    told = info.model_info(config, version="1.0")
+    assert (told.model_id, told.revision, told.num_shards, told.version) == ("tiny", "r1", 11, "1.0")
     for name in names(told) & names(info):
         assert getattr(told, name) == getattr(info, name), name
