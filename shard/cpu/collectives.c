@@ -4,6 +4,7 @@
 
 #include <limits.h>
 #include <linux/futex.h>
+#include <math.h>
 #include <stdatomic.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -34,6 +35,8 @@ typedef enum { FLOAT32, FLOAT64, BFLOAT16, INT64 } Number;
 
 // Looks, after the first SPINS, between which others may have the core, before a rank sleeps: some hundreds of microseconds.
 #define YIELDS 1000
+// Below a second.
+#define MOST_SLEEP_S .5
 
 static long futex(atomic_uint *word, int operation, uint32_t value, const struct timespec *timeout) {
     return syscall(SYS_futex, word, operation, value, timeout, 0, 0);
@@ -53,19 +56,24 @@ INLINE int is_reached(uint32_t begun, uint32_t count) {
 // Until a rank has begun `count` parts. After a time without it the group has failed, and nothing waits any more.
 static void wait_for(Ranks *ranks, long rank, uint32_t count) {
     Flag *flag = ranks->flags + rank;
-    for (long looks = 0; looks < SPINS + YIELDS && !ranks->has_failed; looks++) {
+    for (long looks = 0; looks < SPINS && !ranks->has_failed; looks++) {
         if (is_reached(atomic_load(&flag->begun), count)) return;
-        if (looks < SPINS) relax();
-        else sched_yield();
+        relax();
     }
     const double end = seconds() + ranks->timeout_s;
+    // Who has the core meanwhile may keep it for milliseconds.
+    for (long looks = 0; looks < YIELDS && !ranks->has_failed && seconds() < end; looks++) {
+        if (is_reached(atomic_load(&flag->begun), count)) return;
+        sched_yield();
+    }
     while (!ranks->has_failed) {
+        const long left_ns = (long)(1e9 * fmin(fmax(end - seconds(), 0), MOST_SLEEP_S));
         atomic_fetch_add(&flag->sleepers, 1);
         const uint32_t begun = atomic_load(&flag->begun);
-        if (!is_reached(begun, count)) futex(&flag->begun, FUTEX_WAIT, begun, &(struct timespec){.tv_sec = 1});
+        if (!is_reached(begun, count)) futex(&flag->begun, FUTEX_WAIT, begun, &(struct timespec){.tv_nsec = left_ns});
         atomic_fetch_sub(&flag->sleepers, 1);
         if (is_reached(atomic_load(&flag->begun), count)) return;
-        ranks->has_failed = seconds() > end;
+        ranks->has_failed = seconds() >= end;
     }
 }
 
