@@ -58,7 +58,7 @@ class Service:
     async def tokens(self, wanted: GenerationRequest) -> list[int]:
         return [token for output in await collect(self.engine.generate(wanted)) for token in output.token_ids]
 
-    async def ready(self, timeout_s: float = 10) -> None:
+    async def ready(self, timeout_s: float = 120) -> None:
         async with asyncio.timeout(timeout_s):
             while not self.engine.is_ready:
                 await asyncio.sleep(0.01)
@@ -103,7 +103,7 @@ async def service(
             await loop
 
 
-def run(scenario: Callable[[], Awaitable[None]], *, timeout_s: float = 30) -> None:
+def run(scenario: Callable[[], Awaitable[None]], *, timeout_s: float = 120) -> None:
     async def bounded() -> None:
         async with asyncio.timeout(timeout_s):
             await scenario()

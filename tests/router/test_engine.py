@@ -112,7 +112,7 @@ def test_a_silent_rank_is_told_to_leave_and_nothing_is_lost(tmp_path: Path) -> N
     group.silent_from_step = 4
 
     async def scenario() -> None:
-        async with FakeShards(tmp_path, group), service(tmp_path, step_timeout_s=0.3) as s:
+        async with FakeShards(tmp_path, group), service(tmp_path, step_timeout_s=1) as s:
             await s.ready()
             stream = asyncio.create_task(s.tokens(request([5, 6], new=8)))
             while not group.aborts:
@@ -129,7 +129,7 @@ def test_a_rank_that_reads_nothing_is_given_up_like_one_that_says_nothing(tmp_pa
     group = FakeGroup()
 
     async def scenario() -> None:
-        async with FakeShards(tmp_path, group), service(tmp_path, step_timeout_s=0.3) as s:
+        async with FakeShards(tmp_path, group), service(tmp_path, step_timeout_s=1) as s:
             await s.ready()
             session, never = s.engine._session, asyncio.Event()
             assert session is not None
@@ -137,7 +137,8 @@ def test_a_rank_that_reads_nothing_is_given_up_like_one_that_says_nothing(tmp_pa
                 calls[:] = [mock.Mock(write=lambda _: never.wait())]
             assert await s.tokens(request([5, 6], new=8)) == expected([5, 6], 8)
             assert "no reply to step 1" in group.aborts[0]
-            assert len(group.warmups) == 2
+            # In another session, or a third if the machine stood still for a second.
+            assert len(group.warmups) >= 2
 
     run(scenario)
 

@@ -3,12 +3,12 @@
 import asyncio
 import contextlib
 import threading
-import time
 from functools import partial
 
 import pytest
 
 from shard.device_thread import DeviceThread
+from tests.launcher.conftest import wait_until
 
 
 class Recorder:
@@ -21,7 +21,7 @@ class Recorder:
 
     def in_parts(self, name: str, *, hands_over: bool = True) -> asyncio.Future[str]:
         def work() -> str:
-            self.gate.wait(10)
+            self.gate.wait()
             self.events.append(f"begin {name}")
             if hands_over:
                 self.device.hand_over()
@@ -93,9 +93,23 @@ def test_an_error_is_that_of_its_own_job(fails_late: bool) -> None:
     asyncio.run(run())
 
 
+class Clock:
+    """In the place of `time`. Goes only when it is told to, and knows how often it was looked at."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.num_looks = 0
+
+    def monotonic(self) -> float:
+        self.num_looks += 1
+        return self.now_s
+
+
 def test_a_job_of_many_steps_is_watched_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """A warm-up takes longer than any step may."""
     monkeypatch.setattr("shard.device_thread._CHECK_INTERVAL_S", 0.01)
+    clock = Clock()
+    monkeypatch.setattr("shard.device_thread.time", clock)
 
     class Left(Exception):
         pass
@@ -107,18 +121,24 @@ def test_a_job_of_many_steps_is_watched_step_by_step(monkeypatch: pytest.MonkeyP
 
     async def run(num_steps: int, step_s: float) -> None:
         device = DeviceThread()
+        watch = asyncio.create_task(device.watch(0.5))
+
+        def step() -> None:
+            device.begin_step()
+            clock.now_s += step_s
+            # One of two begins after that.
+            seen = clock.num_looks + 2
+            wait_until(lambda: clock.num_looks >= seen or watch.done(), what="the watch", limit_s=120)
 
         def many() -> None:
             for _ in range(num_steps):
-                device.begin_step()
-                time.sleep(step_s)
+                step()
 
-        watch, job = asyncio.create_task(device.watch(0.5)), device.submit(many)
-        await job
+        await device.submit(many)
         watch.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await watch
 
-    asyncio.run(run(20, 0.05))
+    asyncio.run(run(5, 0.4))
     with pytest.raises(Left, match=r"longer than 0\.5 s"):
-        asyncio.run(run(1, 1.0))
+        asyncio.run(run(1, 0.6))

@@ -2,7 +2,6 @@
 
 import asyncio
 import signal
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
@@ -15,6 +14,10 @@ from tests.engines import run
 from tests.shard_processes import ShardProcesses
 
 PROMPT = [5, 6, 7, 5, 6, 7, 5, 6]
+# Against hanging, not an expectation: the machine may be loaded, and each rank imports torch.
+LIMIT_S = 120
+# What a rank that waits for others waits longer than a test does.
+FOR_EVER_S = 1000
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +34,13 @@ class Client:
         self.router_incarnation = 0
 
     async def begin(self, router_incarnation: int = 7) -> None:
-        info = await self.stub.GetInfo(shard_pb2.GetInfoRequest(), wait_for_ready=True, timeout=60)
+        info = await self.stub.GetInfo(shard_pb2.GetInfoRequest(), wait_for_ready=True, timeout=LIMIT_S)
         self.shard_incarnation, self.router_incarnation = info.shard_incarnation, router_incarnation
         await self.stub.Warmup(
             shard_pb2.WarmupRequest(
                 shard_incarnation=self.shard_incarnation, router_incarnation=self.router_incarnation
             ),
-            timeout=60,
+            timeout=LIMIT_S,
         )
 
     def plan(
@@ -80,11 +83,11 @@ def with_client(folder: Path, rank: int, scenario: Callable[[Client], Awaitable[
         async with grpc.aio.insecure_channel(f"unix:{folder}/s-{rank}") as channel:
             await scenario(Client(channel))
 
-    run(connected, timeout_s=90)
+    run(connected, timeout_s=LIMIT_S)
 
 
 def exit_code(shards: ShardProcesses, rank: int = 0) -> int:
-    return shards.processes[rank].wait(20)
+    return shards.processes[rank].wait(LIMIT_S)
 
 
 def test_steps_run_in_the_order_of_their_ids_whichever_stream_brings_them_first(
@@ -147,11 +150,11 @@ def test_a_rank_that_misses_a_step_leaves(checkpoint: Path, tmp_path: Path) -> N
 
 def test_a_rank_whose_peer_is_stuck_leaves(checkpoint: Path, tmp_path: Path) -> None:
     async def scenario(client: Client) -> None:
-        info = await client.stub.GetInfo(shard_pb2.GetInfoRequest(), wait_for_ready=True, timeout=60)
+        info = await client.stub.GetInfo(shard_pb2.GetInfoRequest(), wait_for_ready=True, timeout=LIMIT_S)
         # The peer never warms up, so this rank waits in the first collective.
         warmup = shard_pb2.WarmupRequest(shard_incarnation=info.shard_incarnation, router_incarnation=1)
         with pytest.raises(grpc.aio.AioRpcError):
-            await client.stub.Warmup(warmup, timeout=60)
+            await client.stub.Warmup(warmup, timeout=LIMIT_S)
 
     with ShardProcesses(tmp_path, checkpoint, num_ranks=2, collective_timeout=3) as shards:
         with_client(tmp_path, 0, scenario)
@@ -159,12 +162,12 @@ def test_a_rank_whose_peer_is_stuck_leaves(checkpoint: Path, tmp_path: Path) -> 
 
 
 def test_sigterm_never_waits_for_the_device_thread(checkpoint: Path, tmp_path: Path) -> None:
-    with ShardProcesses(tmp_path, checkpoint, num_ranks=2, collective_timeout=60) as shards:
+    with ShardProcesses(tmp_path, checkpoint, num_ranks=2, collective_timeout=FOR_EVER_S) as shards:
 
         async def scenario(client: Client) -> None:
-            info = await client.stub.GetInfo(shard_pb2.GetInfoRequest(), wait_for_ready=True, timeout=60)
+            info = await client.stub.GetInfo(shard_pb2.GetInfoRequest(), wait_for_ready=True, timeout=LIMIT_S)
             warmup = shard_pb2.WarmupRequest(shard_incarnation=info.shard_incarnation, router_incarnation=1)
-            stuck = asyncio.ensure_future(client.stub.Warmup(warmup, timeout=60))
+            stuck = asyncio.ensure_future(client.stub.Warmup(warmup, timeout=LIMIT_S))
             await asyncio.sleep(1)
             shards.processes[0].send_signal(signal.SIGTERM)
             with pytest.raises(grpc.aio.AioRpcError):
@@ -206,10 +209,8 @@ def test_a_broken_checkpoint_is_fatal_and_names_the_tensor(checkpoint: Path, tmp
     other = make_checkpoint(tmp_path / "other", hidden=72)
     config = other / "config.json"
     config.write_text(config.read_text().replace('"intermediate_size": 216', '"intermediate_size": 200'))
-    with ShardProcesses(tmp_path, other, num_ranks=2) as shards:
-        started = time.monotonic()
+    with ShardProcesses(tmp_path, other, num_ranks=2, collective_timeout=FOR_EVER_S) as shards:
         assert exit_code(shards, 0) == exit_code(shards, 1) == 1
-        assert time.monotonic() - started < 20
     assert "mlp.gate_proj.weight has shape [216, 72]" in (tmp_path / "fatal").read_text()
 
 
@@ -239,4 +240,4 @@ def test_a_router_may_ping_a_silent_stream_for_as_long_as_it_likes(checkpoint: P
             stream.cancel()
 
     with ShardProcesses(tmp_path, checkpoint, max_batch_size=2):
-        run(scenario, timeout_s=60)
+        run(scenario, timeout_s=LIMIT_S)
