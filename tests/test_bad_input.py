@@ -9,7 +9,6 @@ import os
 import shutil
 import socket
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -188,19 +187,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(tmp_path_factory.mktemp("model"))
 
 
-@pytest.fixture(scope="module")
-def refusals(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[Refusal]]]:
-    """All bad launches, two at a time: most of them are imports."""
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        yield {
-            name: pool.submit(refuse, case, model, tmp_path_factory.mktemp("bad"))
-            for name, case in BAD_LAUNCHES.items()
-        }
-
-
 @pytest.mark.parametrize("name", BAD_LAUNCHES)
-def test_a_launch_that_cannot_work_says_why_and_ends(refusals: dict[str, Future[Refusal]], name: str) -> None:
-    refusal = refusals[name].result(timeout=300)
+def test_a_launch_that_cannot_work_says_why_and_ends(model: Path, tmp_path: Path, name: str) -> None:
+    refusal = refuse(BAD_LAUNCHES[name], model, tmp_path)
     assert refusal.exit_code in (1, 2), refusal.log
     errors = [line for line in refusal.log.splitlines() if " ERROR " in line or line.startswith("Error: ")]
     assert len(errors) == 1, refusal.log
