@@ -60,10 +60,10 @@ def shards(folder: Path, model: ResolvedModel, **flags: object) -> Iterator[Shar
 def test_float64_tokens_do_not_depend_on_speculation_or_shards(
     model: ResolvedModel, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    """Two and four shards pad the three groups of heads; four leave a rank with nothing but padding."""
+    """Four shards pad the three groups of heads, and leave a rank with nothing but padding."""
     sampled = SamplingParams(temperature=0.8, top_p=0.95, seed=99)
     requests = [
-        chat(tokenizer, text, new=16, k=k, sampling=sampling)
+        chat(tokenizer, text, new=10, k=k, sampling=sampling)
         for text in PROMPTS[:2]
         for k in (0, 3)
         for sampling in (SamplingParams(), sampled)
@@ -78,18 +78,19 @@ def test_float64_tokens_do_not_depend_on_speculation_or_shards(
             async with service(folder, num_ranks=num_ranks, step_timeout_s=60) as s:
                 await s.ready(120)
                 runs[num_ranks] = await asyncio.gather(*(s.tokens(one) for one in requests))
+                assert s.total("drafthouse_speculation_accepted_tokens_total") > 0
 
         with shards(folder, model, num_ranks=num_ranks, dtype="float64"):
             run(scenario, timeout_s=300)
 
-    for num_ranks in (1, 2, 4):
+    for num_ranks in (1, 4):
         serve(num_ranks)
     for text in range(2):
         greedy, drawn, greedy_speculated, drawn_speculated = runs[1][4 * text : 4 * text + 4]
         assert greedy == greedy_speculated
         assert drawn == drawn_speculated
         assert greedy != drawn
-    assert runs[1] == runs[2] == runs[4]
+    assert runs[1] == runs[4]
 
 
 def test_float32_tokens_equal_transformers(
