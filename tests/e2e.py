@@ -23,9 +23,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from drafthouse.v1 import generation_pb2, generation_pb2_grpc
 from launcher.readiness import free_ports
-from tests.launcher.conftest import clean_environ, wait_until
+from tests.processes import child_environ, wait_until
 
-ROOT = Path(__file__).parents[1]
 # Bounds against hanging, not expectations: the machine may be loaded.
 START_LIMIT_S = 120.0
 STOP_LIMIT_S = 60.0
@@ -71,9 +70,7 @@ class Launch:
                 [sys.executable, "-m", "launcher"]
                 + [f"--{name.replace('_', '-')}={value}" for name, value in values.items()],
                 cwd=folder,
-                env=clean_environ()
-                | {"PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}", "TMPDIR": str(self._temp), _MARK: self._mark}
-                | (environ or {}),
+                env=child_environ(TMPDIR=str(self._temp), **{_MARK: self._mark}) | (environ or {}),
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )

@@ -1,6 +1,5 @@
 """Real shard processes of one group, started without torchrun so that a test can kill exactly one."""
 
-import os
 import secrets
 import signal
 import subprocess
@@ -9,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 
 from shard.process import MEETING
+from tests.processes import child_environ
 
 
 class ShardProcesses:
@@ -29,16 +29,15 @@ class ShardProcesses:
         # As the agent does it; whoever is started a second time meets elsewhere.
         meeting = self.folder / f"meeting-{secrets.token_hex(4)}"
         for rank in range(self.num_ranks):
-            environ = os.environ | {
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(self.num_ranks),
-                MEETING: str(meeting),
-                "OMP_NUM_THREADS": "1",
+            environ = child_environ(
+                RANK=str(rank),
+                LOCAL_RANK=str(rank),
+                WORLD_SIZE=str(self.num_ranks),
+                OMP_NUM_THREADS="1",
                 # These tests are about the CPU path, wherever they run.
-                "CUDA_VISIBLE_DEVICES": "",
-                "PYTHONPATH": os.pathsep.join(sys.path),
-            }
+                CUDA_VISIBLE_DEVICES="",
+                **{MEETING: str(meeting)},
+            )
             with (self.folder / f"rank-{rank}.log").open("ab") as log:
                 self.processes.append(subprocess.Popen(self._command, env=environ, stdout=log, stderr=log))
         return self

@@ -3,9 +3,7 @@
 In float64, so that a stream that was interrupted and replayed must have exactly the tokens of one that was not.
 """
 
-import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -23,8 +21,8 @@ from tokenizers import Tokenizer
 
 from drafthouse.v1 import generation_pb2, sampling_pb2
 from tests.checkpoints import make_checkpoint
-from tests.e2e import ROOT, Launch, Stream, prompt
-from tests.launcher.conftest import clean_environ, wait_until
+from tests.e2e import Launch, Stream, prompt
+from tests.processes import assert_promtool_accepts, child_environ, wait_until
 from tests.router.test_metrics import EXPECTED
 
 # One greedy, one sampled; both draft.
@@ -112,12 +110,7 @@ def test_http_says_that_it_is_healthy_and_every_metric_is_there(service: Launch,
         assert families[name].samples, name
         assert {label for sample in families[name].samples for label in sample.labels} - {"le"} == labels
     assert service.metric("drafthouse_generated_tokens_total") >= sum(map(len, expected))
-    promtool = shutil.which("promtool", path=f"{ROOT / '.tools'}{os.pathsep}{os.environ['PATH']}")
-    if promtool is None:
-        assert os.environ.get("CI") != "true", "promtool is missing: run `make tools`"
-        pytest.skip("promtool is not installed; `make tools` installs it")
-    lint = subprocess.run([promtool, "check", "metrics"], input=exposition, capture_output=True, text=True, check=False)
-    assert (lint.returncode, lint.stdout, lint.stderr) == (0, "", "")
+    assert_promtool_accepts(exposition)
 
 
 def test_model_info_says_what_is_served_and_by_what(model: Path, service: Launch) -> None:
@@ -160,7 +153,7 @@ def test_the_client_prints_the_answer_and_what_speculation_did(service: Launch) 
     client = subprocess.run(
         [*command, "--raw", text],
         capture_output=True,
-        env=clean_environ() | {"PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}", "PYTHONIOENCODING": "utf-8"},
+        env=child_environ(PYTHONIOENCODING="utf-8"),
         timeout=60,
         check=False,
     )
@@ -236,7 +229,7 @@ def test_nothing_outlives_a_killed_launcher(model: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize("num_processes", [3, 5], ids=["before the shards", "while the shards load"])
 def test_sigterm_during_the_start_ends_everything(model: Path, tmp_path: Path, num_processes: int) -> None:
     with Launch(tmp_path, model, **FLAGS) as service:
-        wait_until(lambda: len(service.processes()) >= num_processes, what="the children", limit_s=60)
+        wait_until(lambda: len(service.processes()) >= num_processes, what="the children")
         service.terminate()
         assert service.exit_code() == 0
         service.wait_gone()

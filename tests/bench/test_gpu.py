@@ -1,7 +1,6 @@
 """bench.gpu where there is no GPU, and what it says where there is one."""
 
 import json
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -21,6 +20,7 @@ from bench.gpu.service_speed import ServiceSpeed
 from bench.gpu.step_times import PromptStepTime, StepCase, StepTime
 from bench.gpu.steps import LLAMA_8B, time_prompt_steps, time_steps
 from shard.states import SequenceStates
+from tests.processes import child_environ
 
 FIGURES = Figures(
     device="a GPU",
@@ -42,7 +42,7 @@ FIGURES = Figures(
 def test_without_a_gpu_it_says_so_and_exits_with_2() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "bench.gpu"],
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": ".:proto"},
+        env=child_environ(CUDA_VISIBLE_DEVICES=""),
         capture_output=True,
         text=True,
         check=False,

@@ -1,9 +1,7 @@
-"""Helpers for the launcher's tests: a log to look into, and small programs that stand in for shard and router."""
+"""For the launcher's tests: a log to look into, and small programs that stand in for shard and router."""
 
 import io
-import os
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,7 +9,6 @@ import pytest
 
 from launcher.log_pump import LogPump
 from launcher.logs import LogWriter
-from launcher.options import without_variables
 
 
 class RecordingLog(LogWriter):
@@ -46,23 +43,3 @@ def program(tmp_path: Path) -> Callable[[str, str], list[str]]:
         return [sys.executable, "-u", str(path)]
 
     return write
-
-
-def wait_until(condition: Callable[[], bool], *, what: str, limit_s: float = 30.0) -> None:
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {limit_s:g} s for {what}"
-        time.sleep(0.02)
-
-
-def is_running(pid: int) -> bool:
-    """A zombie has ended: nobody but its reaper can tell."""
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return status.rsplit(")", 1)[1].split()[0] not in "ZX"
-
-
-def clean_environ() -> dict[str, str]:
-    return without_variables(os.environ)

@@ -11,9 +11,7 @@ from pathlib import Path
 import pytest
 
 from launcher.readiness import free_ports
-from tests.launcher.conftest import clean_environ, is_running, wait_until
-
-ROOT = Path(__file__).parents[2]
+from tests.processes import PYTHONPATH, child_environ, is_running, wait_until
 
 HANGS = """
 import os, pathlib, sys, time
@@ -47,8 +45,9 @@ class Launched:
                 [sys.executable, "-m", "launcher", f"--port={http_port}", f"--grpc-port={grpc_port}", *flags],
                 cwd=folder,
                 # No compiler: kernels would be made beside.
-                env=clean_environ()
-                | {"PYTHONPATH": f"{folder}:{ROOT}", "XDG_CACHE_HOME": str(folder / "cache"), "CC": "no-compiler"},
+                env=child_environ(
+                    PYTHONPATH=f"{folder}:{PYTHONPATH}", XDG_CACHE_HOME=str(folder / "cache"), CC="no-compiler"
+                ),
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
@@ -60,7 +59,7 @@ class Launched:
         """Twice, as `timeout` does."""
         self.process.send_signal(number)
         self.process.send_signal(number)
-        assert self.process.wait(timeout=30) == 128 + number, self.log()
+        assert self.process.wait(timeout=120) == 128 + number, self.log()
         assert "Traceback" not in self.log()
 
 

@@ -11,9 +11,7 @@ from pathlib import Path
 import pytest
 
 from launcher.readiness import free_ports
-from tests.launcher.conftest import clean_environ, is_running, wait_until
-
-ROOT = Path(__file__).parents[2]
+from tests.processes import child_environ, is_running, wait_until
 
 LAUNCH = """
 import os, sys
@@ -76,11 +74,10 @@ class Launched:
         self.temp = tmp_path / "t"
         self.temp.mkdir()
         ports = map(str, free_ports(2))
-        base = {**clean_environ(), "PYTHONPATH": str(ROOT), "PIDS": str(self.pids_file), "TMPDIR": str(self.temp)}
         with self.log_file.open("w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, str(tmp_path / "launch.py"), str(tmp_path / "model"), *ports, str(tmp_path)],
-                env={**base, **environ},
+                env=child_environ(PIDS=str(self.pids_file), TMPDIR=str(self.temp)) | environ,
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
@@ -92,7 +89,7 @@ class Launched:
         return [int(pid) for pid in self.pids_file.read_text().split()] if self.pids_file.exists() else []
 
     def wait_ready(self) -> None:
-        wait_until(lambda: "ready in" in self.log() or self.process.poll() is not None, what="readiness", limit_s=60)
+        wait_until(lambda: "ready in" in self.log() or self.process.poll() is not None, what="readiness")
         assert self.process.poll() is None, self.log()
 
 
@@ -151,7 +148,7 @@ def test_killing_the_agent_leaves_no_shard_behind_and_a_new_one_is_started(launc
 
 def test_what_a_shard_dies_of_is_said_once_by_itself(launched: Callable[..., Launched]) -> None:
     service = launched(RAISE_RANK="1")
-    wait_until(lambda: "shard failed (exitcode: 1) local_rank: 1" in service.log(), what="the failure", limit_s=60)
+    wait_until(lambda: "shard failed (exitcode: 1) local_rank: 1" in service.log(), what="the failure")
     assert "shard 1: ValueError: no such layer" in service.log()
     assert "multiprocessing" not in service.log()
 

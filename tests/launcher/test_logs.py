@@ -6,7 +6,7 @@ import pytest
 
 from launcher.log_pump import LogPump
 from launcher.logs import LogWriter
-from tests.launcher.conftest import wait_until
+from tests.processes import wait_until
 
 
 def test_text_lines_of_children_pass_through_and_raw_ones_get_their_process() -> None:

@@ -8,14 +8,13 @@ import launcher.__main__ as entry
 from launcher.config import LauncherConfig, settled
 from launcher.machine import Machine
 from launcher.options import env_names, without_variables
-from tests.launcher.conftest import clean_environ
 
 
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch) -> list[LauncherConfig]:
     """Configurations that got as far as a launch, on a machine with 8 cores and no GPU."""
     seen: list[LauncherConfig] = []
-    for name in os.environ.keys() - clean_environ().keys():
+    for name in os.environ.keys() - without_variables(os.environ).keys():
         monkeypatch.delenv(name)
     monkeypatch.setattr(entry, "inspect_machine", lambda environ: Machine(num_gpus=0, num_cores=8))
     monkeypatch.setattr(entry, "launch", lambda config, machine, environ, log, programs: seen.append(config) or 0)

@@ -8,9 +8,7 @@ from pathlib import Path
 import pytest
 
 from launcher.run_folder import run_folder
-from tests.launcher.conftest import clean_environ
-
-ROOT = Path(__file__).parents[2]
+from tests.processes import child_environ
 
 HOLDER = """
 import time
@@ -37,7 +35,7 @@ def test_it_is_private_and_gone_at_the_end(temp: Path) -> None:
 
 
 def test_that_of_a_killed_launcher_is_removed_by_the_next_one_but_not_that_of_a_living_one(temp: Path) -> None:
-    environ = clean_environ() | {"TMPDIR": str(temp), "PYTHONPATH": str(ROOT)}
+    environ = child_environ(TMPDIR=str(temp))
     with subprocess.Popen([sys.executable, "-c", HOLDER], env=environ, stdout=subprocess.PIPE, text=True) as holder:
         try:
             assert holder.stdout is not None

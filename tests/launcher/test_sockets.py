@@ -9,6 +9,7 @@ import pytest
 
 from launcher.errors import LaunchError
 from launcher.sockets import claimed
+from tests.processes import child_environ
 
 _CLAIM = """
 import sys, time
@@ -36,7 +37,7 @@ def test_sockets_of_the_launch_and_of_one_before_are_removed(tmp_path: Path) -> 
 def test_a_second_launch_is_refused_until_the_first_has_ended_however_it_ended(tmp_path: Path) -> None:
     prefix = str(tmp_path / "s")
     with subprocess.Popen(
-        [sys.executable, "-c", _CLAIM, prefix], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
+        [sys.executable, "-c", _CLAIM, prefix], stdout=subprocess.PIPE, text=True, env=child_environ()
     ) as first:
         assert first.stdout is not None
         assert first.stdout.readline() == "claimed\n"

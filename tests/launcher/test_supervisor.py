@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 
 from launcher.supervisor import SAME_WISH_S
-from tests.launcher.conftest import clean_environ, is_running, wait_until
+from tests.processes import child_environ, is_running, wait_until
 
 HARNESS = Path(__file__).with_name("supervise.py")
-ROOT = HARNESS.parents[2]
 
 # Each stand-in appends "name event" to RUN_DIR/events and its process id to RUN_DIR/pids.
 PREAMBLE = """
@@ -83,7 +82,7 @@ def supervise(tmp_path: Path, program: Callable[[str, str], list[str]]) -> Itera
         services = [f"{name}={program(name, source)[-1]}" for name, source in sources.items()]
         process = subprocess.Popen(
             [sys.executable, str(HARNESS), str(run_dir), str(grace_s), *services],
-            env={**clean_environ(), "PYTHONPATH": str(ROOT)},
+            env=child_environ(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -4,14 +4,12 @@ import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 import pytest
 
 from router import client
+from tests.processes import PYTHONPATH
 from tests.router.fake_engine import Served, eventually, serve
-
-ROOT = Path(__file__).parents[2]
 
 
 def against_server(use: Callable[[Served], Awaitable[None]]) -> None:
@@ -72,8 +70,7 @@ def test_where_nobody_reads_any_more_it_ends_without_a_word() -> None:
         os.close(reading)
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "router.client", "--address", served.address, "--raw", "abc"),
-            cwd=ROOT,
-            env={"PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}"},
+            env={"PYTHONPATH": PYTHONPATH},
             stdout=writing,
             stderr=asyncio.subprocess.PIPE,
         )
@@ -92,8 +89,7 @@ def test_an_interrupt_cancels_the_request() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "router.client", "--address", served.address, "--raw", "abc"),
-            cwd=ROOT,
-            env={"PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}"},
+            env={"PYTHONPATH": PYTHONPATH},
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )

@@ -1,8 +1,4 @@
-import os
 import re
-import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 from prometheus_client import generate_latest
@@ -12,6 +8,7 @@ from router.metrics import Metrics
 from router.observer import Observer
 from router.proposal import Proposal
 from router.step_costs import StepCost, StepCosts
+from tests.processes import assert_promtool_accepts
 
 # Name -> (type, labels).
 COSTS = StepCosts(
@@ -98,15 +95,7 @@ def test_names_follow_prometheus_rules(exposition: str) -> None:
 
 
 def test_promtool_finds_nothing_to_say(exposition: str) -> None:
-    beside = Path(__file__).parents[2] / ".tools" / "promtool"
-    promtool = str(beside) if beside.exists() else shutil.which("promtool")
-    if promtool is None:
-        assert os.environ.get("CI") != "true", "promtool is missing: run `make tools`"
-        pytest.skip("promtool is not installed; `make tools` installs it")
-    result = subprocess.run(
-        [promtool, "check", "metrics"], input=exposition, capture_output=True, text=True, check=False
-    )
-    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    assert_promtool_accepts(exposition)
 
 
 def test_costs_are_those_of_the_session() -> None:

@@ -11,9 +11,9 @@ import grpc
 import pytest
 
 from drafthouse.v1 import generation_pb2, generation_pb2_grpc
+from launcher.readiness import free_ports
 from router.config import RouterConfig, parse_args
 from router.server import Server
-from tests.e2e import free_ports
 from tests.engines import run
 from tests.router.fake_shard import BLOCK_SIZE, FakeGroup, FakeShards
 from tests.router.tiny_tokenizers import byte_level, save

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import child_environ
+
 _AGENT = """
 import sys
 import torch
@@ -36,7 +38,7 @@ def test_the_agent_asks_nothing_of_cuda(tmp_path: Path) -> None:
     ]
     with subprocess.Popen(
         [sys.executable, "-c", _AGENT, *flags],
-        env=os.environ | {"PYTHONPATH": ".:proto"},
+        env=child_environ(),
         stderr=subprocess.PIPE,
         text=True,
     ) as agent:
@@ -81,7 +83,7 @@ def test_a_shard_that_a_signal_ends_is_started_again(number: signal.Signals, tmp
     ]
     agent = subprocess.run(
         [sys.executable, "-c", _ENDED, *flags, str(int(number)), str(tmp_path / "started")],
-        env=os.environ | {"PYTHONPATH": ".:proto"},
+        env=child_environ(),
         capture_output=True,
         text=True,
         timeout=100,
@@ -125,7 +127,7 @@ def test_a_shard_that_hears_nothing_does_not_outlive_another(tmp_path: Path) -> 
     # The agent's own patience would be 30 s.
     agent = subprocess.run(
         [sys.executable, "-c", _STOPPED, *flags, str(tmp_path / "stopped")],
-        env=os.environ | {"PYTHONPATH": ".:proto"},
+        env=child_environ(),
         capture_output=True,
         text=True,
         timeout=25,

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 
 from shard.device_thread import DeviceThread
-from tests.launcher.conftest import wait_until
+from tests.processes import wait_until
 
 
 class Recorder:
@@ -128,7 +128,7 @@ def test_a_job_of_many_steps_is_watched_step_by_step(monkeypatch: pytest.MonkeyP
             clock.now_s += step_s
             # One of two begins after that.
             seen = clock.num_looks + 2
-            wait_until(lambda: clock.num_looks >= seen or watch.done(), what="the watch", limit_s=120)
+            wait_until(lambda: clock.num_looks >= seen or watch.done(), what="the watch")
 
         def many() -> None:
             for _ in range(num_steps):

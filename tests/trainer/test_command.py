@@ -19,11 +19,10 @@ from safetensors.torch import load_file
 from launcher.logs import LogWriter
 from launcher.resolve import ModelRequest, resolve
 from tests.checkpoints import make_checkpoint
-from tests.launcher.conftest import clean_environ, is_running, wait_until
+from tests.processes import child_environ, is_running, wait_until
 from trainer import pipeline
 from trainer.__main__ import main
 
-ROOT = Path(__file__).parents[2]
 LIMIT_S = 240.0
 HIDDEN, VOCAB = 72, 131
 
@@ -54,7 +53,7 @@ def _run(words: list[str]) -> Result:
 def _start(words: list[str], **environ: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, "-m", "trainer", *words],
-        env=clean_environ() | {"PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}"} | environ,
+        env=child_environ(**environ),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
