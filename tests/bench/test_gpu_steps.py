@@ -1,14 +1,13 @@
 """The steps that bench.gpu checks and times, small and interpreted (tests/test_triton_interpreter.py)."""
 
-import os
-
 import pytest
 import torch
 
 from bench.gpu.attention import TOLERANCE, Case, Step
 from shard.cuda import kernels
+from tests.shard.triton_device import INTERPRETED
 
-pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="test_triton_interpreter.py runs it")
+pytestmark = pytest.mark.skipif(not INTERPRETED, reason="test_triton_interpreter.py runs it")
 
 
 @pytest.mark.parametrize("case", [Case(1, 300, 1), Case(3, 20, 6)])

@@ -21,6 +21,7 @@ from shard.speculation.prices import DevicePrices
 from tests.shard.planned_runs import CASE_IDS, CASES, GREEDY, SAMPLED, Case, in_digits
 from tests.shard.random_plans import RandomPlans
 from tests.shard.recorded import RecordedCapture, as_on_a_gpu
+from tests.shard.triton_device import needs_gpu
 
 
 @pytest.fixture(params=CASES, ids=CASE_IDS)
@@ -274,7 +275,7 @@ def _check_chunks(
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@needs_gpu
 def test_graphs_bring_what_kernels_one_by_one_bring(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shard.captured_steps.PROMPTS_CAPTURED_AT", 3)
     plain, runner = ModelRunner(case.rank("float32").runner.step), case.rank("float32").runner

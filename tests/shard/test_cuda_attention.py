@@ -4,7 +4,6 @@ Compiled where there is a GPU. Without one Triton's interpreter runs it on CPU: 
 calls this file in a process where TRITON_INTERPRET is set.
 """
 
-import os
 import random
 from functools import partial
 
@@ -19,13 +18,8 @@ from shard.cuda.interface import Attend
 from shard.forward_batch import ForwardBatch
 from shard.kv_cache import KVCache
 from tests.shard.cuda_steps import TOLERANCE, Shape, check, device_spans, random_step, reference
+from tests.shard.triton_device import DEVICE, DTYPES, INTERPRETED, needs_gpu
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
-# The interpreter multiplies no bfloat16.
-DTYPES = [torch.float16, torch.float32, *([] if INTERPRETED else [torch.bfloat16])]
-
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 pytestmark = [] if INTERPRETED else [pytest.mark.gpu, needs_gpu]
 
 SHAPES = {

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shard import sampler
-from tests.shard.test_cuda_attention import DEVICE, INTERPRETED, needs_gpu
+from tests.shard.triton_device import DEVICE, INTERPRETED, needs_gpu
 
 pytestmark = [] if INTERPRETED else [pytest.mark.gpu, needs_gpu]
 

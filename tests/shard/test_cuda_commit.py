@@ -9,7 +9,7 @@ from torch import Tensor
 
 from shard import kv_cache
 from shard.kv_cache import KVCache
-from tests.shard.test_cuda_attention import DEVICE, DTYPES, INTERPRETED, needs_gpu
+from tests.shard.triton_device import DEVICE, DTYPES, INTERPRETED, needs_gpu
 
 pytestmark = [] if INTERPRETED else [pytest.mark.gpu, needs_gpu]
 

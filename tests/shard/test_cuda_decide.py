@@ -16,7 +16,7 @@ from shard.decision import Committed, decide
 from shard.layout import RowNumbers, StepLayout
 from shard.speculation.verify import ancestors
 from shard.states import SequenceStates
-from tests.shard.test_cuda_attention import DEVICE, INTERPRETED, needs_gpu
+from tests.shard.triton_device import DEVICE, INTERPRETED, needs_gpu
 
 pytestmark = [] if INTERPRETED else [pytest.mark.gpu, needs_gpu]
 

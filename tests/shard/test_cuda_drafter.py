@@ -21,7 +21,7 @@ from shard.speculation.prices import DevicePrices
 from tests.shard.drafting import DEPTH, Side, assert_same_steps, random_prices
 from tests.shard.planned_runs import CASE_IDS, CASES, Case
 from tests.shard.recorded import RecordedCapture, as_on_a_gpu
-from tests.shard.test_cuda_attention import DEVICE, INTERPRETED, needs_gpu
+from tests.shard.triton_device import DEVICE, INTERPRETED, needs_gpu
 
 pytestmark = [] if INTERPRETED else [pytest.mark.gpu, needs_gpu]
 

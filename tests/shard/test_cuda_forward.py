@@ -1,7 +1,6 @@
 """A model's whole forward path, and the whole end of steps, over the Triton kernels, interpreted
 (tests/test_triton_interpreter.py)."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,9 @@ from tests.checkpoints import make_checkpoint
 from tests.shard.paged import PagedModel, random_tokens
 from tests.shard.planned_runs import CASE_IDS, CASES, Case
 from tests.shard.recorded import as_on_a_gpu
+from tests.shard.triton_device import INTERPRETED
 
-pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="test_triton_interpreter.py runs it")
+pytestmark = pytest.mark.skipif(not INTERPRETED, reason="test_triton_interpreter.py runs it")
 
 
 @pytest.mark.parametrize(

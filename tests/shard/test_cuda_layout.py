@@ -19,7 +19,7 @@ from shard.plan import NewSequence, Sampling, SequenceStep
 from shard.states import SequenceStates
 from tests.shard.planned_runs import CASE_IDS, CASES, Case
 from tests.shard.recorded import as_on_a_gpu
-from tests.shard.test_cuda_attention import DEVICE, INTERPRETED, needs_gpu
+from tests.shard.triton_device import DEVICE, INTERPRETED, needs_gpu
 
 pytestmark = [] if INTERPRETED else [pytest.mark.gpu, needs_gpu]
 

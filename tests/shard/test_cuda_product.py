@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from shard.cuda.interface import Multiply
 from shard.gate import Gate
 from shard.layers.quantize import Quantization, quantized
-from tests.shard.test_cuda_attention import DEVICE, DTYPES, INTERPRETED, needs_gpu
+from tests.shard.triton_device import DEVICE, DTYPES, INTERPRETED, needs_gpu
 
 pytestmark = [] if INTERPRETED else [pytest.mark.gpu, needs_gpu]
 

@@ -12,7 +12,7 @@ from shard.cuda import kernels
 from shard.gate import Gate
 from shard.layers.rotary import Rotary, inverse_frequencies
 from shard.rope_config import RopeConfig
-from tests.shard.test_cuda_attention import DEVICE, DTYPES, INTERPRETED, needs_gpu
+from tests.shard.triton_device import DEVICE, DTYPES, INTERPRETED, needs_gpu
 
 pytestmark = [] if INTERPRETED else [pytest.mark.gpu, needs_gpu]
 

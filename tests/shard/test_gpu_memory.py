@@ -12,6 +12,7 @@ from shard.rank import build_rank
 from shard.speculation_setup import proposals_of, speculation_methods, speculation_sizes
 from tests.checkpoints import make_checkpoint
 from tests.medusa_checkpoints import random_heads, write_heads
+from tests.shard.triton_device import needs_gpu
 
 # Of the GPU's memory: what is left of it is taken by the KV cache to the last block.
 _BYTES = 3 << 30
@@ -20,7 +21,7 @@ _VOCAB = 32000
 
 @pytest.mark.gpu
 @pytest.mark.alone
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@needs_gpu
 def test_the_largest_steps_fit_beside_the_kv_cache(tmp_path: Path) -> None:
     model = make_checkpoint(
         tmp_path / "model", num_layers=24, hidden=256, heads=8, kv_heads=8, head_dim=32, vocab=_VOCAB

@@ -17,9 +17,9 @@ from shard.distributed import TPGroup
 from shard.plan import StepPlan, StepResult
 from shard.process import MEETING
 from tests.shard.planned_runs import CASE_IDS, CASES, Case
+from tests.shard.triton_device import needs_gpu
 
 _TIMEOUT_S = 240
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 # Number format and the digits of log-probabilities that sums in another order leave as they are.
 ON_CPU, ON_GPU = ("float64", 9), ("float32", 3)
 
