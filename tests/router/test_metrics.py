@@ -9,8 +9,8 @@ from router.observer import Observer
 from router.proposal import Proposal
 from router.step_costs import StepCost, StepCosts
 from tests.processes import assert_promtool_accepts
+from tests.router.documented_metrics import DOCUMENTED
 
-# Name -> (type, labels).
 COSTS = StepCosts(
     [
         StepCost(1, 1, 0, Proposal.NONE, 0.010),
@@ -19,32 +19,6 @@ COSTS = StepCosts(
         StepCost(8, 8, 0, Proposal.LOOKUP, 0.020, 0.001),
     ]
 )
-EXPECTED: dict[str, tuple[str, set[str]]] = {
-    "drafthouse_context_token_cost_seconds": ("gauge", set()),
-    "drafthouse_proposal_cost_seconds": ("gauge", {"proposal", "sequences"}),
-    "drafthouse_speculation_draft_min_probability_ratio": ("gauge", set()),
-    "drafthouse_speculation_draft_cost_seconds": ("gauge", set()),
-    "drafthouse_speculation_token_worth_seconds": ("gauge", set()),
-    "drafthouse_speculation_proposals": ("counter", {"decision"}),
-    "drafthouse_step_cost_seconds": ("gauge", {"rows"}),
-    "drafthouse_requests": ("counter", {"status"}),
-    "drafthouse_request_duration_seconds": ("histogram", set()),
-    "drafthouse_time_to_first_token_seconds": ("histogram", set()),
-    "drafthouse_inter_token_latency_seconds": ("histogram", set()),
-    "drafthouse_queue_time_seconds": ("histogram", set()),
-    "drafthouse_prompt_tokens": ("counter", set()),
-    "drafthouse_generated_tokens": ("counter", set()),
-    "drafthouse_prefix_cache_hit_tokens": ("counter", set()),
-    "drafthouse_sequences": ("gauge", {"state"}),
-    "drafthouse_kv_blocks": ("gauge", {"state"}),
-    "drafthouse_preemptions": ("counter", set()),
-    "drafthouse_step_duration_seconds": ("histogram", {"phase"}),
-    "drafthouse_speculation_steps": ("counter", {"method"}),
-    "drafthouse_speculation_drafted_tokens": ("counter", {"method", "position"}),
-    "drafthouse_speculation_accepted_tokens": ("counter", {"method", "position"}),
-    "drafthouse_shard_up": ("gauge", {"rank"}),
-    "drafthouse_shard_restarts": ("counter", set()),
-}
 
 
 @pytest.fixture
@@ -62,7 +36,7 @@ def test_names_types_and_labels_are_the_documented_ones(exposition: str) -> None
         for family in text_string_to_metric_families(exposition)
         if not family.name.startswith("process_")
     }
-    assert found == EXPECTED
+    assert found == DOCUMENTED
 
 
 def test_every_bounded_series_exists_before_anything_happened(exposition: str) -> None:

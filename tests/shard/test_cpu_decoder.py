@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from shard.cpu.kernels import NAME, cpu_kernels
 from shard.cpu.tiles import LEAST_ROWS
 from tests.checkpoints import make_checkpoint
+from tests.shard.families import VARIANTS
 from tests.shard.paged import PagedModel, Part, Sequence, random_tokens
 from tests.shard.targets import TARGETS, compiled_for
-from tests.shard.test_models import VARIANTS
 
 DENSE = {name: variant for name, variant in VARIANTS.items() if variant[0] != "mixtral"}
 # head_dim 12 is no multiple of a vector; 64 is the one that the kernel knows by heart.

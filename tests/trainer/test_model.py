@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from launcher.logs import LogWriter
 from launcher.resolve import ModelRequest, resolve
 from tests.checkpoints import make_checkpoint
-from tests.launcher.test_hub import FakeHub
+from tests.fake_hub import FakeHub
 from trainer.__main__ import main
 from trainer.config import TrainConfig
 from trainer.model import mark_of, resolved_base

@@ -1,0 +1,28 @@
+"""What /metrics is documented to have: name -> (type, labels)."""
+
+DOCUMENTED: dict[str, tuple[str, set[str]]] = {
+    "drafthouse_context_token_cost_seconds": ("gauge", set()),
+    "drafthouse_proposal_cost_seconds": ("gauge", {"proposal", "sequences"}),
+    "drafthouse_speculation_draft_min_probability_ratio": ("gauge", set()),
+    "drafthouse_speculation_draft_cost_seconds": ("gauge", set()),
+    "drafthouse_speculation_token_worth_seconds": ("gauge", set()),
+    "drafthouse_speculation_proposals": ("counter", {"decision"}),
+    "drafthouse_step_cost_seconds": ("gauge", {"rows"}),
+    "drafthouse_requests": ("counter", {"status"}),
+    "drafthouse_request_duration_seconds": ("histogram", set()),
+    "drafthouse_time_to_first_token_seconds": ("histogram", set()),
+    "drafthouse_inter_token_latency_seconds": ("histogram", set()),
+    "drafthouse_queue_time_seconds": ("histogram", set()),
+    "drafthouse_prompt_tokens": ("counter", set()),
+    "drafthouse_generated_tokens": ("counter", set()),
+    "drafthouse_prefix_cache_hit_tokens": ("counter", set()),
+    "drafthouse_sequences": ("gauge", {"state"}),
+    "drafthouse_kv_blocks": ("gauge", {"state"}),
+    "drafthouse_preemptions": ("counter", set()),
+    "drafthouse_step_duration_seconds": ("histogram", {"phase"}),
+    "drafthouse_speculation_steps": ("counter", {"method"}),
+    "drafthouse_speculation_drafted_tokens": ("counter", {"method", "position"}),
+    "drafthouse_speculation_accepted_tokens": ("counter", {"method", "position"}),
+    "drafthouse_shard_up": ("gauge", {"rank"}),
+    "drafthouse_shard_restarts": ("counter", set()),
+}
