@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 
-from shard.config import parse_args
 from shard.model_runner import ModelRunner
 from shard.plan import NewSequence, Sampling, SequenceResult, SequenceStep, StepPlan, StepResult
 from shard.rank import Rank, build_rank
 from shard.speculation import DraftPrice, Proposal
 from tests.checkpoints import make_checkpoint
 from tests.medusa_checkpoints import random_heads, write_heads
+from tests.shard.configs import shard_config
 
 GREEDY = Sampling(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, seed=0)
 SAMPLED = Sampling(temperature=0.8, top_k=0, top_p=1.0, min_p=0.0, seed=5)
@@ -103,22 +103,22 @@ class Case:
 
     samplings: list[Sampling]
     proposal: Proposal
+    model: Path
     flags: list[str]
 
     @classmethod
     def make(cls, folder: Path, samplings: list[Sampling], with_heads: bool) -> "Case":
         model, heads = make_checkpoint(folder / "model", vocab=VOCAB, dtype=torch.float64), folder / "heads"
-        flags = [f"--model-path={model}", "--uds-path=unused", "--run-dir=unused", "--threads=1"]
         if not with_heads:
-            return cls(samplings, Proposal.LOOKUP, flags)
+            return cls(samplings, Proposal.LOOKUP, model, [])
         heads.mkdir()
         write_heads(heads, random_heads(3, 1, 72, VOCAB, tied=False), "v1", base=str(model))
-        return cls(samplings, Proposal.HEADS, [*flags, f"--medusa-path={heads}"])
+        return cls(samplings, Proposal.HEADS, model, [f"--medusa-path={heads}"])
 
     def rank(self, dtype: str = "float64", *, num_slots: int = 4) -> Rank:
         sizes = "--speculate=3", "--max-total-tokens=96", f"--max-batch-size={num_slots}"
         tokens = f"--max-batch-total-tokens={120 * num_slots}"
-        return build_rank(parse_args([*self.flags, *sizes, tokens, f"--dtype={dtype}"]))
+        return build_rank(shard_config(self.model, *self.flags, *sizes, tokens, f"--dtype={dtype}"))
 
     def run(
         self,

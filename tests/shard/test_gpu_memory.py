@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from shard.config import parse_args
 from shard.largest_steps import run_largest
 from shard.made_up import MadeUpSteps
 from shard.rank import build_rank
 from shard.speculation_setup import proposals_of, speculation_methods, speculation_sizes
 from tests.checkpoints import make_checkpoint
 from tests.medusa_checkpoints import random_heads, write_heads
+from tests.shard.configs import shard_config
 from tests.shard.triton_device import needs_gpu
 
 # Of the GPU's memory: what is left of it is taken by the KV cache to the last block.
@@ -29,12 +29,10 @@ def test_the_largest_steps_fit_beside_the_kv_cache(tmp_path: Path) -> None:
     heads = write_heads(tmp_path / "heads", random_heads(3, 1, 256, _VOCAB, tied=False), "v1", base=str(model))
     free, total = torch.cuda.mem_get_info()
     fraction = 1 - (free - _BYTES) / total
-    config = parse_args(
-        [
-            *(f"--model-path={model}", f"--medusa-path={heads}", "--uds-path=unused", "--run-dir=unused"),
-            *("--max-total-tokens=2048", "--max-batch-size=64", "--max-batch-draft-tokens=128", "--threads=1"),
-            *("--max-batch-prefill-tokens=4096", f"--memory-fraction={fraction}"),
-        ]
+    config = shard_config(
+        model,
+        *(f"--medusa-path={heads}", "--max-total-tokens=2048", "--max-batch-size=64", "--max-batch-draft-tokens=128"),
+        *("--max-batch-prefill-tokens=4096", f"--memory-fraction={fraction}"),
     )
     rank = build_rank(config)
     # All that there is was given away.

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from shard.config import ConfigError, ShardConfig, parse_args
+from shard.config import ConfigError, ShardConfig
 from shard.cuda.graphs import GraphCapture
 from shard.largest_steps import most_drafts, run_largest
 from shard.made_up import MadeUpSteps
@@ -16,6 +16,7 @@ from shard.rank import build_rank
 from shard.speculation import Proposal
 from shard.speculation.drafter import SpeculationSizes
 from tests.checkpoints import make_checkpoint
+from tests.shard.configs import shard_config
 from tests.shard.recorded import as_on_a_gpu
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -23,8 +24,8 @@ GB = 1 << 30
 
 
 def config_of(*flags: str, model: Path = Path("unused")) -> ShardConfig:
-    paths = (f"--model-path={model}", "--uds-path=unused", "--run-dir=unused", "--dtype=float32", "--threads=1")
-    return parse_args([*paths, "--max-total-tokens=100", "--block-size=16", "--max-batch-size=4", *flags])
+    sizes = ("--max-total-tokens=100", "--block-size=16", "--max-batch-size=4")
+    return shard_config(model, "--dtype=float32", *sizes, *flags)
 
 
 def blocks(available: int, device: torch.device, *flags: str) -> int:

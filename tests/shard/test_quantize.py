@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from shard.config import ConfigError, parse_args
+from shard.config import ConfigError
 from shard.cpu.kernels import NAME
 from shard.distributed import TPGroup
 from shard.layers.matmul import Product
 from shard.layers.quantize import Quantization, QuantizedWeight, quantized
 from shard.rank import build_rank
 from tests.checkpoints import make_checkpoint
+from tests.shard.configs import shard_config
 from tests.shard.paged import PagedModel, Part, Sequence, random_tokens
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -144,16 +145,19 @@ def test_the_compiled_layers_stay_near(folder: Path) -> None:
 @pytest.mark.parametrize("flag", ["--quantize", "--kv-cache-dtype"])
 def test_numbers_that_the_device_lacks_are_refused(flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    paths = [f"--model-path={make_checkpoint(tmp_path)}", "--uds-path=unused", "--run-dir=unused"]
+    model = make_checkpoint(tmp_path)
     with pytest.raises(ConfigError, match=f"{flag} fp8 needs a GPU"):
-        build_rank(parse_args([*paths, "--max-total-tokens=64", f"{flag}=fp8"]))
+        build_rank(shard_config(model, "--max-total-tokens=64", f"{flag}=fp8"))
 
 
 def test_what_was_done_to_the_weights_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    paths = [f"--model-path={make_checkpoint(tmp_path)}", "--uds-path=unused", "--run-dir=unused"]
-    flags = [*paths, "--max-total-tokens=64", "--weights-note=dequantized from Q4_1"]
-    assert build_rank(parse_args(flags)).info.weights == "dequantized from Q4_1"
-    quantized = build_rank(parse_args([*flags, "--quantize=int8"]))
-    assert quantized.info.weights == "dequantized from Q4_1, quantized to int8"
-    assert build_rank(parse_args([*paths, "--max-total-tokens=64"])).info.weights == ""
+    model = make_checkpoint(tmp_path)
+
+    def weights(*flags: str) -> str:
+        return build_rank(shard_config(model, "--max-total-tokens=64", *flags)).info.weights
+
+    note = "--weights-note=dequantized from Q4_1"
+    assert weights(note) == "dequantized from Q4_1"
+    assert weights(note, "--quantize=int8") == "dequantized from Q4_1, quantized to int8"
+    assert weights() == ""

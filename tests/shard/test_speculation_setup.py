@@ -1,20 +1,18 @@
 """How far ahead drafts reach, and how many there are, by the flags and the heads there are."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
-from shard.config import ConfigError, ShardConfig, parse_args
+from shard.config import ConfigError, ShardConfig
 from shard.speculation import Method, Proposal
 from shard.speculation_setup import proposals_of, speculation_methods, speculation_sizes
+from tests.shard.configs import shard_config
 
 CPU = torch.device("cpu")
 
 
 def config(*flags: str) -> ShardConfig:
-    paths = (f"--model-path={Path('model')}", "--uds-path=s", f"--run-dir={Path('run')}", "--max-total-tokens=64")
-    return parse_args([*paths, *flags])
+    return shard_config("unused", "--max-total-tokens=64", *flags)
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from shard.config import parse_args
 from shard.plan import StepCost, StepPlan, StepResult
 from shard.rank import Rank, build_rank
 from shard.speculation import Proposal
 from shard.warmup import _Kind, typical_costs
 from tests.checkpoints import make_checkpoint
+from tests.shard.configs import shard_config
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +23,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def warmed_up(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, *flags: str) -> tuple[list[StepPlan], list[StepCost]]:
     """The steps that were run and the costs that were found."""
-    paths = (f"--model-path={checkpoint}", "--uds-path=unused", "--run-dir=unused", "--dtype=float32", "--threads=1")
-    rank: Rank = build_rank(parse_args([*paths, *flags]))
+    rank: Rank = build_rank(shard_config(checkpoint, "--dtype=float32", *flags))
     plans: list[StepPlan] = []
     launch = rank.runner.launch
 
