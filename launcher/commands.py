@@ -137,8 +137,8 @@ def _shard_environ(config: LauncherConfig, environ: Mapping[str, str]) -> dict[s
     defaults = {
         # Ranks that share no memory connect to each other over this, and nobody else's ranks do.
         "GLOO_SOCKET_IFNAME": "lo",
-        # What malloc gives in huge pages: a step by torch's own operations was measured at 27 ms instead of 30. The KV
-        # cache and the weights of the compiled kernels ask for such pages themselves (shard/cpu/huge_pages.py).
+        # What malloc gives in huge pages: 3 to 4 % of a step of one sequence on a CPU (bench/RESULTS.md, section 9).
+        # The KV cache and the weights of the compiled kernels ask for such pages themselves (shard/cpu/huge_pages.py).
         "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
     }
     # Threads wait about 0.1 ms for their next piece of a step before they sleep. Asleep at once, a step of the default
