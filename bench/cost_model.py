@@ -19,6 +19,8 @@ _SECOND = 1 / 6
 _TREE_WIDTH = 8
 # What a rank sends of each row when the sharded vocabulary agrees on a token, as shard/sampler.py does.
 _CHOICE_BYTES = 32
+# Of a value that is summed over the ranks.
+_SUMMED_BYTES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ class Hardware:
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """A llama-like decoder. `weight_bytes` and `kv_bytes` are of one value; `reduced_bytes` of one that is summed."""
+    """A llama-like decoder. `weight_bytes` and `kv_bytes` are of one value."""
 
     name: str
     layers: int
@@ -53,7 +55,6 @@ class ModelShape:
     tied: bool = False
     weight_bytes: int = 2
     kv_bytes: int = 2
-    reduced_bytes: int = 2
 
     @classmethod
     def smollm2_135m(cls) -> "ModelShape":
@@ -142,7 +143,7 @@ def step_time(
     kv_bytes = sequences * context * model.kv_bytes_per_token(ranks)
     attention_flops = 4 * rows * context * model.heads_of(ranks) * model.head_dim * model.layers
     # Two sums a layer and one behind the sharded embedding; then the choice of tokens, and the decision of rank 0.
-    reduce = (2 * model.layers + 1) * exchange(rows * model.hidden * model.reduced_bytes)
+    reduce = (2 * model.layers + 1) * exchange(rows * model.hidden * _SUMMED_BYTES)
     reduce += 2 * exchange(rows * _CHOICE_BYTES)
     # A head is a square layer and a projection onto the vocabulary.
     head_weights = heads * model.hidden * (model.hidden + ceil(model.vocab / ranks))

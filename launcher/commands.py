@@ -141,8 +141,8 @@ def _shard_environ(config: LauncherConfig, environ: Mapping[str, str]) -> dict[s
         # The KV cache and the weights of the compiled kernels ask for such pages themselves (shard/cpu/huge_pages.py).
         "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
     }
-    # Threads wait about 0.1 ms for their next piece of a step before they sleep. Asleep at once, a step of the default
-    # model takes 49 ms instead of 29 on two cores; spinning without end takes the core that the router needs between
+    # Threads wait about 0.1 ms for their next piece of a step before they sleep. Asleep at once, a step by torch's own
+    # operations took 49 ms, not 29, on two cores; spinning without end takes the core that the router needs between
     # steps, and with more threads than cores it was measured to be 3 to 40 times slower. Who has set a policy keeps it.
     if "OMP_WAIT_POLICY" not in environ:
         defaults |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "20000"}
