@@ -24,7 +24,7 @@ from shard.kv_cache import KVCache
 from shard.layout import RowNumbers, StepLayout, StepRows, lay_out
 from shard.report import Outcome
 from shard.sampler import SamplingRows, choose_tokens
-from shard.speculation import Candidates, DraftTree, Proposal
+from shard.speculation import Candidates, DraftTree, Proposal, Yielded
 from shard.speculation.drafter import Drafter
 from shard.speculation.prices import Prices
 from shard.states import SequenceStates
@@ -169,13 +169,15 @@ class DeviceStep:
             counts = self.drafter.learn(
                 layout.numbers.slots,
                 layout.num_decoding,
-                token_ids=decision.token_ids,
-                num_emitted=decision.num_emitted,
-                parents=layout.parents,
-                on_path=layout.on_path,
-                path=decision.path,
-                num_accepted=decision.num_accepted,
-                num_checked=decision.num_checked,
+                Yielded(
+                    token_ids=decision.token_ids,
+                    num_emitted=decision.num_emitted,
+                    parents=layout.parents,
+                    on_path=layout.on_path,
+                    path=decision.path,
+                    num_accepted=decision.num_accepted,
+                    num_checked=decision.num_checked,
+                ),
             )
             if prices is not None:
                 with timer.running():

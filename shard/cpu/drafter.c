@@ -1,6 +1,6 @@
-// A drafter's part of a step, whole: what it learns of the tokens that came, and what it proposes. The same as Drafter.learn and
-// Drafter.draft (shard/speculation/drafter.py) in torch operations, of which each takes longer than all of this. Integers are
-// int64, arrays contiguous.
+// A drafter's part of a step, whole: what it learns of the tokens that came, and what it proposes. The same as TorchDrafting
+// (shard/speculation/drafting.py) does in operations of which each takes longer than all of this. Integers are int64, arrays
+// contiguous.
 
 #include <math.h>
 #include <stdlib.h>

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from shard.cpu.kernels import cpu_kernels
 from shard.cpu.slots import SlotsStruct
+from shard.speculation import Yielded
 from shard.speculation.memory import Memory, OwnSums, Proposed, Sums
 
 _int, _long, _float, _pointer = ctypes.c_int, ctypes.c_long, ctypes.c_float, ctypes.c_void_p
@@ -116,18 +117,14 @@ class DrafterKernels:
         self,
         slots: Tensor,
         num_decoding: int,
-        *,
-        token_ids: Tensor,
-        num_emitted: Tensor,
-        parents: Tensor,
-        path: Tensor,
-        num_accepted: Tensor,
-        num_checked: Tensor,
+        yielded: Yielded,
         counts: Tensor | None,
+        *,
         from_lookups: bool,
         from_heads: bool,
     ) -> None:
         """As Drafter.learn. Adds to counts [S, 2, methods, K]; from whom there may be something to learn."""
+        token_ids, num_emitted, parents, _, path, num_accepted, num_checked = yielded
         tensors = slots, token_ids, num_emitted, parents, path, num_accepted, num_checked
         # Kept alive until the call is over.
         held = [tensor.contiguous() for tensor in tensors]

@@ -13,7 +13,7 @@ from shard.cuda.learn_kernels import learn
 from shard.cuda.lookup_kernels import look_up_parts
 from shard.cuda.price_kernels import rank_drafts, take_drafts
 from shard.cuda.tree_kernels import draft_trees
-from shard.speculation import Candidates, DraftTree, Method
+from shard.speculation import Candidates, DraftTree, Method, Yielded
 from shard.speculation.memory import Memory
 from shard.speculation.prices import DevicePrices
 from shard.states import SequenceStates
@@ -30,23 +30,12 @@ _PLACES_PER_WARP, _MOST_WARPS = 128, 8
 class DraftingKernels:
     """As `shard.cuda.interface.Drafting` says."""
 
-    def __init__(self, memory: Memory, asked_lookup: Tensor, asked_heads: Tensor) -> None:
+    def __init__(self, memory: Memory) -> None:
         self._memory = memory
-        self._asked_lookup, self._asked_heads = asked_lookup, asked_heads
 
-    def learn(
-        self,
-        slots: Tensor,
-        num_decoding: int,
-        *,
-        token_ids: Tensor,
-        num_emitted: Tensor,
-        on_path: Tensor | None,
-        path: Tensor,
-        num_accepted: Tensor,
-        num_checked: Tensor,
-    ) -> Tensor | None:
+    def learn(self, slots: Tensor, num_decoding: int, yielded: Yielded) -> Tensor | None:
         memory, device = self._memory, slots.device
+        token_ids, num_emitted, _, on_path, path, num_accepted, num_checked = yielded
         (num_slots, depth), (_, num_heads, width) = memory.proposed.ids.shape, memory.proposed.said.shape
         num_sequences, num_methods = len(slots), len(Method)
         num_rows, counts = 1, None
@@ -70,7 +59,7 @@ class DraftingKernels:
             num_checked.stride(0),
             proposed.ids,
             proposed.matches if memory.most_match else None,
-            self._asked_lookup,
+            memory.asked_lookup,
             lookups.above,
             lookups.below,
             lookups.prior,
@@ -78,7 +67,7 @@ class DraftingKernels:
             memory.own.said,
             proposed.said_ids,
             proposed.said if num_heads else None,
-            self._asked_heads,
+            memory.asked_heads,
             heads.above,
             heads.below,
             heads.prior,
@@ -162,7 +151,7 @@ class DraftingKernels:
             found,
             memory.proposed.ids,
             memory.proposed.matches,
-            self._asked_lookup,
+            memory.asked_lookup,
             memory.lookups.above,
             memory.lookups.below,
             memory.own.right,
@@ -245,7 +234,7 @@ class DraftingKernels:
             probabilities,
             memory.proposed.said_ids,
             memory.proposed.said,
-            self._asked_heads,
+            memory.asked_heads,
             memory.heads.above,
             memory.heads.below,
             prices.packed,

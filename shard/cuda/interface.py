@@ -13,7 +13,7 @@ from shard.cuda.spans import DeviceSpans
 from shard.gate import Gate
 
 if TYPE_CHECKING:
-    from shard.speculation import Candidates, DraftTree
+    from shard.speculation import Candidates, DraftTree, Yielded
     from shard.speculation.memory import Memory
     from shard.speculation.prices import DevicePrices
     from shard.states import SequenceStates
@@ -147,23 +147,11 @@ class Commit(Protocol):
 
 
 class Drafting(Protocol):
-    """Over a drafter's memory, and its marks of what was asked."""
+    """Over a drafter's memory."""
 
-    def __init__(self, memory: "Memory", asked_lookup: Tensor, asked_heads: Tensor) -> None:
-        """The marks [] are float32, 1 or 0."""
+    def __init__(self, memory: "Memory") -> None: ...
 
-    def learn(
-        self,
-        slots: Tensor,
-        num_decoding: int,
-        *,
-        token_ids: Tensor,
-        num_emitted: Tensor,
-        on_path: Tensor | None,
-        path: Tensor,
-        num_accepted: Tensor,
-        num_checked: Tensor,
-    ) -> Tensor | None:
+    def learn(self, slots: Tensor, num_decoding: int, yielded: "Yielded") -> Tensor | None:
         """As `shard.speculation.drafter.Drafter.learn`. Then nothing is pending, and nobody was asked."""
 
     def propose(

@@ -1,5 +1,5 @@
-"""What a step teaches a drafter, in Triton's language: the same as Drafter.learn (shard/speculation/drafter.py) in
-torch operations.
+"""What a step teaches a drafter, in Triton's language: the same as TorchDrafting.learn
+(shard/speculation/drafting.py).
 
 Owns the sums over sequences, each of which a program makes alone, so that they come out the same every time. Where
 nobody was asked the step teaches nothing, and what was pending is forgotten already. Integers are int64.

@@ -65,3 +65,20 @@ class DraftTree(NamedTuple):
     @staticmethod
     def shapes(num_sequences: int, size: int) -> list[tuple[int, ...]]:
         return [(num_sequences, size)] * 2 + [(num_sequences,)]
+
+
+class Yielded(NamedTuple):
+    """What a step yielded for S sequences, int64: the first num_emitted [S] of token_ids [S, D].
+
+    It checked trees of parents [S, R - 1] with on_path [S, R, R] bool (see verify; None: there were no drafts). Of
+    their drafts the first num_checked [S] count, and the first num_accepted [S] behind the root on path [S, D] were
+    right.
+    """
+
+    token_ids: Tensor
+    num_emitted: Tensor
+    parents: Tensor
+    on_path: Tensor | None
+    path: Tensor
+    num_accepted: Tensor
+    num_checked: Tensor

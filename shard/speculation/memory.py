@@ -43,9 +43,12 @@ class Proposed(NamedTuple):
 class Memory(NamedTuple):
     """All that a drafter remembers, in tensors that stay where they are: its last proposals, and what is believed of
     lookups, of those of each sequence and of heads, none of them more than so much. Matches count from `least_match`
-    on; `most_match` 0: nothing is looked up."""
+    on; `most_match` 0: nothing is looked up. Who was asked for proposals, 1 or 0 [], is float32 and kept where the host
+    looks at no values."""
 
     proposed: Proposed
+    asked_lookup: Tensor
+    asked_heads: Tensor
     lookups: Sums
     own: OwnSums
     heads: Sums

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from shard import states as states_module
-from shard.speculation import Candidates, DraftPrice, DraftTree, Method
+from shard.speculation import Candidates, DraftPrice, DraftTree, Method, Yielded
 from shard.speculation.drafter import Drafter, SpeculationSizes
 from shard.speculation.ngram import NgramLookup
 from shard.speculation.prices import Prices
@@ -51,9 +51,9 @@ class Side:
         with mock.patch.object(states_module, "decision_kernels", return_value=None):
             return self.drafter.propose(self.states, candidates, prices, **there)
 
-    def learn(self, slots: Tensor, num_decoding: int, **came: Tensor | None) -> Tensor | None:
-        there: Any = {n: None if tensor is None else tensor.to(self.device) for n, tensor in came.items()}
-        return self.drafter.learn(slots.to(self.device), num_decoding, **there)
+    def learn(self, slots: Tensor, num_decoding: int, yielded: Yielded) -> Tensor | None:
+        there: Any = [None if tensor is None else tensor.to(self.device) for tensor in yielded]
+        return self.drafter.learn(slots.to(self.device), num_decoding, Yielded(*there))
 
     def beliefs(self) -> list[Tensor]:
         """Of lookups [matches, slots, K], and of heads [1, H, W]."""
@@ -105,7 +105,7 @@ def assert_same_steps(one: tuple[Side, Prices], other: tuple[Side, Prices], seed
             assert torch.equal(trees[0].token_ids[s, :count], trees[1].token_ids[s, :count])
             assert torch.equal(trees[0].parents[s, :count], trees[1].parents[s, :count])
             slot = proposed_slots[s]
-            methods = [side.drafter._pending_methods[slot, :count].cpu() for side in sides]
+            methods = [side.drafter._memory.proposed.methods[slot, :count].cpu() for side in sides]
             assert torch.equal(*methods)
 
         # What came of it, for other sequences too: a tree each, of whose drafts some were checked.
@@ -113,22 +113,22 @@ def assert_same_steps(one: tuple[Side, Prices], other: tuple[Side, Prices], seed
         checked = draw(0, num_rows, num_sequences)
         outcomes = [_random_tree(generator, num_rows, count) for count in checked.tolist()]
         parents = torch.tensor([parents for parents, _ in outcomes], dtype=torch.int64).view(num_sequences, -1)
-        came = {
-            "token_ids": draw(0, 3, num_sequences, num_rows),
-            "num_emitted": draw(0, num_rows + 1, num_sequences),
-            "parents": parents,
-            "on_path": ancestors(parents) if num_rows > 1 else None,
-            "path": torch.tensor([path + [num_rows - 1] * (num_rows - len(path)) for _, path in outcomes]),
-            "num_accepted": torch.tensor([len(path) - 1 for _, path in outcomes]),
-            "num_checked": checked,
-        }
+        yielded = Yielded(
+            token_ids=draw(0, 3, num_sequences, num_rows),
+            num_emitted=draw(0, num_rows + 1, num_sequences),
+            parents=parents,
+            on_path=ancestors(parents) if num_rows > 1 else None,
+            path=torch.tensor([path + [num_rows - 1] * (num_rows - len(path)) for _, path in outcomes]),
+            num_accepted=torch.tensor([len(path) - 1 for _, path in outcomes]),
+            num_checked=checked,
+        )
         # Drafts beyond those that the trees have are of no method in particular.
         num_drafts = torch.zeros(SLOTS, dtype=torch.int64)
         num_drafts[proposed_slots] = trees[0].num_drafts
         drafted = torch.arange(TREE_SIZE) < num_drafts[:, None]
         for side in sides:
-            side.drafter._pending_methods[~drafted.to(side.device)] = Method.NGRAM
-        counts, expected = (side.learn(slots, num_decoding, **came) for side in sides)
+            side.drafter._memory.proposed.methods[~drafted.to(side.device)] = Method.NGRAM
+        counts, expected = (side.learn(slots, num_decoding, yielded) for side in sides)
         assert (counts is None) == (expected is None) == (num_rows == 1)
         if counts is not None and expected is not None:
             assert torch.equal(counts, expected)

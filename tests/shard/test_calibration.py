@@ -7,13 +7,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shard.speculation import Candidates, Continuation, Method
+from shard.speculation import Candidates, Continuation, DraftTree, Method, Yielded
 from shard.speculation import drafter as drafter_module
 from shard.speculation.calibration import HeadCalibration, LookupCalibration
 from shard.speculation.drafter import Drafter, SpeculationSizes
 from shard.speculation.ngram import NgramLookup
 from shard.speculation.prices import HostPrices
 from shard.speculation.verify import ancestors
+from shard.states import SequenceStates
 
 KNOWN, UNKNOWN = torch.tensor([1]), torch.tensor([0])
 
@@ -104,36 +105,48 @@ def make_drafter(*, lookup: bool = True, heads: int = 3, width: int = 2) -> Draf
     )
 
 
+def propose(drafter: Drafter, slot: int, text: list[int], candidates: Candidates) -> DraftTree:
+    """For a sequence of this text, as many drafts as there may be."""
+    sizes = drafter.sizes
+    states = SequenceStates(
+        num_slots=slot + 1, max_total_tokens=32, tree_size=sizes.tree_size, block_size=16, device=torch.device("cpu")
+    )
+    states.token_ids[slot, : len(text)] = torch.tensor(text)
+    states.num_tokens[slot], states.max_num_tokens[slot] = len(text), 32
+    return drafter.propose(
+        states,
+        candidates,
+        HostPrices(),
+        slots=torch.tensor([slot]),
+        proposing=torch.tensor([0]),
+        max_drafts=torch.tensor([sizes.tree_size]),
+        max_depth=torch.tensor([sizes.num_speculative_tokens]),
+    )
+
+
 def test_a_draft_that_both_propose_is_one_draft_and_counted_as_such() -> None:
     drafter = make_drafter()
     slots = torch.tensor([2])
     # The text says 3 4 5 after 1 2; the heads agree about 3, then go another way.
-    history = torch.tensor([[1, 2, 3, 4, 5, 1, 2]])
     candidates = Candidates(
         torch.tensor([[[3, 8], [9, 8], [9, 8]]]), torch.tensor([[[0.6, 0.2], [0.3, 0.1], [0.2, 0.1]]])
     )
-    tree = drafter.draft(
-        history,
-        candidates,
-        slots=slots,
-        num_tokens=torch.tensor([7]),
-        max_drafts=torch.tensor([6]),
-        max_depth=torch.tensor([3]),
-        prices=HostPrices(),
-    )
+    tree = propose(drafter, slot=2, text=[1, 2, 3, 4, 5, 1, 2], candidates=candidates)
     assert int(tree.num_drafts) == 6
     assert tree.token_ids[0].tolist().count(3) == 1
     right = 1 + tree.token_ids[0].tolist().index(3)
     counts = drafter.learn(
         slots,
         1,
-        token_ids=torch.tensor([[3, 4, 0, 0]]),
-        num_emitted=torch.tensor([2]),
-        parents=tree.parents,
-        on_path=ancestors(tree.parents),
-        path=torch.tensor([[0, right, 0, 0]]),
-        num_accepted=torch.tensor([1]),
-        num_checked=tree.num_drafts,
+        Yielded(
+            token_ids=torch.tensor([[3, 4, 0, 0]]),
+            num_emitted=torch.tensor([2]),
+            parents=tree.parents,
+            on_path=ancestors(tree.parents),
+            path=torch.tensor([[0, right, 0, 0]]),
+            num_accepted=torch.tensor([1]),
+            num_checked=tree.num_drafts,
+        ),
     )
     assert counts is not None
     drafted, accepted = counts[0]
@@ -163,8 +176,8 @@ def test_checked_and_accepted_drafts_are_counted_by_method_and_depth(
     drafter, deepest = make_drafter(), 3
     with mock.patch.object(drafter_module, "drafter_library", return_value=None):
         plain = make_drafter()
-    drafter._pending_methods.random_(1, len(Method) + 1, generator=generator)
-    plain._pending_methods.copy_(drafter._pending_methods)
+    drafter._memory.proposed.methods.random_(1, len(Method) + 1, generator=generator)
+    plain._memory.proposed.methods.copy_(drafter._memory.proposed.methods)
     slots = torch.randperm(4, generator=generator)[:num_trees]
     parents = _random_trees(num_trees, num_drafts, deepest, generator)
     num_checked = torch.randint(0, num_drafts + 1, (num_trees,), generator=generator)
@@ -178,42 +191,31 @@ def test_checked_and_accepted_drafts_are_counted_by_method_and_depth(
         path[s, : len(accepted)] = torch.tensor(accepted)
         num_accepted[s] = len(accepted) - 1
         for row in range(1, int(num_checked[s]) + 1):
-            method = int(drafter._pending_methods[slots[s], row - 1])
+            method = int(drafter._memory.proposed.methods[slots[s], row - 1])
             expected[s, 0, method - 1, len(ways[row]) - 2] += 1
             expected[s, 1, method - 1, len(ways[row]) - 2] += row in accepted
+    yielded = Yielded(
+        token_ids=torch.zeros_like(path),
+        num_emitted=num_accepted + 1,
+        parents=parents,
+        on_path=ancestors(parents),
+        path=path,
+        num_accepted=num_accepted,
+        num_checked=num_checked,
+    )
     for one in (drafter, plain):
-        counts = one.learn(
-            slots,
-            num_trees,
-            token_ids=torch.zeros_like(path),
-            num_emitted=num_accepted + 1,
-            parents=parents,
-            on_path=ancestors(parents),
-            path=path,
-            num_accepted=num_accepted,
-            num_checked=num_checked,
-        )
+        counts = one.learn(slots, num_trees, yielded)
         assert counts is not None
         assert torch.equal(counts, expected)
 
 
 def draft_five(drafter: Drafter, slot: int) -> None:
-    drafter.draft(
-        torch.tensor([[1, 2]]),
-        Candidates(torch.tensor([[[5]]]), torch.tensor([[[0.5]]])),
-        slots=torch.tensor([slot]),
-        num_tokens=torch.tensor([2]),
-        max_drafts=torch.tensor([1]),
-        max_depth=torch.tensor([1]),
-        prices=HostPrices(),
-    )
+    propose(drafter, slot, [1, 2], Candidates(torch.tensor([[[5]]]), torch.tensor([[[0.5]]])))
 
 
 def see_six(drafter: Drafter, slot: int) -> None:
     one, none = torch.ones(1, dtype=torch.int64), torch.zeros(1, 0, dtype=torch.int64)
-    drafter.learn(
-        torch.tensor([slot]),
-        1,
+    yielded = Yielded(
         token_ids=torch.tensor([[6]]),
         num_emitted=one,
         parents=none,
@@ -222,6 +224,7 @@ def see_six(drafter: Drafter, slot: int) -> None:
         num_accepted=one - 1,
         num_checked=one - 1,
     )
+    drafter.learn(torch.tensor([slot]), 1, yielded)
 
 
 def test_only_what_was_proposed_in_the_step_before_teaches() -> None:

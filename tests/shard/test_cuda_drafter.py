@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from shard.captured_steps import CapturedSteps
 from shard.model_runner import ModelRunner
 from shard.plan import Sampling
-from shard.speculation.drafter import Drafter
+from shard.speculation.drafting import TorchDrafting
 from shard.speculation.prices import DevicePrices
 from tests.shard.drafting import DEPTH, Side, assert_same_steps, random_prices
 from tests.shard.planned_runs import CASE_IDS, CASES, Case
@@ -88,6 +88,6 @@ def test_steps_whose_drafts_kernels_make_bring_the_same(
     monkeypatch.setattr(CapturedSteps, "_is_to_be_captured", lambda *_: False)
     # What is learned from are columns of its rows.
     monkeypatch.setattr("shard.decision.decide_for", lambda device: decide)
-    monkeypatch.setattr(Drafter, "draft", mock.Mock(side_effect=AssertionError("drafts by torch operations")))
+    monkeypatch.setattr(TorchDrafting, "propose", mock.Mock(side_effect=AssertionError("drafts by torch operations")))
     runner = ModelRunner(planned.rank().runner.step, capture=RecordedCapture())
     assert planned.run(runner).results() == expected
