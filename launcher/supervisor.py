@@ -9,7 +9,6 @@ import math
 import signal
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -68,22 +67,21 @@ class Supervisor:
         self._last_signal_s = -math.inf
 
     def run(self) -> int:
-        with ExitStack() as handlers:
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-                # A terminal that closes is a wish to end, but not under nohup.
-                if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
-                    continue
-                handlers.callback(signal.signal, number, signal.signal(number, self._on_signal))
-            most_s = math.inf
-            try:
-                failure = self._watch()
-                if failure is not None:
-                    self._log.error(failure)
-                    most_s = GIVEN_UP_S
-                else:
-                    self._log.info("stopping: open requests may finish, a second signal hurries")
-            finally:
-                clean = self._stop_all(time.monotonic() + most_s)
+        """From then on signals are this object's, after the end too: what is left to clean up is not interrupted."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            # A terminal that closes is a wish to end, but not under nohup.
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._on_signal)
+        most_s = math.inf
+        try:
+            failure = self._watch()
+            if failure is not None:
+                self._log.error(failure)
+                most_s = GIVEN_UP_S
+            else:
+                self._log.info("stopping: open requests may finish, a second signal hurries")
+        finally:
+            clean = self._stop_all(time.monotonic() + most_s)
         return 0 if failure is None and clean else 1
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:

@@ -133,6 +133,34 @@ def test_a_second_signal_hurries(supervise: Callable[..., Launched]) -> None:
     assert not any(is_running(pid) for pid in launched.pids())
 
 
+def test_a_signal_after_the_end_does_not_interrupt_what_is_left_to_clean_up(tmp_path: Path) -> None:
+    script = f"""
+import os, pathlib, signal
+from launcher.log_pump import LogPump
+from launcher.logs import LogWriter
+from launcher.supervisor import Supervisor
+
+def wish():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+code = Supervisor(
+    [],
+    run_dir=pathlib.Path({str(tmp_path)!r}),
+    pump=LogPump(),
+    log=LogWriter(level="error", json_output=False),
+    is_ready=wish,
+    on_ready=wish,
+).run()
+wish()
+print("cleaned up")
+raise SystemExit(code)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=child_environ(), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "cleaned up\n")
+
+
 def test_two_signals_at_once_are_one_wish(supervise: Callable[..., Launched]) -> None:
     launched = supervise(agent=POLITE, router=POLITE)
     launched.wait_for("agent up", "router up")
