@@ -9,12 +9,14 @@ import contextlib
 import socket
 from collections.abc import Iterator
 
+import h11
 import uvicorn
 from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from router.metrics import Metrics
 from router.request import GenerationEngine
@@ -22,6 +24,8 @@ from router.request import GenerationEngine
 _START_POLL_S = 0.01
 # A reader that does not take its answer must not keep the process alive.
 _STOP_TIMEOUT_S = 2
+# A request has to be whole so soon after its connection or its first byte: connections that wait hold descriptors.
+_REQUEST_S = 10.0
 # Where there are no descriptors left asyncio tries, and logs, so many times at once.
 _BACKLOG = 64
 
@@ -38,6 +42,7 @@ class HttpServer:
         self._server = _Server(
             uvicorn.Config(
                 app,
+                http=_Connection,
                 log_config=None,
                 log_level="warning",
                 access_log=False,
@@ -81,6 +86,35 @@ class HttpServer:
         """The text format, or OpenMetrics for who accepts it."""
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
         return Response(encode(self._metrics.registry), headers={"content-type": content_type})
+
+
+class _Connection(H11Protocol):
+    """One that does not wait for requests without end, as uvicorn's own do."""
+
+    _timeout: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._await_request()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._await_request()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._stop_waiting()
+
+    def _await_request(self) -> None:
+        if self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):
+            self._stop_waiting()
+        elif self._timeout is None:
+            self._timeout = self.loop.call_later(_REQUEST_S, self.transport.abort)
+
+    def _stop_waiting(self) -> None:
+        if self._timeout is not None:
+            self._timeout.cancel()
+            self._timeout = None
 
 
 class _Server(uvicorn.Server):

@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import signal
 import socket
 
@@ -73,5 +74,49 @@ def test_signals_stay_with_the_process() -> None:
         before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
         async with serve():
             assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"GET /health HTTP/1.1\r\nHost: ",
+        # Whole, then the beginning of another on the same connection.
+        b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n" * 2 + b"GET",
+        b"POST /health HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n1234",
+    ],
+)
+def test_a_request_that_never_comes_whole_is_not_waited_for(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("router.http_server._REQUEST_S", 0.3)
+
+    async def run() -> None:
+        async with serve() as served, asyncio.timeout(60):
+            reader, writer = await asyncio.open_connection("127.0.0.1", served.http_server.port)
+            writer.write(sent)
+            answers = b""
+            with contextlib.suppress(ConnectionError):
+                while part := await reader.read(1000):
+                    answers += part
+                    # More of it, slowly, is no reason to wait on.
+                    writer.write(b"x")
+            assert answers.count(b"200 OK") == sent.count(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+            writer.close()
+
+    asyncio.run(run())
+
+
+def test_a_connection_that_waits_between_requests_is_not_taken_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("router.http_server._REQUEST_S", 0.3)
+
+    async def run() -> None:
+        async with serve() as served:
+            reader, writer = await asyncio.open_connection("127.0.0.1", served.http_server.port)
+            for _ in range(2):
+                writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert b"200 OK" in await reader.readuntil(b"}")
+                await asyncio.sleep(0.6)
+            writer.close()
 
     asyncio.run(run())
