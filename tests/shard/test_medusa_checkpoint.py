@@ -349,3 +349,39 @@ def test_a_whole_model_that_lacks_a_tensor_of_a_head(base: Path, tmp_path: Path)
     (full / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match="the bias of block 0 of head 1 is missing"):
         load(full, full)
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"token_map": torch.arange(39)}, "token_map has not one entry for each of the 40 rows"),
+        ({"token_map": torch.arange(40) + VOCABULARY - 39}, f"outside the vocabulary of {VOCABULARY}"),
+        ({"token_map": torch.arange(40) - 1}, f"outside the vocabulary of {VOCABULARY}"),
+        ({"medusa_heads.lm_heads.0.weight": torch.zeros(40, HIDDEN)}, "are for the same place"),
+        ({"lm_head.weight": torch.zeros(40, HIDDEN)}, "original_lm_head in config.json does not say so"),
+    ],
+)
+def test_what_does_not_fit_in_a_file_of_vllm_is_named(
+    extra: dict[str, Tensor], message: str, base: Path, tmp_path: Path
+) -> None:
+    heads = random_heads(3, 1, HIDDEN, 40, tied=False)
+    write_heads(tmp_path, heads, "vllm", base="org/base", truncated_vocab_size=40, vocab_size=VOCABULARY)
+    file = tmp_path / "model.safetensors"
+    save_file(load_file(file) | extra, file)
+    with pytest.raises(CheckpointError, match=message):
+        load(tmp_path, base)
+
+
+@pytest.mark.parametrize(("config", "message"), [("{", "is not valid JSON"), ("[]", "does not hold a JSON object")])
+def test_a_broken_config_beside_heads_of_vllm_is_named(config: str, message: str, base: Path, tmp_path: Path) -> None:
+    write_heads(tmp_path, heads_of(), "vllm", base="org/base")
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(CheckpointError, match=rf"config\.json {message}"):
+        load(tmp_path, base)
+
+
+def test_heads_of_vllm_without_a_config_are_read(base: Path, tmp_path: Path) -> None:
+    heads = heads_of()
+    write_heads(tmp_path, heads, "vllm", base="org/base")
+    (tmp_path / "config.json").unlink()
+    assert_guesses(tmp_path, base, heads)

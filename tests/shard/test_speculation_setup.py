@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from shard.config import ConfigError, ShardConfig
+from shard.medusa import HeadFigures
 from shard.speculation import Method, Proposal
-from shard.speculation_setup import proposals_of, speculation_methods, speculation_sizes
+from shard.speculation_setup import build_drafter, proposals_of, speculation_methods, speculation_sizes
 from tests.shard.configs import shard_config
 
 CPU = torch.device("cpu")
@@ -56,3 +57,24 @@ def test_who_can_be_asked(flags: tuple[str, ...], num_heads: int, proposals: lis
     methods = speculation_methods(settings, speculation_sizes(settings, num_heads=num_heads, device=CPU))
     assert proposals_of(methods) == proposals
     assert (Method.NGRAM in methods) == (Proposal.LOOKUP in proposals)
+
+
+def test_a_drafter_begins_with_what_was_measured_of_the_heads_and_believes_the_rest() -> None:
+    settings = config("--speculate=2", "--tree-size=4")
+    sizes = speculation_sizes(settings, num_heads=2, device=CPU)
+    # More heads and ranks than are in use, one head with fewer, and one that never said anything.
+    acceptance = [[0.4] * (sizes.tree_width + 1), [0.3, 0.1], [0.2]]
+    probability = [[0.8] * (sizes.tree_width + 1), [0.2, 0.0], [0.9]]
+    drafter = build_drafter(
+        settings,
+        sizes,
+        speculation_methods(settings, sizes),
+        figures=HeadFigures(acceptance, probability, []),
+        num_slots=1,
+        device=CPU,
+    )
+    assert drafter is not None
+    said = torch.full((1, 2, sizes.tree_width), 0.5)
+    believed = drafter._head_calibration.estimate(said)[0]
+    torch.testing.assert_close(believed[0], torch.full((sizes.tree_width,), 0.25))
+    torch.testing.assert_close(believed[1], torch.tensor([0.75] + [0.5] * (sizes.tree_width - 1)))

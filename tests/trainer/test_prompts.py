@@ -38,9 +38,10 @@ def test_a_line_without_a_prompt_is_named(tmp_path: Path, entry: dict[str, objec
         ("Why?", "not JSON"),
         ('{"text": ' + 200_000 * "[", "not JSON"),
         ('{"text": "\\ud83d"}', "half of a surrogate pair"),
+        ("[1]", "a JSON object is needed"),
     ],
 )
-def test_a_line_that_is_not_json_is_named(tmp_path: Path, line: str, message: str) -> None:
+def test_a_line_that_is_no_json_object_is_named(tmp_path: Path, line: str, message: str) -> None:
     file = tmp_path / "data.jsonl"
     file.write_text(line + "\n")
     with pytest.raises(TrainError, match=rf"data\.jsonl, line 1: {message}"):
