@@ -1,6 +1,7 @@
 """bench.gpu where there is no GPU, and what it says where there is one."""
 
 import json
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench.gpu import marked_tests, service
+from bench.gpu import marked_tests, peer, service
 from bench.gpu.__main__ import run_parts
 from bench.gpu.attention import Case
 from bench.gpu.oracle_model import VICUNA_7B, write_oracle_model
@@ -157,6 +158,15 @@ def test_whole_prompts_are_timed_over_their_products() -> None:
     # Factors of norms are counted with the matrices.
     layer = 64 * (64 + 2 * 32) + 64 * 64 + 3 * 64 * 96 + 2 * 64
     assert [time.operations for time in times] == [2 * (2 * layer + 64) * length for length in (5, 40)]
+
+
+def test_the_peer_decodes_as_many_tokens_as_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peer, "_MANY_TOKENS", 16)
+    small = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    # It looks itself at how much came; a difference of small times may be of either sign.
+    step_s = peer.measure(LLAMA_8B | small | heads, 2, 5, torch.device("cpu"), torch.float32)
+    assert math.isfinite(step_s)
 
 
 @pytest.mark.parametrize("context", [0, 33])
