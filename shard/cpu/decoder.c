@@ -48,11 +48,13 @@ typedef struct {
 } Step;
 
 // x: the residual stream. y: what a half of a layer adds to it, of this rank. Both [n, hidden]; y's rows y_stride apart.
-// normed [n, hidden]; wide: room for n rows of qkv and of attention, or of an MLP's width; products write whole panels.
+// normed [n, hidden]; wide: room for n rows of qkv and of attention, or of an MLP's width; products write whole panels. groups:
+// of n rows of the widest input.
 typedef struct {
     float *x, *y, *wide;
     Input *normed;
     bf16 *out;
+    Group *groups;
     long y_stride;
 } Buffers;
 
@@ -104,21 +106,21 @@ static void attention_half(const Decoder *d, const Layer *layer, const Step *ste
                          layer->window, d->scale, d->softcap};
     float *qkv = b->wide;
     Input *out = (Input *)(qkv + step->n * stride);
-    const Product project = {b->normed, layer->qkv, layer->qkv_scales, layer->qkv_bias, qkv, step->n, d->hidden, num_heads * d->dim, d->hidden, stride, NO_GATE};
+    const Product project = {b->normed, layer->qkv, layer->qkv_scales, layer->qkv_bias, qkv, step->n, d->hidden, num_heads * d->dim, d->hidden, stride, NO_GATE, b->groups};
     product(&project, worker);
     SHARE(worker, row, step->n) store(d, layer, &cache, step, qkv + row * stride, row);
     attend_spans(&cache, &step->spans, qkv, stride, out, worker);
-    const Product leave = {out, layer->o, layer->o_scales, 0, b->y, step->n, attended, d->hidden, attended, b->y_stride, NO_GATE};
+    const Product leave = {out, layer->o, layer->o_scales, 0, b->y, step->n, attended, d->hidden, attended, b->y_stride, NO_GATE, b->groups};
     product(&leave, worker);
 }
 
 static void mlp_half(const Decoder *d, const Layer *layer, const Step *step, const Buffers *b, Worker *worker) {
     const long width = round_up(d->width, LANES);
     const Product enter = {b->normed, layer->gate_up, layer->gate_up_scales, layer->gate_up_bias, b->wide, step->n, d->hidden, 2 * width,
-                           d->hidden, width, (Gate)d->gate};
+                           d->hidden, width, (Gate)d->gate, b->groups};
     product(&enter, worker);
     const Product leave = {(const Input *)b->wide, layer->down, layer->down_scales, 0, b->y, step->n, d->width, d->hidden, width, b->y_stride,
-                           NO_GATE};
+                           NO_GATE, b->groups};
     product(&leave, worker);
 }
 
@@ -139,7 +141,7 @@ static Phase *zero_phases(long count) {
 // stays in y, so that ranks can sum it, and is added when the next one begins. With last beyond the last half the final
 // norm is taken: out [n, hidden].
 void run_halves(const Decoder *d, const Step *step, const Buffers *b, long first, long last) {
-    Phase *phases = zero_phases((last - first) * 5);
+    Phase *phases = zero_phases((last - first) * 7);
     #pragma omp parallel
     {
         Worker worker = this_worker(phases);

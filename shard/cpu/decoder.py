@@ -68,7 +68,7 @@ class _Step(ctypes.Structure):
 
 
 class _Buffers(ctypes.Structure):
-    _fields_ = [*((name, _pointer) for name in ("x", "y", "wide", "normed", "out")), ("y_stride", _long)]
+    _fields_ = [*((name, _pointer) for name in ("x", "y", "wide", "normed", "out", "groups")), ("y_stride", _long)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +129,7 @@ class CompiledLayers:
         """`rotations`: radians per position of each pair [head_dim / 2], and the factor of their cosine and sine."""
         self._kernels, self._sizes, self._group = kernels, sizes, group
         self._panel = kernels.panel
+        self._widest_input = max(sizes.hidden, sizes.heads * sizes.head_dim, sizes.width)
         self._cache: KVCache | None = None
         # Kept alive with the addresses that point into them.
         self._held: list[Tensor] = []
@@ -180,7 +181,16 @@ class CompiledLayers:
             sin.data_ptr(),
             batch.paged.struct,
         )
-        buffers = _Buffers(x.data_ptr(), y.data_ptr(), wide.data_ptr(), normed.data_ptr(), out.data_ptr(), y.shape[1])
+        groups = self._kernels.room_for_integers(num_rows, self._widest_input)
+        buffers = _Buffers(
+            x.data_ptr(),
+            y.data_ptr(),
+            wide.data_ptr(),
+            normed.data_ptr(),
+            out.data_ptr(),
+            groups.data_ptr(),
+            y.shape[1],
+        )
         on_launch()
         end = 2 * len(self._layers)
         if self._group.size == 1:

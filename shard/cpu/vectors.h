@@ -93,6 +93,10 @@ INLINE Input as_input(float value) {
     return narrow(value);
 }
 
+INLINE float as_float(Input value) {
+    return widen(value);
+}
+
 INLINE void store_inputs(Input *to, Floats values) {
     *(Halves *)to = narrow_all(values);
 }
@@ -118,6 +122,10 @@ typedef float Input;
 typedef Floats Factors;
 
 INLINE Input as_input(float value) {
+    return value;
+}
+
+INLINE float as_float(Input value) {
     return value;
 }
 

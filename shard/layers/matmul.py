@@ -7,7 +7,8 @@ packed product is taken, which reads a third faster than a plain one. A packed w
 memory is not paid twice.
 
 On CUDA single rows and quantized weights go to kernels in Triton, all else to the library. On CPU a quantized weight is
-read in 8 bits by the compiled kernel, and integers by torch's own product for such weights in 16 bit. Elsewhere it is
+read in 8 bits by the compiled kernel, which makes integers of 16 bits of the inputs where the processor multiplies
+integers (VNNI, shard/cpu/integers.h), and integers by torch's own product for such weights in 16 bit. Elsewhere it is
 widened for every product: slow and exact, which is what float32 and float64 are for.
 """
 
@@ -98,7 +99,7 @@ class Product:
         return out.to(torch.promote_types(out.dtype, torch.float32)) if wide else out
 
     def _by_tiles(self, compiled: CpuKernels, x: Tensor) -> Tensor:
-        out = x @ compiled.unpacked(self.weight)
+        out = x @ compiled.unpacked(self.weight)[: x.shape[1]]
         # Scales and biases are float32.
         out = out if self.scales is None else out * self.scales
         out = (out if self.bias is None else out + self.bias).to(x.dtype)

@@ -1,8 +1,9 @@
 """Owns the numbers of a quantized weight: one scale for each output, numbers of 8 bits. Knows no kernel.
 
 Weights alone are quantized, symmetrically, as torchao's int8 and float8 weight-only do: activations, norms, the
-embedding, keys and values keep their dtype. int8 are integers; fp8 are floating-point numbers of four bits of exponent
-and three of mantissa (e4m3, arXiv 2209.05433).
+embedding, keys and values keep their dtype. (A product on a CPU may round its inputs to 16 bits: shard/cpu/integers.h.)
+int8 are integers; fp8 are floating-point numbers of four bits of exponent and three of mantissa (e4m3, arXiv
+2209.05433).
 """
 
 from typing import Literal, NamedTuple

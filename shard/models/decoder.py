@@ -163,7 +163,9 @@ class Decoder(Module):
             "linear": self.lm_head.product.kernel,
             "layers": NAME if self._compiled else "torch",
             "attention": attention.kernel_name(self.dtype, self.device, softcap=self.config.attention_softcap),
-            **({"arithmetic": compiled.arithmetic} if compiled else {}),
+            **(
+                {"arithmetic": compiled.arithmetic(is_int8=self.lm_head.product.scales is not None)} if compiled else {}
+            ),
         }
 
     @torch.inference_mode()

@@ -22,6 +22,8 @@ from tests.shard.paged import PagedModel, Part, Sequence, random_tokens
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    # Inputs of the MLP's second matrix are no multiple of what is multiplied together, and more than share a scale.
+    "llama of odd width": ("llama", {"intermediate_size": 150}),
     "qwen3 tied": ("qwen3", {"tie_word_embeddings": True}),
     "gemma2": ("gemma2", {"sliding_window": 10}),
 }
