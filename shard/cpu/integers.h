@@ -16,12 +16,16 @@
 
 // Of the first `size` of x, up to a group.
 INLINE void make_group(const Input *x, long size, Group *to) {
-    float values[GROUP] = {0};
-    for (long i = 0; i < size; i++) values[i] = as_float(x[i]);
+    Input padded[GROUP];
+    if (size < GROUP) {
+        memset(padded, 0, sizeof padded);
+        memcpy(padded, x, sizeof(Input) * (size_t)size);
+        x = padded;
+    }
     // As integers magnitudes have the same order, and what is no number is above all.
     Words most = {0};
     for (long i = 0; i < GROUP; i += LANES) {
-        const Words bits = (Words)*(const Floats *)(values + i) & 0x7fffffffu, is_more = (Words)(bits > most);
+        const Words bits = (Words)floats_of(x + i) & 0x7fffffffu, is_more = (Words)(bits > most);
         most = (bits & is_more) | (most & ~is_more);
     }
     uint32_t greatest = 0;
@@ -33,7 +37,7 @@ INLINE void make_group(const Input *x, long size, Group *to) {
     const Floats round = all(12582912.0f);
     Ints sums = {0};
     for (long i = 0; i < GROUP; i += LANES) {
-        const Ints integers = (Ints)(*(const Floats *)(values + i) * factor + round) - (Ints)round;
+        const Ints integers = (Ints)(floats_of(x + i) * factor + round) - (Ints)round;
         const Ints high = (integers + 128) >> 8, low = integers - (high << 8);
         sums += integers;
         for (int j = 0; j < LANES; j++) to->high[i + j] = (int8_t)high[j], to->low[i + j] = (int8_t)low[j];

@@ -93,8 +93,8 @@ INLINE Input as_input(float value) {
     return narrow(value);
 }
 
-INLINE float as_float(Input value) {
-    return widen(value);
+INLINE Floats floats_of(const Input *values) {
+    return widen_all(values);
 }
 
 INLINE void store_inputs(Input *to, Floats values) {
@@ -125,8 +125,8 @@ INLINE Input as_input(float value) {
     return value;
 }
 
-INLINE float as_float(Input value) {
-    return value;
+INLINE Floats floats_of(const Input *values) {
+    return *(const Floats *)values;
 }
 
 INLINE void store_inputs(Input *to, Floats values) {
