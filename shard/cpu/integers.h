@@ -80,8 +80,7 @@ INLINE void add_groups(const Product *p, const char *weight, long row, Sums low,
             Words even[MOST_PANELS], odd[MOST_PANELS];
             UNROLL for (int q = 0; q < panels; q++) {
                 const char *at = weight + (q * in + first + k) * PANEL;
-                // A single row does nothing but read, which the processor foresees.
-                if (rows > 1) __builtin_prefetch(at + QUADS_AHEAD, 0, 2), __builtin_prefetch(at + QUADS_AHEAD + 64, 0, 2);
+                __builtin_prefetch(at + QUADS_AHEAD, 0, 2), __builtin_prefetch(at + QUADS_AHEAD + 64, 0, 2);
                 even[q] = *(const Words *)at;
                 odd[q] = *((const Words *)at + 1);
             }
