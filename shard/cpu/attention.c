@@ -15,6 +15,12 @@
 #define SCORES_BYTES 131072
 // Into so many pieces for each thread attention is cut, if there are so many heads.
 #define PIECES 4
+// Queries that meet a key or a value together: four sums of each are to stay in registers.
+#if LANES == 8
+#define MOST_QUERIES 3
+#else
+#define MOST_QUERIES 6
+#endif
 
 typedef float Quad __attribute__((vector_size(16), may_alias, aligned(4)));
 
@@ -58,7 +64,9 @@ INLINE void ask_for(Rows rows, long row, const long dim) {
 // What lies between n and the next multiple of four is written too.
 INLINE void score_some(const Input *queries, Rows keys, long n, float *scores, long width, const long dim, const int count) {
     for (long t = 0; t < n; t += 4) {
-        Floats sums[3][4] = {{{0}}};
+        Floats sums[MOST_QUERIES][4];
+        UNROLL for (int q = 0; q < count; q++)
+            UNROLL for (int j = 0; j < 4; j++) sums[q][j] = (Floats){0};
         const bf16 *key[4];
         UNROLL for (int j = 0; j < 4; j++) key[j] = keys.at + (t + j < n ? t + j : n - 1) * keys.stride;
         UNROLL for (int j = 0; j < 4; j++) ask_for(keys, t + j, dim);
@@ -72,16 +80,23 @@ INLINE void score_some(const Input *queries, Rows keys, long n, float *scores, l
     }
 }
 
+#define SCORE(count) \
+    case count: score_some(queries, keys, n, scores, width, dim, count); break;
+
 INLINE void score(const Input *queries, long m, Rows keys, long n, float *scores, long width, const long dim) {
-    long q = 0;
-    for (; q + 3 <= m; q += 3) score_some(queries + q * dim, keys, n, scores + q * width, width, dim, 3);
-    if (m - q == 2) score_some(queries + q * dim, keys, n, scores + q * width, width, dim, 2);
-    if (m - q == 1) score_some(queries + q * dim, keys, n, scores + q * width, width, dim, 1);
+    for (; m > 0; m -= MOST_QUERIES, queries += MOST_QUERIES * dim, scores += MOST_QUERIES * width) {
+        switch (m < MOST_QUERIES ? m : MOST_QUERIES) {
+#if MOST_QUERIES == 6
+            SCORE(6) SCORE(5) SCORE(4)
+#endif
+            SCORE(3) SCORE(2) SCORE(1)
+        }
+    }
 }
 
 // sums += the weighted values of n places for `count` queries, `vectors` of each value; both are constants.
 INLINE void add_part(float *sums, const float *weights, long width, Rows values, long n, const long dim, const int vectors, const int count) {
-    Floats local[3][4];
+    Floats local[MOST_QUERIES][4];
     UNROLL for (int q = 0; q < count; q++)
         UNROLL for (int i = 0; i < vectors; i++) local[q][i] = *(const Floats *)(sums + q * dim + i * LANES);
     for (long t = 0; t < n; t++) {
@@ -106,11 +121,18 @@ INLINE void add_some(float *sums, const float *weights, long width, Rows values,
     for (; i < dim; i += LANES) add_part(sums + i, weights, width, behind(values, i), n, dim, 1, count);
 }
 
+#define ADD(count) \
+    case count: add_some(sums, weights, width, values, n, dim, count); break;
+
 INLINE void add_values(float *sums, long m, const float *weights, long width, Rows values, long n, const long dim) {
-    long q = 0;
-    for (; q + 3 <= m; q += 3) add_some(sums + q * dim, weights + q * width, width, values, n, dim, 3);
-    if (m - q == 2) add_some(sums + q * dim, weights + q * width, width, values, n, dim, 2);
-    if (m - q == 1) add_some(sums + q * dim, weights + q * width, width, values, n, dim, 1);
+    for (; m > 0; m -= MOST_QUERIES, sums += MOST_QUERIES * dim, weights += MOST_QUERIES * width) {
+        switch (m < MOST_QUERIES ? m : MOST_QUERIES) {
+#if MOST_QUERIES == 6
+            ADD(6) ADD(5) ADD(4)
+#endif
+            ADD(3) ADD(2) ADD(1)
+        }
+    }
 }
 
 // The two passes for heads of a length that the compiler knows, and of any.
