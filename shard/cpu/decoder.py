@@ -129,7 +129,9 @@ class CompiledLayers:
         """`rotations`: radians per position of each pair [head_dim / 2], and the factor of their cosine and sine."""
         self._kernels, self._sizes, self._group = kernels, sizes, group
         self._panel = kernels.panel
-        self._widest_input = max(sizes.hidden, sizes.heads * sizes.head_dim, sizes.width)
+        # Of weights in int8, the only ones for which inputs may become integers.
+        is_int8 = layers[0].qkv_scales is not None
+        self._widest_input = max(sizes.hidden, sizes.heads * sizes.head_dim, sizes.width) if is_int8 else 0
         self._cache: KVCache | None = None
         # Kept alive with the addresses that point into them.
         self._held: list[Tensor] = []
