@@ -13,19 +13,12 @@ INLINE Factors inputs_at(const Input *x, const int is_single) {
     return pair - (Words){0};
 }
 
-INLINE Factors first_of_pair(const int8_t *at) {
-    // A number of 8 bits as a float has nothing below its upper half, which is bfloat16.
-    return (Words)widen_integers(at) >> 16;
-}
-
 INLINE void read_panel(const char *at, Factors *low, Factors *high, const int bytes, const int is_single) {
-    const int8_t *integers = (const int8_t *)at;
+    // Those in int8 are multiplied with integers.
+    (void)bytes;
     if (is_single) {
-        *low = bytes == 1 ? first_of_pair(integers) : (Words)widen_all((const bf16 *)at) >> 16;
-        *high = bytes == 1 ? first_of_pair(integers + LANES) : (Words)widen_all((const bf16 *)at + LANES) >> 16;
-    } else if (bytes == 1) {
-        *low = first_of_pair(integers) | (Words)widen_integers(integers + LANES);
-        *high = first_of_pair(integers + 2 * LANES) | (Words)widen_integers(integers + 3 * LANES);
+        *low = (Words)widen_all((const bf16 *)at) >> 16;
+        *high = (Words)widen_all((const bf16 *)at + LANES) >> 16;
     } else {
         *low = *(const Words *)at;
         *high = *((const Words *)at + 1);

@@ -121,9 +121,8 @@ class CpuKernels:
             panels = panels.permute((0, 3, 1, 2) if is_int8 else (0, 3, 2, 1))
             return self._weights.hold(panels.reshape(-1, num_inputs, self.panel))
         end = num_inputs // 2 * 2
-        # [panels, pairs, vectors, lanes, 2], in int8 [panels, pairs, vectors, 2, lanes]
-        pairs = panels[..., :end].reshape(*panels.shape[:3], -1, 2)
-        pairs = pairs.permute((0, 3, 1, 4, 2) if is_int8 else (0, 3, 1, 2, 4))
+        # [panels, pairs, vectors, lanes, 2]
+        pairs = panels[..., :end].reshape(*panels.shape[:3], -1, 2).permute(0, 3, 1, 2, 4)
         single = panels[..., end:].movedim(-1, 1)
         parts = [part.reshape(len(panels), -1, self.panel) for part in (pairs, single)]
         return self._weights.hold(torch.cat(parts, dim=1))

@@ -11,8 +11,7 @@
 // - Of integers, for weights in int8 (integers.h): a panel holds for each four inputs those of an output one after another,
 //   with 128 added to them.
 // - Of pairs of bfloat16: a panel holds for each pair of inputs a word for each output, with the first input's value in its
-//   low half and the second's in its high half. In int8 it holds for each vector of outputs the first input's values, then
-//   the second's. A last input without a second one is held as the outputs in their order.
+//   low half and the second's in its high half. A last input without a second one is held as the outputs in their order.
 
 #include "factors.h"
 #include "integers.h"

@@ -7,12 +7,6 @@
 // Outputs of a packed weight that lie together.
 #define PANEL (2 * LANES)
 
-#ifdef __AVX512VNNI__
-#define HAS_BYTES 1
-#else
-#define HAS_BYTES 0
-#endif
-
 // Inputs that share a scale: so many that their sum, times 256, is a number of 32 bits.
 #define GROUP 128
 // Inputs that are multiplied at once.

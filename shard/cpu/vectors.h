@@ -14,9 +14,16 @@
 #define LANES 8
 #endif
 
+// The processor multiplies bytes, and adds four products to an integer.
+#ifdef __AVX512VNNI__
+#define HAS_BYTES 1
+#else
+#define HAS_BYTES 0
+#endif
+
 // The processor multiplies pairs of bfloat16 values and adds both products to a float: twice the arithmetic of floats, where
-// build.py leaves it in.
-#ifdef __AVX512BF16__
+// build.py leaves it in. There is none that does this and not the other.
+#if defined __AVX512BF16__ && HAS_BYTES
 #define HAS_DOTS 1
 #else
 #define HAS_DOTS 0

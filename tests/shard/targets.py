@@ -11,11 +11,12 @@ from shard.cpu.kernels import cpu_kernels
 
 
 def _targets() -> list[str]:
-    """With AVX-512's bfloat16 where it is not taken, or without, then without AVX-512, where there is such a thing."""
+    """With AVX-512's bfloat16 where it is not taken, or without; without its integers; without AVX-512. Where there is
+    such a thing."""
     cpuinfo = Path("/proc/cpuinfo")
     flags = cpuinfo.read_text().split() if cpuinfo.exists() else []
     pairs = "-D__AVX512BF16__" if build._WITHOUT_PAIRS in build._flags() else build._WITHOUT_PAIRS
-    others = [("avx512_bf16", pairs), ("avx512f", "-march=x86-64-v3")]
+    others = [("avx512_bf16", pairs), ("avx512_vnni", "-U__AVX512VNNI__"), ("avx512f", "-march=x86-64-v3")]
     return ["-march=native", *(target for flag, target in others if flag in flags)]
 
 
