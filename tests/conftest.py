@@ -1,5 +1,6 @@
 """For all tests: none of them is about time, and other work on the machine may slow any of them down."""
 
+import logging
 import os
 import signal
 from collections.abc import Iterator
@@ -38,3 +39,12 @@ def _own_signals() -> Iterator[None]:
     yield
     for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture
+def own_root_logger() -> Iterator[None]:
+    """For tests that configure it."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:], root.level = handlers, level

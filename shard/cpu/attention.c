@@ -18,8 +18,10 @@
 // Queries that meet a key or a value together: four sums of each are to stay in registers.
 #if LANES == 8
 #define MOST_QUERIES 3
+#define FOR_EACH_COUNT(take) take(3) take(2) take(1)
 #else
 #define MOST_QUERIES 6
+#define FOR_EACH_COUNT(take) take(6) take(5) take(4) take(3) take(2) take(1)
 #endif
 
 typedef float Quad __attribute__((vector_size(16), may_alias, aligned(4)));
@@ -85,12 +87,7 @@ INLINE void score_some(const Input *queries, Rows keys, long n, float *scores, l
 
 INLINE void score(const Input *queries, long m, Rows keys, long n, float *scores, long width, const long dim) {
     for (; m > 0; m -= MOST_QUERIES, queries += MOST_QUERIES * dim, scores += MOST_QUERIES * width) {
-        switch (m < MOST_QUERIES ? m : MOST_QUERIES) {
-#if MOST_QUERIES == 6
-            SCORE(6) SCORE(5) SCORE(4)
-#endif
-            SCORE(3) SCORE(2) SCORE(1)
-        }
+        switch (m < MOST_QUERIES ? m : MOST_QUERIES) { FOR_EACH_COUNT(SCORE) }
     }
 }
 
@@ -126,12 +123,7 @@ INLINE void add_some(float *sums, const float *weights, long width, Rows values,
 
 INLINE void add_values(float *sums, long m, const float *weights, long width, Rows values, long n, const long dim) {
     for (; m > 0; m -= MOST_QUERIES, sums += MOST_QUERIES * dim, weights += MOST_QUERIES * width) {
-        switch (m < MOST_QUERIES ? m : MOST_QUERIES) {
-#if MOST_QUERIES == 6
-            ADD(6) ADD(5) ADD(4)
-#endif
-            ADD(3) ADD(2) ADD(1)
-        }
+        switch (m < MOST_QUERIES ? m : MOST_QUERIES) { FOR_EACH_COUNT(ADD) }
     }
 }
 

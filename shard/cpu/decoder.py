@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from shard.attention_spec import AttentionSpec
-from shard.cpu.kernels import GATES, CpuKernels, round_up, window_of
+from shard.cpu.kernels import GATES, CpuKernels, window_of
 from shard.cpu.spans import SpansStruct
 from shard.distributed import TPGroup
 from shard.forward_batch import ForwardBatch
@@ -128,7 +128,6 @@ class CompiledLayers:
     ) -> None:
         """`rotations`: radians per position of each pair [head_dim / 2], and the factor of their cosine and sine."""
         self._kernels, self._sizes, self._group = kernels, sizes, group
-        self._panel = kernels.panel
         # Of weights in int8, the only ones for which inputs may become integers.
         is_int8 = layers[0].qkv_scales is not None
         self._widest_input = max(sizes.hidden, sizes.heads * sizes.head_dim, sizes.width) if is_int8 else 0
@@ -171,7 +170,7 @@ class CompiledLayers:
         num_rows, hidden = embedded.shape
         x, normed = embedded.float(), torch.empty(num_rows, hidden)
         # Products write whole panels, the last row's too.
-        y = torch.empty(num_rows, round_up(hidden, self._panel))
+        y = torch.empty(num_rows, self._kernels.packing.num_outputs(hidden))
         out = torch.empty_like(embedded)
         wide = torch.empty(self._wide_size(num_rows))
         cos, sin = torch.empty(2, len(self._rotations), num_rows, self._sizes.head_dim)
@@ -210,8 +209,9 @@ class CompiledLayers:
     def _wide_size(self, num_rows: int) -> int:
         sizes = self._sizes
         attended = sizes.heads * sizes.head_dim
-        qkv = round_up(attended + 2 * sizes.kv_heads * sizes.head_dim, self._panel)
-        return num_rows * max(qkv + attended, round_up(sizes.width, self._panel))
+        padded = self._kernels.packing.num_outputs
+        qkv = padded(attended + 2 * sizes.kv_heads * sizes.head_dim)
+        return num_rows * max(qkv + attended, padded(sizes.width))
 
     def _enter(self, cache: KVCache) -> None:
         """The addresses of another cache."""
@@ -230,7 +230,9 @@ class CompiledLayers:
             setattr(layer, name, self._address(getattr(parts, name)))
             setattr(layer, f"{name}_scales", self._address(getattr(parts, f"{name}_scales")))
             bias = getattr(parts, f"{name}_bias")
-            setattr(layer, f"{name}_bias", None if bias is None else self._address(self._kernels.pack_outputs(bias)))
+            setattr(
+                layer, f"{name}_bias", None if bias is None else self._address(self._kernels.packing.pack_outputs(bias))
+            )
         return layer
 
     def _address(self, tensor: Tensor | None, dtype: torch.dtype | None = None) -> int | None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from shard.attention_spec import AttentionSpec
 from shard.cpu.build import BuildError, loaded_library
-from shard.cpu.huge_pages import Arena
+from shard.cpu.packing import Packing
 from shard.cpu.spans import PagedSpans, SpansStruct
 from shard.cpu.tiles import LEAST_ROWS, has_tiles
 from shard.gate import Gate
@@ -64,28 +64,17 @@ class CpuKernels:
         self._commit.argtypes = [*[_pointer] * 2, ctypes.POINTER(SpansStruct), *[_pointer] * 3, *[_long] * 9]
         self.run_halves = library.run_halves
         self.run_halves.argtypes = [_pointer] * 3 + [_long] * 2
-        self._lanes = int(library.lanes())
-        # Inputs that a product multiplies at once.
-        self._together = int(library.together())
-        # The same where weights are int8 and inputs become integers; 0: they stay what they are.
-        self._integers_together = int(library.integers_together())
         self._bytes_of_row = library.bytes_of_row
         self._bytes_of_row.argtypes, self._bytes_of_row.restype = [_long], _long
-        # Outputs of a packed weight that lie together.
-        self.panel = 2 * self._lanes
-        self._weights = Arena()
-        self.multiplies_integers = self._integers_together > 0
-        self._has_tiles = has_tiles() and self._together == 1
-        if self._has_tiles:
-            self._unpack = library.unpack
-            self._unpack.argtypes = [_pointer] * 2 + [_long] * 3
+        self.packing = Packing(library)
+        self._has_tiles = has_tiles() and self.packing.together == 1
 
     def arithmetic(self, *, is_int8: bool) -> str:
         """What is multiplied where weights are int8, or not; sums are float32."""
-        if is_int8 and self.multiplies_integers:
+        if is_int8 and self.packing.multiplies_integers:
             multiplied = "integers of 16 and 8 bits"
         else:
-            multiplied = "float32" if self._together == 1 else "pairs of bfloat16"
+            multiplied = "float32" if self.packing.together == 1 else "pairs of bfloat16"
         return multiplied + (f", tiles of bfloat16 from {LEAST_ROWS} rows on" if self._has_tiles else "")
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -106,65 +95,13 @@ class CpuKernels:
         num_rows, num_heads, dim = x.shape
         self._rotate(x.data_ptr(), cos.data_ptr(), sin.data_ptr(), num_rows, x.stride(0), num_heads, dim)
 
-    def pack(self, weight: Tensor) -> Tensor:
-        """A weight [out, in] in bfloat16 or int8, outputs padded with zeros -> [panels, in, panel].
-
-        What lies where in a panel follows from the arithmetic (linear.c). With integers inputs are padded, too.
-        """
-        num_inputs, is_int8 = weight.shape[1], weight.dtype == torch.int8
-        missing = -len(weight) % self.panel
-        padded = torch.nn.functional.pad(weight, (0, 0, 0, missing)) if missing else weight
-        if is_int8 and self._integers_together:
-            return self._pack_for_integers(padded)
-        panels = padded.view(-1, 2, self._lanes, num_inputs)
-        if self._together == 1:
-            panels = panels.permute((0, 3, 1, 2) if is_int8 else (0, 3, 2, 1))
-            return self._weights.hold(panels.reshape(-1, num_inputs, self.panel))
-        end = num_inputs // 2 * 2
-        # [panels, pairs, vectors, lanes, 2]
-        pairs = panels[..., :end].reshape(*panels.shape[:3], -1, 2).permute(0, 3, 1, 2, 4)
-        single = panels[..., end:].movedim(-1, 1)
-        parts = [part.reshape(len(panels), -1, self.panel) for part in (pairs, single)]
-        return self._weights.hold(torch.cat(parts, dim=1))
-
-    def _pack_for_integers(self, weight: Tensor) -> Tensor:
-        num_inputs, together = weight.shape[1], self._integers_together
-        padded = torch.nn.functional.pad(weight, (0, -num_inputs % together))
-        # [panels, inputs / together, vectors, lanes, together]; the first bit turned is 128 more, without a sign.
-        parts = padded.view(-1, 2, self._lanes, padded.shape[1] // together, together).permute(0, 3, 1, 2, 4) ^ -128
-        return self._weights.hold(parts.reshape(-1, padded.shape[1], self.panel))
-
     def room_for_integers(self, num_rows: int, num_inputs: int) -> Tensor:
         """Bytes for so many rows of inputs of weights in int8."""
         return torch.empty(num_rows * self._bytes_of_row(num_inputs), dtype=torch.uint8)
 
     def leaves_to_tiles(self, num_rows: int) -> bool:
-        """Whether the library's product, of the `unpacked` weight, is the faster one for so many rows."""
+        """Whether the library's product, of the unpacked weight, is the faster one for so many rows."""
         return self._has_tiles and num_rows >= LEAST_ROWS
-
-    def unpacked(self, weight: Tensor) -> Tensor:
-        """A packed weight -> its transpose [padded in, padded outputs] in bfloat16; of int8 without its scales. Where
-        the processor has tiles."""
-        panels, num_inputs, _ = weight.shape
-        out = torch.empty(num_inputs, panels * self.panel, dtype=torch.bfloat16)
-        self._unpack(weight.data_ptr(), out.data_ptr(), num_inputs, panels, weight.itemsize)
-        return out
-
-    def gated(self, outputs: Tensor) -> Tensor:
-        """A weight, bias or scales of [2 * width, …], the gate's first -> vectors of both by turns, as a gated product
-        wants them packed; each padded with zeros to whole vectors."""
-        missing = -(len(outputs) // 2) % self._lanes
-        pairs = outputs.view(2, -1, *outputs.shape[1:])
-        padded = torch.nn.functional.pad(pairs, (*[0, 0] * (outputs.ndim - 1), 0, missing))
-        return padded.view(2, -1, self._lanes, *outputs.shape[1:]).transpose(0, 1).flatten(end_dim=2)
-
-    def ungated(self, rows: Tensor) -> Tensor:
-        """[N, outputs as `gated` has them] -> [N, 2 * padded width], the gate's first."""
-        return rows.view(len(rows), -1, 2, self._lanes).transpose(1, 2).reshape(len(rows), -1)
-
-    def pack_outputs(self, values: Tensor) -> Tensor:
-        """A bias or scales [out] -> float32, as long as the padded outputs."""
-        return torch.nn.functional.pad(values.float(), (0, -len(values) % self.panel))
 
     def linear(
         self,
@@ -184,12 +121,15 @@ class CpuKernels:
         ValueError: x is not what the weight asks for. Unlike the other shapes this one comes from a caller's tensor.
         """
         num_rows, num_inputs = x.shape
-        together = 1 if scales is None else max(1, self._integers_together)
-        if round_up(num_inputs, together) != weight.shape[1] or x.dtype != torch.bfloat16 or not x.is_contiguous():
+        if (
+            self.packing.num_inputs(num_inputs, is_int8=scales is not None) != weight.shape[1]
+            or x.dtype != torch.bfloat16
+            or not x.is_contiguous()
+        ):
             message = f"{x.dtype} [{num_rows}, {num_inputs}] with strides {x.stride()}"
             raise ValueError(f"a product needs contiguous bfloat16 rows of {weight.shape[1]}, not {message}")
         wide_x = torch.empty(x.shape, dtype=torch.float32)
-        wide = torch.empty((num_rows, round_up(num_outputs, self.panel)), dtype=torch.float32)
+        wide = torch.empty((num_rows, self.packing.num_outputs(num_outputs)), dtype=torch.float32)
         integers = None if scales is None else self.room_for_integers(num_rows, num_inputs)
         out = x.new_empty((num_rows, num_outputs)) if dtype == torch.bfloat16 else None
         self._linear(
@@ -282,10 +222,6 @@ class CpuKernels:
             num_rows,
             spans.num_step_rows,
         )
-
-
-def round_up(n: int, multiple: int) -> int:
-    return -(-n // multiple) * multiple
 
 
 def window_of(spec: AttentionSpec) -> int:

@@ -62,10 +62,10 @@ class Product:
         self._multiply = multiply_for(dtype, device)
         self._compiled = compiled = kernels_for(dtype, device) if self.kernel == NAME else None
         if compiled:
-            arranged = compiled.gated if gate else lambda outputs: outputs
-            self.weight = compiled.pack(arranged(self.weight))
-            self.scales = None if self.scales is None else compiled.pack_outputs(arranged(self.scales))
-            self.bias = None if bias is None else compiled.pack_outputs(arranged(bias))
+            arranged = compiled.packing.gated if gate else lambda outputs: outputs
+            self.weight = compiled.packing.pack(arranged(self.weight))
+            self.scales = None if self.scales is None else compiled.packing.pack_outputs(arranged(self.scales))
+            self.bias = None if bias is None else compiled.packing.pack_outputs(arranged(bias))
         elif self.scales is not None and self.kernel != TRITON:
             self.scales = (self.scales / _LESS if self.kernel == "torch" else self.scales).to(dtype)
         elif self.kernel == "onednn-packed":
@@ -99,12 +99,12 @@ class Product:
         return out.to(torch.promote_types(out.dtype, torch.float32)) if wide else out
 
     def _by_tiles(self, compiled: CpuKernels, x: Tensor) -> Tensor:
-        out = x @ compiled.unpacked(self.weight)[: x.shape[1]]
+        out = x @ compiled.packing.unpacked(self.weight)[: x.shape[1]]
         # Scales and biases are float32.
         out = out if self.scales is None else out * self.scales
         out = (out if self.bias is None else out + self.bias).to(x.dtype)
         if self._gate:
-            out = gate_mul(compiled.ungated(out), self._gate)
+            out = gate_mul(compiled.packing.ungated(out), self._gate)
         return out[:, : self._num_outputs].contiguous()
 
     def _quantized(self, x: Tensor) -> Tensor:

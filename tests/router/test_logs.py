@@ -1,19 +1,12 @@
 import json
 import logging
 import re
-from collections.abc import Iterator
 
 import pytest
 
 from router import logs
 
-
-@pytest.fixture(autouse=True)
-def _restore_root_logger() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:], root.level = handlers, level
+pytestmark = pytest.mark.usefixtures("own_root_logger")
 
 
 def test_a_line_has_time_level_process_and_message(capsys: pytest.CaptureFixture[str]) -> None:

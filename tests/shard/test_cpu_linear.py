@@ -39,8 +39,8 @@ def draw(*shape: int, seed: int) -> Tensor:
 
 def multiply(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     found = kernels()
-    packed_bias = None if bias is None else found.pack_outputs(bias)
-    return found.linear(x, found.pack(weight), packed_bias, num_outputs=len(weight), dtype=dtype)
+    packed_bias = None if bias is None else found.packing.pack_outputs(bias)
+    return found.linear(x, found.packing.pack(weight), packed_bias, num_outputs=len(weight), dtype=dtype)
 
 
 def multiply_int8(x: Tensor, weight: QuantizedWeight, bias: Tensor | None) -> Tensor:
@@ -77,7 +77,7 @@ def assert_gated_and_rounded_once(
     out: Tensor, x: Tensor, numbers: Tensor, bias: Tensor | None, gate: Gate, *, is_int8: bool
 ) -> None:
     expected, more = exact_gated(x, numbers, bias, gate), torch.zeros(())
-    if is_int8 and kernels().multiplies_integers:
+    if is_int8 and kernels().packing.multiplies_integers:
         # What each sum is off, times the other; neither gate rises by more than 1.13 times what its input does.
         of_gate, of_up = (1.01 * moved_by_integers(x, numbers)).chunk(2, dim=-1)
         into, up = exact(x, numbers, bias).chunk(2, dim=-1)
@@ -119,7 +119,7 @@ def test_the_product_of_a_weight_in_8_bits_equals_that_of_its_numbers(
     x, weight = draw(num_rows, num_inputs, seed=seed), quantized(draw(num_outputs, num_inputs, seed=seed + 1), "int8")
     bias = draw(num_outputs, seed=seed + 2) if with_bias else None
     numbers = weight.values * weight.scales[:, None].double()
-    more = 1.01 * moved_by_integers(x, numbers) if kernels().multiplies_integers else 0.0
+    more = 1.01 * moved_by_integers(x, numbers) if kernels().packing.multiplies_integers else 0.0
     assert_rounded_once(multiply_int8(x, weight, bias), exact(x, numbers, bias), more)
 
 
@@ -165,9 +165,9 @@ def test_a_gated_product_equals_the_exact_one(
     if is_int8:
         weight, scales = quantized(weight, "int8")
         numbers = weight * scales[:, None].double()
-        scales = found.pack_outputs(found.gated(scales))
-    packed_bias = None if bias is None else found.pack_outputs(found.gated(bias))
-    packed = found.pack(found.gated(weight))
+        scales = found.packing.pack_outputs(found.packing.gated(scales))
+    packed_bias = None if bias is None else found.packing.pack_outputs(found.packing.gated(bias))
+    packed = found.packing.pack(found.packing.gated(weight))
     out = found.linear(x, packed, packed_bias, num_outputs=num_outputs, scales=scales, gate=gate)
     assert_gated_and_rounded_once(out, x, numbers, bias, gate, is_int8=is_int8)
 
